@@ -1,0 +1,1 @@
+"""Text in, batches out: readers, splits, tokenizers, streams and buckets."""

@@ -1,0 +1,162 @@
+"""Splits by hash: the side that a document stands on depends on it and on the seed, not on its neighbours.
+
+So a split holds when data are added or reordered, and on every machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lit_sft.data.documents import Documents, content_keys
+from lit_sft.errors import UserError
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK = (1 << 64) - 1
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The finalizer of SplitMix64 (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number
+    generators", with Stafford's constants "Mix13"): a bijection of uint64, shape kept.
+    """
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: np.ndarray = x ^ (x >> np.uint64(31))
+    return mixed
+
+
+def seeded_hash(keys: np.ndarray, seed: int) -> np.ndarray:
+    """A hash of each 64-bit key under ``seed``: uint64, the shape of ``keys``, the same on every machine.
+
+    Integer arithmetic modulo 2**64 only. For one seed it is a bijection, so different keys never tie.
+    """
+    start = np.full(1, ((seed + 1) * _GOLDEN) & _MASK, dtype=np.uint64)  # an array wraps around without a warning
+    return _mix(_mix(np.asarray(keys, dtype=np.uint64)) ^ _mix(start))
+
+
+def hold_out(documents: Documents, fraction: float, seed: int) -> tuple[Documents, Documents]:
+    """(the rest, the held-out part): about ``fraction`` of the sources held out, both parts in reading order.
+
+    What moves together is a source: the documents of a group, or equal texts if there are no groups; groups
+    that share a text are one source. A source is held out when its seeded hash is below the fraction, so it
+    stays where it is as data grow. Then few sources are moved so that every label has a document in the rest,
+    and one in the held-out part if it has two sources that allow it (a label that lives in one source stays
+    in the rest: a model can't be tested on a class it never saw). Without labels, both parts get a source.
+
+    Raises:
+        UserError: ``fraction`` is not between 0 and 1, or the sources are too few to hold one out.
+    """
+    if not 0.0 < fraction < 1.0:
+        raise UserError(f"the fraction to hold out is {fraction:g}; it lies between 0 and 1")
+    if not len(documents):
+        raise UserError("there are no documents to hold some out of")
+    sources, keys = _sources(documents)
+    hashes = seeded_hash(keys, seed)
+    held = hashes < np.uint64(min(int(fraction * 2.0**64), _MASK))
+    present = _label_table(documents, sources, len(keys))
+    _repair(held, present, np.argsort(hashes, kind="stable"))
+    if not held.any():
+        raise UserError(
+            f"{len(documents)} documents from {len(keys)} different sources are too few to hold some out: "
+            "a label needs two sources; give validation data of their own"
+        )
+    inside = held[sources]
+    return documents.select(np.flatnonzero(~inside)), documents.select(np.flatnonzero(inside))
+
+
+def _sources(documents: Documents) -> tuple[np.ndarray, np.ndarray]:
+    """The source number of each document (documents,), and the key of each source (sources,)."""
+    texts = content_keys(documents.texts)
+    if documents.groups is None:
+        keys, sources = np.unique(texts, return_inverse=True)
+        return sources, keys
+    group_keys, groups = np.unique(content_keys(documents.groups), return_inverse=True)
+    parent = list(range(len(group_keys)))
+
+    def root(group: int) -> int:
+        while parent[group] != group:
+            parent[group] = parent[parent[group]]
+            group = parent[group]
+        return group
+
+    first_group: dict[int, int] = {}
+    for text, group in zip(texts.tolist(), groups.tolist(), strict=True):
+        one, other = root(first_group.setdefault(text, group)), root(group)
+        parent[max(one, other)] = min(one, other)
+    # group_keys are sorted, so a root has the smallest key of its groups: it doesn't depend on the order
+    roots, source_of_group = np.unique([root(group) for group in range(len(parent))], return_inverse=True)
+    return source_of_group[groups], group_keys[roots]
+
+
+def _label_table(documents: Documents, sources: np.ndarray, num_sources: int) -> np.ndarray:
+    """bool (labels, sources): whether the source has a document of the label; else one row for all."""
+    names, labels = np.unique(documents.labels or [""] * len(documents), return_inverse=True)
+    present = np.zeros((len(names), num_sources), dtype=bool)
+    present[labels, sources] = True
+    return present
+
+
+def _repair(held: np.ndarray, present: np.ndarray, order: np.ndarray) -> None:
+    """Move sources, in place, until every label stands on both sides where it can.
+
+    Args:
+        held: bool (sources,), changed in place.
+        present: bool (labels, sources).
+        order: the sources from the lowest hash to the highest; those nearest to the threshold are moved.
+    """
+    for label in np.flatnonzero(~(present & ~held).any(axis=1)):
+        if (present[label] & ~held).any():  # an earlier label's source brought it
+            continue
+        mine = order[::-1][present[label, order[::-1]]]
+        # rather one whose other labels stay in the held-out part; but the rest comes first
+        spare = [s for s in mine if _all_remain(present, held, s)] or list(mine)
+        held[spare[0]] = False
+    for label in np.flatnonzero(~(present & held).any(axis=1)):
+        if (present[label] & held).any():
+            continue
+        spare = [s for s in order if present[label, s] and _all_remain(present, ~held, s)]
+        if spare:
+            held[spare[0]] = True
+
+
+def _all_remain(present: np.ndarray, side: np.ndarray, source: int) -> bool:
+    """Whether every label of ``source`` has a document left on ``side``, bool (sources,), without it."""
+    others = side.copy()
+    others[source] = False
+    return bool((present[present[:, source]] & others).any(axis=1).all())
+
+
+def low_shot(
+    labels: np.ndarray, keys: np.ndarray, per_class: int, seed: int, names: Sequence[str] | None = None
+) -> np.ndarray:
+    """A balanced subset: of each class the ``per_class`` documents whose seeded hash is lowest.
+
+    So the subset of 20 a class is part of that of 100, for the same seed.
+
+    Args:
+        labels: int (documents,), class of each document; negative: no label, never chosen.
+        keys: uint64 (documents,), their content keys.
+        names: the classes' names, for the message; then a class without any document is found too.
+
+    Returns:
+        int64 (classes * per_class,), the chosen positions, sorted.
+
+    Raises:
+        UserError: a class has fewer documents than ``per_class``, or ``per_class`` is below 1.
+    """
+    if per_class < 1:
+        raise UserError(f"{per_class} labels a class: give at least 1")
+    labels = np.asarray(labels)
+    hashes = seeded_hash(keys, seed)
+    classes = np.unique(labels[labels >= 0]) if names is None else np.arange(len(names))
+    if not len(classes):
+        raise UserError("no document has a label: there is nothing to choose labels from")
+    chosen = []
+    for number in classes.tolist():
+        members = np.flatnonzero(labels == number)
+        if len(members) < per_class:
+            name = f"class {number}" if names is None else f"class {names[number]!r}"
+            raise UserError(f"{name} has {len(members)} documents, fewer than the {per_class} labels a class asked for")
+        chosen.append(members[np.argsort(hashes[members], kind="stable")[:per_class]])
+    return np.sort(np.concatenate(chosen))

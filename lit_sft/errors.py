@@ -1,0 +1,18 @@
+"""What a user did wrong, as opposed to what we did wrong."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in a file, a column or an option.
+
+    The message is one line: what is wrong, where (file, row, key) and what to do. The command line prints it
+    to stderr and exits with code 2, without a traceback (``LIT_SFT_DEBUG=1`` shows it).
+    """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``did you mean X? `` for the nearest known name, or nothing."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"did you mean {found[0]}? " if found else ""

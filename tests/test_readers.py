@@ -1,0 +1,251 @@
+"""Readers against the csv and json modules, and what they refuse."""
+
+import csv
+import io
+import json
+import random
+import tracemalloc
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lit_sft.data import formats
+from lit_sft.data.readers import iter_rows, read_documents
+from lit_sft.errors import UserError
+
+TEXTS = [
+    "plain words",
+    'a "quoted" word, and a comma',
+    "two\nlines",
+    "carriage\r\nreturn",
+    "Grüße, 世界 🙂",
+    "  spaces kept ",
+    '"',
+    "a,b,c",
+]
+LABELS = ["pos", "neg"] * 4
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def write_csv(path: Path, rows: list[list[str]], **options: str) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, **options).writerows(rows)  # type: ignore[arg-type]
+    return path
+
+
+def values(rows: object) -> list[tuple[int, str | None, str | None]]:
+    return [tuple(row) for row in rows]  # type: ignore[attr-defined]
+
+
+@pytest.fixture(params=["\n", "\r\n"])
+def newline(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+# ---------------------------------------------------------------- the same documents from every format
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".ndjson", ".json", ".parquet", ".CSV"])
+def test_every_format_gives_the_same_documents(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"train{suffix}"
+    if suffix.lower() == ".csv":
+        write_csv(path, [["text", "label"], *map(list, zip(TEXTS, LABELS, strict=True))])
+    elif suffix == ".parquet":
+        pq.write_table(pa.table({"text": TEXTS, "label": LABELS}), path)
+    else:
+        lines = [json.dumps({"text": t, "label": y}) for t, y in zip(TEXTS, LABELS, strict=True)]
+        write(path, "\n".join(lines))
+    documents, report = read_documents(path, labeled=True)
+    assert documents.texts == TEXTS
+    assert documents.labels == LABELS
+    assert (report.source, report.rows, report.blank) == (str(path), len(TEXTS), 0)
+    assert read_documents(path, labeled=False)[0].labels is None
+
+
+def test_csv_equals_the_csv_module_on_random_files(tmp_path: Path, newline: str) -> None:
+    draw = random.Random(0)
+    for trial in range(40):
+        alphabet = 'ab ,"\n\té'
+        fields = [["".join(draw.choices(alphabet, k=draw.randint(0, 6))) for _ in "xy"] for _ in range(12)]
+        path = write_csv(tmp_path / f"{trial}.csv", [["text", "label"], *fields], lineterminator=newline)
+        with path.open(newline="", encoding="utf-8") as file:
+            expected = [
+                (i, text, label.strip() or None) for i, (text, label) in enumerate(csv.reader(file), start=1) if i > 1
+            ]
+        assert values(iter_rows(path)) == expected
+
+
+def test_csv_rows_are_the_same_over_block_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [[f"{i} " + "x\n" * (i % 7), str(i)] for i in range(300)]
+    path = write_csv(tmp_path / "a.csv", [["text", "label"], *rows])
+    monkeypatch.setattr(formats, "BLOCK_BYTES", 256)
+    monkeypatch.setattr(formats, "SLICE_ROWS", 3)
+    assert values(iter_rows(path)) == [(i + 2, text, label) for i, (text, label) in enumerate(rows)]
+
+
+def test_tsv_takes_quotes_literally(tmp_path: Path, newline: str) -> None:
+    lines = ['a "b', '"c d" e', "it 's , fine"]
+    path = write(tmp_path / "a.tsv", "".join(f"{line}\t{i}{newline}" for i, line in enumerate(lines)))
+    rows = iter_rows(path, header=False, text_column="0", label_column="1")
+    assert values(rows) == [(1, lines[0], "0"), (2, lines[1], "1"), (3, lines[2], "2")]
+
+
+def test_without_a_header_columns_are_numbers_and_the_text_column_is_found(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", "good film\t1\nbad film\t0")  # the last line ends without a newline
+    assert values(iter_rows(path, header=False)) == [(1, "good film", None), (2, "bad film", None)]
+    documents, _ = read_documents(path, labeled=True, header=False, label_column="1")
+    assert (documents.texts, documents.labels) == (["good film", "bad film"], ["1", "0"])
+
+
+# ---------------------------------------------------------------- no row is dropped
+
+
+def test_plain_text_is_a_document_a_line_and_an_empty_line_is_a_row(tmp_path: Path, newline: str) -> None:
+    path = write(tmp_path / "a.txt", newline.join(["one", "", "  ", "two", "", ""]))
+    assert values(iter_rows(path)) == [
+        (1, "one", None),
+        (2, "", None),
+        (3, "  ", None),
+        (4, "two", None),
+        (5, "", None),
+    ]
+    documents, report = read_documents(path, labeled=False)
+    assert (documents.texts, report.rows, report.blank) == (["one", "two"], 5, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.csv", "text\nx\n\ny\n", [(2, "x", None), (3, "", None), (4, "y", None)]),
+        (
+            "a.csv",
+            "text,label\nx,1\n\n,2\ny,\n",
+            [(2, "x", "1"), (3, "", None), (4, "", "2"), (5, "y", None)],
+        ),
+        ("a.tsv", "text\tlabel\nx\t1\n\ny\t2\n", [(2, "x", "1"), (3, "", None), (4, "y", "2")]),
+        ("a.jsonl", '{"text": "x"}\n\n{"text": null}\n', [(1, "x", None), (2, None, None), (3, None, None)]),
+    ],
+)
+def test_blank_rows_are_yielded_with_their_number(
+    tmp_path: Path, name: str, content: str, expected: list[tuple[int, str | None, str | None]]
+) -> None:
+    assert values(iter_rows(write(tmp_path / name, content))) == expected
+
+
+def test_parquet_nulls_are_blank_rows(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a", None, " ", "b"], "label": [1, 0, None, 0]}), tmp_path / "a.parquet")
+    documents, report = read_documents(tmp_path / "a.parquet", labeled=True)  # a blank row needs no label
+    assert (documents.texts, documents.labels) == (["a", "b"], ["1", "0"])
+    assert (report.rows, report.blank) == (4, 2)
+
+
+# ---------------------------------------------------------------- streams and encodings
+
+
+@pytest.mark.parametrize(
+    ("format", "content"),
+    [
+        (None, "x y\nGrüße\n"),
+        ("txt", "x y\nGrüße"),
+        ("csv", "text\nx y\nGrüße\n"),
+        ("tsv", "label\ttext\n1\tx y\n2\tGrüße\n"),
+        ("jsonl", '{"text": "x y"}\n{"text": "Gr\\u00fc\\u00dfe"}\n'),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+def test_streams_in_any_encoding(format: str | None, content: str, encoding: str) -> None:
+    stream = io.BytesIO(content.encode(encoding))
+    assert [row.text for row in iter_rows(stream, format=format, encoding=encoding)] == ["x y", "Grüße"]
+    assert not stream.closed
+
+
+def test_a_byte_order_mark_is_not_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "excel.csv", "\ufefftext,label\nx,1\n")
+    assert values(iter_rows(path)) == [(2, "x", "1")]
+    assert values(iter_rows(write(tmp_path / "a.txt", "\ufeffx\n"))) == [(1, "x", None)]
+
+
+def test_a_character_across_chunk_bounds_is_one_character() -> None:
+    text = "é" * 200_001  # two bytes each, chunks of 64 KiB
+    assert [row.text for row in iter_rows(io.BytesIO(text.encode("utf-16-le")), encoding="utf-16-le")] == [text]
+
+
+@pytest.mark.parametrize("kind", ["txt", "csv", "jsonl"])
+def test_memory_is_flat_with_the_number_of_rows(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "BLOCK_BYTES", 1 << 16)
+    line = {"txt": "x" * 399, "csv": "x" * 399, "jsonl": json.dumps({"text": "x" * 399})}[kind]
+
+    def peak(rows: int) -> int:
+        stream = io.BytesIO(("text\n" * (kind == "csv") + f"{line}\n" * rows).encode())
+        arrow = pa.total_allocated_bytes()
+        tracemalloc.start()
+        count = sum(1 for _ in iter_rows(stream, format=kind))
+        assert count == rows
+        used = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return used + int(pa.total_allocated_bytes() - arrow)
+
+    peak(100)
+    assert peak(30_000) < peak(10_000) + 2_000_000  # the rows themselves are 8 MB more
+
+
+# ---------------------------------------------------------------- columns and labels
+
+
+def test_labels_become_strings(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "text": ["a", "b", "c"],
+            "int": [1, -1, None],
+            "float": [1.0, 0.5, float("nan")],
+            "bool": [True, False, None],
+            "name": pa.array(["x", " y ", ""]).dictionary_encode(),
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    expected = {"int": ["1", "-1"], "float": ["1", "0.5"], "bool": ["true", "false"], "name": ["x", "y"]}
+    lines = "\n".join(json.dumps(row).replace("NaN", "null") for row in table.to_pylist())
+    for path in (tmp_path / "a.parquet", write(tmp_path / "a.jsonl", lines)):
+        for column, labels in expected.items():
+            rows = list(iter_rows(path, text_column="text", label_column=column))
+            assert [row.label for row in rows] == [*labels, None], (path, column)
+
+
+def test_csv_labels_are_kept_as_they_are_written(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "text,label\na,01\nb,1.0\nc,true\n")
+    assert [row.label for row in iter_rows(path)] == ["01", "1.0", "true"]
+
+
+def test_label_names_map_raw_labels(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a", "b"], "label": [1, 0]}), tmp_path / "a.parquet")
+    names = {"0": "negative", "1": "positive"}
+    documents, _ = read_documents(tmp_path / "a.parquet", labeled=True, label_names=names)
+    assert documents.labels == ["positive", "negative"]
+    with pytest.raises(UserError, match=r"a\.parquet, row 2: label '0' is not in label_names \(1, 2\)"):
+        read_documents(tmp_path / "a.parquet", labeled=True, label_names={"1": "x", "2": "y"})
+
+
+def test_labels_are_not_looked_at_when_unlabeled(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"review": ["a", "b"], "label": [-1, -1]}), tmp_path / "a.parquet")
+    for column in (None, "label", "not there"):
+        documents, _ = read_documents(tmp_path / "a.parquet", labeled=False, label_column=column, label_names={})
+        assert (documents.texts, documents.labels) == (["a", "b"], None)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_the_only_text_column_is_found(tmp_path: Path, suffix: str) -> None:
+    rows = [{"id": 7, "review": "good", "label": "pos"}, {"id": 8, "review": "3", "label": "neg"}]
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".csv":
+        write_csv(path, [list(rows[0]), *[[str(v) for v in row.values()] for row in rows]])
+    elif suffix == ".jsonl":
+        write(path, "\n".join(map(json.dumps, rows)))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    assert [(row.text, row.label) for row in iter_rows(path)] == [("good", "pos"), ("3", "neg")]

@@ -1,0 +1,204 @@
+"""Splits against a slow loop over documents, and what has to hold for any data."""
+
+import random
+from collections import defaultdict
+
+import numpy as np
+import pytest
+
+from lit_sft.data.documents import Documents, content_keys
+from lit_sft.data.splits import hold_out, low_shot, seeded_hash
+from lit_sft.errors import UserError
+
+MASK = (1 << 64) - 1
+
+
+def slow_mix(x: int) -> int:
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK
+    return x ^ (x >> 31)
+
+
+def slow_hash(key: int, seed: int) -> int:
+    return slow_mix(slow_mix(key) ^ slow_mix(((seed + 1) * 0x9E3779B97F4A7C15) & MASK))
+
+
+def random_documents(seed: int, size: int, *, groups: bool = False, labels: int = 5, texts: int = 10**6) -> Documents:
+    draw = random.Random(seed)
+    return Documents(
+        [f"text {draw.randrange(texts)}" for _ in range(size)],
+        [f"label {draw.randrange(labels)}" for _ in range(size)] if labels else None,
+        [f"group {draw.randrange(max(2, size // 4))}" for _ in range(size)] if groups else None,
+    )
+
+
+# ---------------------------------------------------------------- the hash
+
+
+def test_hash_equals_python_integers() -> None:
+    draw = random.Random(0)
+    keys = [0, 1, MASK] + [draw.getrandbits(64) for _ in range(100)]
+    for seed in (0, 1, 12345, -7, 2**70):
+        expected = [slow_hash(key, seed) for key in keys]
+        assert seeded_hash(np.array(keys, dtype=np.uint64), seed).tolist() == expected
+
+
+def test_hash_is_splitmix64() -> None:
+    # the first outputs of the public generator for state 0: mix(golden), mix(2 * golden)
+    golden = 0x9E3779B97F4A7C15
+    assert [slow_mix(golden), slow_mix(2 * golden & MASK)] == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4]
+
+
+def test_hash_is_uniform_and_seeds_are_unrelated() -> None:
+    keys = np.arange(20_000, dtype=np.uint64)  # neighbours: the hardest keys
+    unit = [seeded_hash(keys, seed) / 2.0**64 for seed in range(3)]
+    for values in unit:
+        counts = np.histogram(values, bins=20, range=(0, 1))[0]
+        assert ((counts - 1000) ** 2 / 1000).sum() < 45  # chi-square, 19 degrees of freedom: p < 0.001
+        assert abs(np.corrcoef(values[1:], values[:-1])[0, 1]) < 0.03
+    assert abs(np.corrcoef(unit[0], unit[1])[0, 1]) < 0.03
+
+
+# ---------------------------------------------------------------- held-out documents
+
+
+def slow_hold_out(documents: Documents, fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """Membership by the threshold alone: what ``hold_out`` does where no label is missing on a side."""
+    sources = documents.groups if documents.groups is not None else documents.texts
+    rest: list[int] = []
+    held: list[int] = []
+    for i, source in enumerate(sources):
+        side = held if slow_hash(int(content_keys([source])[0]), seed) < fraction * 2**64 else rest
+        side.append(i)
+    return rest, held
+
+
+@pytest.mark.parametrize("groups", [False, True])
+@pytest.mark.parametrize("labels", [0, 3])
+def test_hold_out_equals_a_loop_over_documents(groups: bool, labels: int) -> None:
+    documents = random_documents(1, 400, groups=groups, labels=labels, texts=10**9)
+    rest, held = slow_hold_out(documents, 0.2, seed=3)
+    assert hold_out(documents, 0.2, 3) == (documents.select(rest), documents.select(held))
+
+
+@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("groups", [False, True])
+def test_what_belongs_together_stays_together_and_labels_stand_on_both_sides(seed: int, groups: bool) -> None:
+    size = random.Random(seed).randrange(24, 60)
+    documents = random_documents(seed, size, groups=groups, labels=6, texts=40 if not groups else 10**9)
+    rest, held = hold_out(documents, 0.15, seed)
+    assert len(rest) + len(held) == size
+    assert sorted([*rest.texts, *held.texts]) == sorted(documents.texts)
+    assert not set(rest.texts) & set(held.texts)
+    if groups:
+        assert not set(rest.groups or []) & set(held.groups or [])
+    assert set(rest.labels or []) == set(documents.labels or [])
+    if not groups:
+        sources = defaultdict(set)
+        labels_of = defaultdict(set)
+        for text, label in zip(documents.texts, documents.labels or [], strict=True):
+            sources[label].add(text)
+            labels_of[text].add(label)
+        for label, texts in sources.items():
+            pure = [text for text in texts if labels_of[text] == {label}]
+            if len(texts) >= 2 and pure:  # a text with two labels may be the last of the other one
+                assert label in (held.labels or []), label
+
+
+def test_groups_that_share_a_text_are_one_source() -> None:
+    #          a - b by "x", b - c by "y"; d stands alone
+    documents = Documents(["x", "1", "x", "y", "y", "2", "3", "4"], None, ["a", "a", "b", "b", "c", "c", "d", "d"])
+    for seed in range(20):
+        rest, held = hold_out(documents, 0.5, seed)
+        assert {frozenset(rest.groups or []), frozenset(held.groups or [])} == {
+            frozenset("abc"),
+            frozenset("d"),
+        }
+
+
+def test_a_split_holds_when_data_grow_and_when_they_are_reordered() -> None:
+    small = random_documents(4, 300, labels=3, texts=10**9)
+    more = random_documents(5, 700, labels=3, texts=10**9)
+    grown = Documents(more.texts + small.texts, (more.labels or []) + (small.labels or []))
+    for documents in (grown, small.select(reversed(range(300)))):
+        rest, held = hold_out(documents, 0.1, 0)
+        before_rest, before_held = hold_out(small, 0.1, 0)
+        assert set(before_rest.texts) <= set(rest.texts)
+        assert set(before_held.texts) <= set(held.texts)
+
+
+def test_the_fraction_holds_for_every_label_and_seeds_differ() -> None:
+    documents = random_documents(6, 8000, labels=4, texts=10**9)
+    held = [hold_out(documents, 0.1, seed)[1] for seed in range(2)]
+    for label in range(4):
+        share = (held[0].labels or []).count(f"label {label}") / (documents.labels or []).count(f"label {label}")
+        assert 0.07 < share < 0.13
+    assert 0.05 < len(set(held[0].texts) & set(held[1].texts)) / len(held[0]) < 0.16  # chance is the fraction
+
+
+def test_a_rare_label_is_on_both_sides_and_a_single_one_in_the_rest() -> None:
+    texts = [f"t{i}" for i in range(103)]
+    documents = Documents(texts, ["common"] * 100 + ["rare"] * 2 + ["single"])
+    for seed in range(50):
+        for fraction in (0.01, 0.1, 0.9, 0.999):
+            rest, held = hold_out(documents, fraction, seed)
+            assert set(rest.labels or []) == {"common", "rare", "single"}
+            assert set(held.labels or []) == {"common", "rare"}
+
+
+def test_too_little_to_hold_out_is_refused() -> None:
+    for documents in (
+        Documents([]),
+        Documents(["x"]),
+        Documents(["x", "x"]),
+        Documents(["x", "y"], ["1", "2"]),
+    ):
+        with pytest.raises(UserError, match="hold some out"):
+            hold_out(documents, 0.5, 0)
+    for fraction in (0.0, 1.0, -0.1, 10.0, float("nan")):
+        with pytest.raises(UserError, match="lies between 0 and 1"):
+            hold_out(Documents(["x", "y"]), fraction, 0)
+
+
+# ---------------------------------------------------------------- low-shot subsets
+
+
+def test_low_shot_equals_a_loop_and_is_nested_and_balanced() -> None:
+    draw = random.Random(7)
+    labels = np.array([draw.randrange(-1, 4) for _ in range(600)])
+    keys = content_keys([f"text {i}" for i in range(600)])
+    previous: set[int] = set()
+    for per_class in (1, 5, 20, 80):
+        chosen = low_shot(labels, keys, per_class, seed=2)
+        expected = []
+        for label in range(4):
+            members = [i for i in range(600) if labels[i] == label]
+            expected += sorted(members, key=lambda i: slow_hash(int(keys[i]), 2))[:per_class]
+        assert chosen.tolist() == sorted(expected)
+        assert np.bincount(labels[chosen]).tolist() == [per_class] * 4
+        assert previous < set(chosen.tolist())
+        previous = set(chosen.tolist())
+
+
+def test_low_shot_follows_the_documents_and_not_their_order() -> None:
+    labels = np.arange(200) % 2
+    keys = content_keys([f"text {i}" for i in range(200)])
+    chosen = set(keys[low_shot(labels, keys, 10, seed=0)].tolist())
+    order = np.random.default_rng(0).permutation(200)
+    assert set(keys[order][low_shot(labels[order], keys[order], 10, seed=0)].tolist()) == chosen
+    assert set(keys[low_shot(labels, keys, 10, seed=1)].tolist()) != chosen
+
+
+def test_a_class_with_too_few_documents_is_named() -> None:
+    labels = np.array([0, 0, 0, 1, 1])
+    keys = content_keys(list("abcde"))
+    with pytest.raises(UserError, match="class 1 has 2 documents, fewer than the 3"):
+        low_shot(labels, keys, 3, 0)
+    with pytest.raises(UserError, match="class 'bad' has 2 documents"):
+        low_shot(labels, keys, 3, 0, names=["good", "bad"])
+    with pytest.raises(UserError, match="class 'none' has 0 documents"):
+        low_shot(labels, keys, 1, 0, names=["good", "bad", "none"])
+    with pytest.raises(UserError, match="give at least 1"):
+        low_shot(labels, keys, 0, 0)
+    with pytest.raises(UserError, match="no document has a label"):
+        low_shot(np.full(5, -1), keys, 1, 0)
