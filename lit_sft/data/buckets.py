@@ -1,0 +1,187 @@
+"""Labeled documents in batches of similar length, under a budget of padded tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lit_sft.data.batches import Batch, BatchDataset
+from lit_sft.data.tokens import NO_LABEL, TokenArray
+from lit_sft.errors import UserError
+
+Truncation = Literal["head", "tail", "head_tail"]
+BUCKET_RATIO = 1.1
+BUCKET_STEP = 4
+
+
+@dataclass
+class DocumentBatch(Batch):
+    """Whole documents, ``<eos> tokens <eos>``, padded on the right.
+
+    Attributes:
+        input_ids: int64 (batch, time).
+        attention_mask: bool (batch, time), True at real positions, both ``<eos>`` included.
+        lengths: int64 (batch,), real positions of each document.
+        labels: int64 (batch,), class index, -1 without a label.
+        indices: int64 (batch,), place of each document in the data set.
+        num_tokens: real positions of the batch; a Python int, so that reading it never waits for a device.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    lengths: Tensor
+    labels: Tensor
+    indices: Tensor
+    num_tokens: int
+
+
+def truncate(ids: np.ndarray, max_length: int, how: Truncation) -> np.ndarray:
+    """At most ``max_length`` of ``ids`` (tokens,): the first, the last, or the first half and the last half.
+
+    With ``head_tail`` and an odd ``max_length`` the head gets the one more (Sun et al. 2019 keep both ends of
+    long reviews: the verdict stands there).
+    """
+    if len(ids) <= max_length:
+        return ids
+    head = {"head": max_length, "tail": 0, "head_tail": (max_length + 1) // 2}[how]
+    tail_start = len(ids) - (max_length - head)
+    return ids[:head] if head == max_length else np.concatenate([ids[:head], ids[tail_start:]])
+
+
+def collate(
+    documents: Sequence[np.ndarray],
+    eos_id: int,
+    pad_id: int,
+    labels: np.ndarray | None = None,
+    indices: np.ndarray | None = None,
+) -> DocumentBatch:
+    """A batch of documents that are truncated already; boundaries and padding are added here.
+
+    Args:
+        documents: ids of each document, shape (tokens,), without boundaries.
+        eos_id: id of the boundary.
+        pad_id: id of padding.
+        labels: int64 (batch,); None for no labels.
+        indices: int64 (batch,); None numbers them 0, 1, ...
+    """
+    count = len(documents)
+    lengths = np.array([len(ids) + 2 for ids in documents], dtype=np.int64)
+    time = int(lengths.max(initial=2))
+    input_ids = np.full((count, time), pad_id, dtype=np.int64)
+    for row, ids in zip(input_ids, documents, strict=True):
+        row[1 : 1 + len(ids)] = ids
+    input_ids[:, 0] = eos_id
+    input_ids[np.arange(count), lengths - 1] = eos_id
+    return DocumentBatch(
+        input_ids=torch.from_numpy(input_ids),
+        attention_mask=torch.from_numpy(np.arange(time) < lengths[:, None]),
+        lengths=torch.from_numpy(lengths),
+        labels=torch.from_numpy(np.full(count, NO_LABEL) if labels is None else labels),
+        indices=torch.from_numpy(np.arange(count) if indices is None else indices),
+        num_tokens=int(lengths.sum()),
+    )
+
+
+class DocumentDataset(BatchDataset[DocumentBatch]):
+    """Every document once an epoch, in batches of nearly equal length.
+
+    Lengths are rounded up to bounds that grow by a tenth; within one bound the order is drawn anew each
+    epoch, then the batches are cut from the longest down, so that bound times documents stays within
+    ``max_tokens``, and shuffled. Bounds do not depend on the draw, so number and sizes of the batches are the
+    same every epoch and schedules in steps stay right. The price is some 5% of padding; batches of exactly
+    equal lengths would have none but would put the same documents together in every epoch.
+
+    Without ``shuffle``: from the longest to the shortest, so that memory runs out at once or never.
+
+    Args:
+        tokens: the documents.
+        eos_id, pad_id: ids of the boundary and of padding.
+        max_length: tokens of a document that are kept, its two boundaries not counted.
+        truncation: which ones: ``head``, ``tail`` or ``head_tail``.
+        max_tokens: padded positions of a batch (a document longer than that is a batch of its own).
+        max_documents: documents of a batch.
+        seed, shuffle: arrangement of the epoch.
+
+    Raises:
+        UserError: no documents, a limit below 1, or an unknown truncation.
+    """
+
+    def __init__(
+        self,
+        tokens: TokenArray,
+        eos_id: int,
+        pad_id: int,
+        max_length: int,
+        truncation: Truncation,
+        max_tokens: int,
+        max_documents: int,
+        seed: int,
+        shuffle: bool,
+    ) -> None:
+        super().__init__(seed, shuffle)
+        if len(tokens) == 0:
+            raise UserError("there are no documents to make batches of")
+        limits = {"max_length": max_length, "max_tokens": max_tokens, "max_documents": max_documents}
+        for name, value in limits.items():
+            if value < 1:
+                raise UserError(f"{name} is {value}: it must be 1 or more")
+        if truncation not in ("head", "tail", "head_tail"):
+            raise UserError(f"truncation {truncation!r} is unknown: use 'head', 'tail' or 'head_tail'")
+        self.tokens = tokens
+        self.eos_id = eos_id
+        self.pad_id = pad_id
+        self.max_length = max_length
+        self.truncation: Truncation = truncation
+        self._lengths = np.minimum(tokens.lengths, max_length) + 2  # (documents,), boundaries included
+        self._bounds = _bucket_bounds(self._lengths)
+        self._cuts = _cut(np.sort(self._bounds)[::-1], max_tokens, max_documents)
+        self._arrange()
+
+    def _arrange(self) -> None:
+        random = self._random()
+        within = random.random(len(self.tokens)) if self.shuffle else -self._lengths
+        self._order = np.lexsort((within, -self._bounds))  # longest bound first; stable
+        self._sequence = random.permutation(len(self)) if self.shuffle else np.arange(len(self))
+
+    def __len__(self) -> int:
+        return len(self._cuts) - 1
+
+    def _members(self, index: int) -> np.ndarray:
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
+        cut = self._sequence[index]
+        return self._order[self._cuts[cut] : self._cuts[cut + 1]]
+
+    def __getitem__(self, index: int) -> DocumentBatch:
+        members = self._members(index)
+        documents = [truncate(self.tokens.document(i), self.max_length, self.truncation) for i in members]
+        return collate(documents, self.eos_id, self.pad_id, self.tokens.labels[members], members)
+
+    def padding_share(self) -> float:
+        """Padding as a share of all positions of the epoch, in [0, 1)."""
+        padded = sum(len(m) * int(self._lengths[m].max()) for m in map(self._members, range(len(self))))
+        return 1 - int(self._lengths.sum()) / padded
+
+
+def _bucket_bounds(lengths: np.ndarray) -> np.ndarray:
+    """Each length rounded up to the next bound, int64 (documents,); no bound is above the longest length."""
+    longest = int(lengths.max())
+    bounds = [BUCKET_STEP]
+    while bounds[-1] < longest:
+        bounds.append(max(bounds[-1] + BUCKET_STEP, int(bounds[-1] * BUCKET_RATIO)))
+    rounded: np.ndarray = np.minimum(np.array(bounds)[np.searchsorted(bounds, lengths)], longest)
+    return rounded
+
+
+def _cut(bounds: np.ndarray, max_tokens: int, max_documents: int) -> np.ndarray:
+    """Borders of the batches over documents sorted by falling bound, int64 (batches + 1,)."""
+    cuts = [0]
+    while cuts[-1] < len(bounds):
+        fitting = min(max_documents, max_tokens // int(bounds[cuts[-1]]))
+        cuts.append(min(len(bounds), cuts[-1] + max(1, fitting)))
+    return np.array(cuts)

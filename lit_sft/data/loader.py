@@ -1,0 +1,115 @@
+"""The training loader: it knows where it stands, so that a run goes on with the very next batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Generic
+
+import torch
+from torch.utils.data import DataLoader, SequentialSampler
+
+from lit_sft.data.batches import BatchDataset, BatchT
+from lit_sft.errors import UserError
+
+
+class CursorSampler(SequentialSampler):
+    """The batch numbers of an epoch from ``cursor`` on; its length is the whole epoch's.
+
+    It is a ``SequentialSampler`` because Lightning replaces any other kind for ``overfit_batches``, and has
+    no ``set_epoch`` because Lightning would call it with its own count of epochs, which on resume, or when a
+    short loader is cycled beside a long one, is not this loader's.
+    """
+
+    cursor = 0
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.cursor, len(self)))
+
+
+class StatefulLoader(DataLoader[BatchT], Generic[BatchT]):
+    """Serves the batches of a data set epoch after epoch, and resumes exactly after any batch.
+
+    A pass (``for batch in loader``) is one epoch, and the next pass is the next epoch, also when the one
+    before was broken off. The first pass after ``load_state_dict`` is the rest of the epoch the state was
+    taken in. Batches are counted here, in the main process, just before they are handed out: what workers
+    have prepared in advance does not count, and a state taken while a batch is trained on resumes with the
+    one after it.
+
+    Lightning finds ``state_dict`` by itself, saves it with every checkpoint and loads it before the first
+    pass. It may make an iterator and drop it unused, and leaves a pass after its last batch without asking
+    for the ``StopIteration``; hence a pass begins with its first batch and an epoch is over with its last.
+    A resumed run makes one iterator more than an unbroken one, so none draws from torch's global generator
+    (a plain DataLoader draws a number a pass, which would shift every dropout mask after it).
+
+    Not covered: several processes; and a run resumed at the end of a pass that Lightning cut short itself
+    (``limit_train_batches``, a short loader cycled beside a long one): it reads the rest of that epoch first.
+
+    Args:
+        dataset: map-style over batches.
+        num_workers: processes that prepare batches; they are started anew each epoch, with the epoch's order.
+        pin_memory: hand batches out in page-locked memory.
+
+    Attributes:
+        epoch: the epoch of the last batch handed out (of the first one, before that).
+        served: batches of ``epoch`` handed out so far.
+    """
+
+    dataset: BatchDataset[BatchT]
+    sampler: CursorSampler
+
+    def __init__(self, dataset: BatchDataset[BatchT], num_workers: int = 0, pin_memory: bool = False) -> None:
+        super().__init__(
+            dataset,
+            batch_size=None,  # the data set makes whole batches
+            sampler=CursorSampler(dataset),
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),
+        )
+        self.epoch = dataset.epoch
+        self.served = 0
+        self._broken_off = False  # a pass has begun and nobody has said where the next one starts
+
+    def __iter__(self) -> Iterator[BatchT]:  # type: ignore[override]  # DataLoader promises its own iterator class
+        if self._broken_off or self.served == len(self):
+            self._start(self.epoch + 1, 0)
+        self.dataset.set_epoch(self.epoch)
+        self.sampler.cursor = self.served
+        for batch in super().__iter__():
+            self._broken_off = True
+            self.served += 1
+            yield batch
+        self._start(self.epoch + 1, 0)
+
+    def _start(self, epoch: int, served: int) -> None:
+        self.epoch = epoch
+        self.served = served
+        self._broken_off = False
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the next batch stands: ``epoch``, ``served`` of it; and ``batches`` an epoch, as a check."""
+        ended = self.served == len(self)
+        return {
+            "epoch": self.epoch + ended,
+            "served": 0 if ended else self.served,
+            "batches": len(self),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state``.
+
+        Raises:
+            UserError: not a state of this class, or taken in the middle of an epoch of another number of
+                batches: data, batch sizes or the split have changed, so the position means nothing.
+        """
+        fields = ("epoch", "served", "batches")
+        counts = [state.get(name) for name in fields]
+        if set(state) != set(fields) or not all(type(count) is int and count >= 0 for count in counts):
+            raise UserError(f"the data position in the checkpoint, {dict(state)}, is not one of this loader")
+        if state["served"] and (state["batches"] != len(self) or state["served"] > len(self)):
+            raise UserError(
+                f"cannot resume: the checkpoint is {state['served']} batches into an epoch of "
+                f"{state['batches']}, but the data now make {len(self)} an epoch; "
+                "restore data and batch sizes, or start a new run"
+            )
+        self._start(state["epoch"], state["served"])

@@ -1,0 +1,121 @@
+"""Unlabeled text as contiguous streams, for truncated back-propagation through time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lit_sft.data.batches import Batch, BatchDataset
+from lit_sft.data.tokens import TokenArray
+from lit_sft.errors import UserError
+
+IGNORED = -100  # cross-entropy's ignore_index
+
+
+@dataclass
+class StreamBatch(Batch):
+    """The next stretch of every lane.
+
+    Attributes:
+        input_ids: int64 (batch, time); the pad id past the end of the text.
+        targets: int64 (batch, time), the token that follows each input; -100 past the end.
+        attention_mask: bool (batch, time), False past the end (only ever at the end of the last lanes).
+        first: whether an epoch starts here, so that the carried state must be dropped.
+        num_tokens: real targets in the batch; a Python int, so that reading it never waits for a device.
+    """
+
+    input_ids: Tensor
+    targets: Tensor
+    attention_mask: Tensor
+    first: bool
+    num_tokens: int
+
+
+class StreamDataset(BatchDataset[StreamBatch]):
+    """The whole corpus as one text, cut into ``batch_size`` lanes that are read side by side.
+
+    The text of an epoch is ``<eos> doc <eos> doc <eos> ... doc <eos>``, documents in an order drawn from
+    (seed, epoch). Every token and every closing ``<eos>`` is a target exactly once an epoch. Lane ``l`` holds
+    the positions ``[l * lane_length, (l + 1) * lane_length)``, and batch ``i`` goes on in each lane where
+    batch ``i - 1`` stopped, so a hidden state may be carried from batch to batch.
+
+    A lane starts in the middle of a document and runs over document ends: the model sees ``<eos>`` and learns
+    to forget there. Resetting the state at each end instead would need a mask at every step, which the fused
+    LSTM does not take. Nothing is copied: a batch looks its tokens up in the mapped array. Not covered: a
+    variable sequence length, and lanes split over several processes.
+
+    Args:
+        tokens: the documents; labels are not looked at.
+        eos_id, pad_id: ids of the boundary and of what stands past the end.
+        batch_size: lanes.
+        bptt: positions of a lane in one batch; the last batch of an epoch may be shorter.
+        seed, shuffle: order of the documents; without ``shuffle`` as they come.
+
+    Raises:
+        UserError: no documents, or ``batch_size`` or ``bptt`` below 1.
+    """
+
+    def __init__(
+        self,
+        tokens: TokenArray,
+        eos_id: int,
+        pad_id: int,
+        batch_size: int,
+        bptt: int,
+        seed: int,
+        shuffle: bool,
+    ) -> None:
+        super().__init__(seed, shuffle)
+        if len(tokens) == 0:
+            raise UserError("there are no documents to make a text stream of")
+        for name, value in (("batch_size", batch_size), ("bptt", bptt)):
+            if value < 1:
+                raise UserError(f"{name} is {value}: it must be 1 or more")
+        self.tokens = tokens
+        self.eos_id = eos_id
+        self.pad_id = pad_id
+        self.batch_size = batch_size
+        self.bptt = bptt
+        self.num_targets = tokens.num_tokens + len(tokens)
+        self.lane_length = -(-self.num_targets // batch_size)
+        self._arrange()
+
+    def _arrange(self) -> None:
+        count = len(self.tokens)
+        self._order = self._random().permutation(count) if self.shuffle else np.arange(count)
+        # ends[j]: where the j-th document of this epoch, with its closing <eos>, ends in the text of targets
+        self._ends = np.cumsum(self.tokens.lengths[self._order] + 1)
+
+    def __len__(self) -> int:
+        return -(-self.lane_length // self.bptt)
+
+    def __getitem__(self, index: int) -> StreamBatch:
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
+        start = index * self.bptt
+        time = min(self.bptt, self.lane_length - start)
+        lanes = np.arange(self.batch_size)[:, None] * self.lane_length
+        positions = lanes + np.arange(start - 1, start + time)  # (batch, time + 1)
+        ids = self._lookup(positions)
+        real = positions[:, 1:] < self.num_targets
+        return StreamBatch(
+            input_ids=torch.from_numpy(np.where(real, ids[:, :-1], self.pad_id)),
+            targets=torch.from_numpy(np.where(real, ids[:, 1:], IGNORED)),
+            attention_mask=torch.from_numpy(real),
+            first=index == 0,
+            num_tokens=int(real.sum()),
+        )
+
+    def _lookup(self, positions: np.ndarray) -> np.ndarray:
+        """Ids at ``positions`` of the text of targets (any shape); <eos> at -1 and past the end."""
+        inside = np.clip(positions, 0, self.num_targets - 1)
+        rank = np.searchsorted(self._ends, inside, side="right")
+        document = self._order[rank]
+        offset = inside - (self._ends[rank] - self.tokens.lengths[document] - 1)
+        is_token = (offset < self.tokens.lengths[document]) & (inside == positions)
+        ids = np.full(positions.shape, self.eos_id, dtype=np.int64)
+        ids[is_token] = self.tokens.tokens[(self.tokens.starts[document] + offset)[is_token]]
+        return ids

@@ -1,0 +1,178 @@
+"""Text to token ids and back, on top of the ``tokenizers`` library."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from lit_sft.errors import UserError
+
+# Left unset, the library prints a warning in every forked loader worker. The workers never tokenise.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+PAD = "<pad>"
+UNK = "<unk>"
+EOS = "<eos>"
+SPECIAL_TOKENS = (PAD, UNK, EOS)
+TokenizerKind = Literal["bpe", "word"]
+
+
+class Tokenizer:
+    """A vocabulary and its rules: byte-level BPE, whole words, or any ``tokenizer.json``.
+
+    ``<eos>`` is the one document boundary: it ends a document and, before the first token, starts it. Text
+    that happens to spell a special token is encoded as ordinary characters, so no user text can forge a
+    boundary.
+    Truncation and padding stored in a given file are switched off: batching decides both.
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True  # not part of the JSON, so it is set here, for every origin
+        tokenizer.add_special_tokens(list(SPECIAL_TOKENS))  # keeps the ids of those already there
+        self.pad_id, self.unk_id, self.eos_id = (self._id(token) for token in SPECIAL_TOKENS)
+        self.vocab_size: int = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
+
+    @classmethod
+    def train(
+        cls,
+        texts: Iterable[str],
+        kind: TokenizerKind,
+        vocab_size: int,
+        lowercase: bool = False,
+        min_frequency: int = 2,
+    ) -> Tokenizer:
+        """Learn a vocabulary of at most ``vocab_size`` tokens, the three special ones included.
+
+        Args:
+            texts: training text only.
+            kind: ``bpe``, byte-level byte-pair encoding (any text round-trips, nothing is unknown; Sennrich
+                et al. 2016 on the bytes of Radford et al. 2019), or ``word``, split at white space and
+                punctuation.
+            vocab_size: the upper limit; small corpora give fewer.
+            lowercase: fold case before anything else (decoding gives lower case back).
+            min_frequency: pairs (bpe) or words (word) rarer than this get no token.
+
+        Raises:
+            UserError: an unknown ``kind``, a ``vocab_size`` too small for it, or no word left to learn.
+        """
+        if kind not in ("bpe", "word"):
+            raise UserError(f"tokenizer kind {kind!r} is unknown: use 'bpe' or 'word'")
+        smallest = len(SPECIAL_TOKENS) + (256 if kind == "bpe" else 1)
+        if vocab_size < smallest:
+            raise UserError(f"vocab_size {vocab_size} is too small for a {kind} tokenizer: use {smallest} or more")
+        tokenizer, trainer = _untrained(kind, vocab_size, min_frequency)
+        if lowercase:
+            tokenizer.normalizer = normalizers.Lowercase()
+        tokenizer.train_from_iterator(_encodable(texts), trainer=trainer)
+        trained = cls(tokenizer)
+        if trained.vocab_size < smallest:
+            raise UserError(f"no word occurs {min_frequency} times in the training text: there is no vocabulary")
+        return trained
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "tokenizer.json") -> Tokenizer:
+        """The tokenizer a JSON text describes; ``source`` names it in the error.
+
+        Special tokens it lacks are added behind its own vocabulary.
+
+        Raises:
+            UserError: the text is not the JSON of a tokenizer.
+        """
+        try:
+            return cls(tokenizers.Tokenizer.from_str(text))
+        except Exception as error:  # the library raises bare Exception here
+            raise UserError(f"{source} is not a tokenizer: {_first_line(error)}") from error
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Tokenizer:
+        """The tokenizer in a ``tokenizer.json``.
+
+        Raises:
+            UserError: there is no such file, or it holds something else.
+        """
+        path = Path(path)
+        if not path.is_file():
+            problem = "is not a file" if path.exists() else "does not exist"
+            raise UserError(f"tokenizer file {path} {problem}")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not a tokenizer: its bytes are not UTF-8") from error
+        return cls.from_json(text, source=str(path))
+
+    def to_json(self) -> str:
+        """The whole tokenizer as JSON, as ``tokenizer.json`` holds it."""
+        return str(self._tokenizer.to_str())
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hex digits that differ when the tokenizer does; independent of how its JSON is laid out."""
+        canonical = json.dumps(json.loads(self.to_json()), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode("utf-8")).hexdigest()[:16]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Token ids of each text, int64 of shape (tokens,), without special tokens; uses all cores."""
+        encodings = self._tokenizer.encode_batch_fast(list(_encodable(texts)), add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ``ids``, special tokens left out. For ``bpe`` the exact inverse of encoding."""
+        return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
+
+    def _id(self, token: str) -> int:
+        number = self._tokenizer.token_to_id(token)
+        assert number is not None, token
+        return int(number)
+
+    def __getstate__(self) -> dict[str, str]:
+        return {"json": self.to_json()}
+
+    def __setstate__(self, state: dict[str, str]) -> None:
+        self.__init__(tokenizers.Tokenizer.from_str(state["json"]))  # type: ignore[misc]
+
+
+def _untrained(
+    kind: TokenizerKind, vocab_size: int, min_frequency: int
+) -> tuple[tokenizers.Tokenizer, trainers.Trainer]:
+    common: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "min_frequency": min_frequency,
+        "special_tokens": list(SPECIAL_TOKENS),  # first in the list, so ids 0, 1, 2
+        "show_progress": sys.stderr.isatty(),
+    }
+    if kind == "bpe":
+        tokenizer = tokenizers.Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        # All 256 bytes, seen or not: otherwise a character missing from the training text would vanish.
+        return tokenizer, trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **common)
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(unk_token=UNK))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    return tokenizer, trainers.WordLevelTrainer(**common)
+
+
+def _encodable(texts: Iterable[str]) -> Iterator[str]:
+    """The texts, with ``?`` for lone surrogates: JSON can spell them, UTF-8 (and the library) cannot."""
+    for text in texts:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            text = text.encode("utf-8", "replace").decode("utf-8")
+        yield text
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,214 @@
+"""The token array: all documents of a set, tokenised once, on disk and mapped into memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_sft.data.documents import Documents, content_keys
+from lit_sft.data.tokenization import Tokenizer
+from lit_sft.errors import UserError
+
+TEXTS_AT_ONCE = 2_000
+NO_LABEL = -1
+_PER_DOCUMENT = ("lengths", "labels", "keys", "num_bytes")
+
+
+@dataclass
+class TokenArray:
+    """Documents as token ids, one after another in ``tokens``; the data sets add the boundary tokens.
+
+    Attributes:
+        tokens: uint16 (vocabularies up to 65,536) or uint32, shape (all tokens,), usually memory-mapped.
+        starts: int64 (documents,), where each document begins in ``tokens``.
+        lengths: int64 (documents,), its number of tokens.
+        labels: int64 (documents,), class index, -1 without a label.
+        keys: uint64 (documents,), content key of the text.
+        num_bytes: int64 (documents,), length of the text in UTF-8, for bits per byte.
+        path: the file behind ``tokens``; a pickled array carries this instead of the corpus.
+    """
+
+    tokens: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+    labels: np.ndarray
+    keys: np.ndarray
+    num_bytes: np.ndarray
+    path: Path | None = None
+
+    @classmethod
+    def from_ids(
+        cls, documents: Sequence[Sequence[int] | np.ndarray], labels: Sequence[int] | None = None
+    ) -> TokenArray:
+        """An array in memory of ready token ids; keys are the documents' numbers, bytes are unknown (0)."""
+        lengths = np.array([len(ids) for ids in documents], dtype=np.int64)
+        return cls(
+            tokens=np.concatenate([np.zeros(0, np.uint32), *[np.asarray(d, dtype=np.uint32) for d in documents]]),
+            starts=np.cumsum(lengths) - lengths,
+            lengths=lengths,
+            labels=np.full(len(lengths), NO_LABEL) if labels is None else np.array(labels, dtype=np.int64),
+            keys=np.arange(len(lengths), dtype=np.uint64),
+            num_bytes=np.zeros_like(lengths),
+        )
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all documents together, boundaries not counted."""
+        return int(self.lengths.sum())
+
+    def document(self, index: int) -> np.ndarray:
+        """Token ids of one document, shape (tokens,): a view, not a copy."""
+        start = self.starts[index]
+        return self.tokens[start : start + self.lengths[index]]
+
+    def select(self, indices: np.ndarray | Sequence[int]) -> TokenArray:
+        """The documents at ``indices``, in that order; the tokens themselves are shared."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return replace(self, **{name: getattr(self, name)[chosen] for name in ("starts", *_PER_DOCUMENT)})
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        if self.path is not None:  # a worker process maps the file again; the corpus is never copied
+            state["tokens"] = self.tokens.dtype
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if state["path"] is not None:
+            state = {**state, "tokens": _map_file(state["path"], state["tokens"])}
+        self.__dict__.update(state)
+
+
+def write_tokens(
+    folder: Path,
+    documents: Documents,
+    label_index: Mapping[str, int] | None,
+    tokenizer: Tokenizer,
+    progress: bool = True,
+) -> TokenArray:
+    """Tokenise ``documents`` into ``folder`` and return the array, mapped from there.
+
+    Text is tokenised and written a few thousand documents at a time, so memory stays flat. The folder appears
+    under its name only when it is complete; when another process has put one there meanwhile, theirs is used.
+
+    Args:
+        folder: new; its parents are made.
+        documents: with labels or without.
+        label_index: class index of each label name; None leaves all documents without a label.
+        tokenizer: its digest is noted in the folder.
+        progress: a progress bar on stderr, where that is a terminal.
+
+    Raises:
+        UserError: a label that ``label_index`` does not know.
+    """
+    labels = _label_indices(documents, label_index)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    unfinished.mkdir()
+    try:
+        dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+        lengths = _write_ids(unfinished / "tokens.bin", documents.texts, tokenizer, dtype, progress)
+        columns = {
+            "lengths": lengths,
+            "labels": labels,
+            "keys": content_keys(documents.texts),
+            "num_bytes": np.array([_num_bytes(text) for text in documents.texts], dtype=np.int64),
+        }
+        for name, column in columns.items():
+            with _synced(unfinished / f"{name}.npy") as file:
+                np.save(file, column)
+        about = {"dtype": dtype.str, "tokens": int(lengths.sum()), "tokenizer": tokenizer.digest}
+        with _synced(unfinished / "meta.json") as file:
+            file.write(json.dumps(about).encode())
+        try:
+            unfinished.rename(folder)
+        except OSError:
+            if not (folder / "meta.json").is_file():
+                raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return read_tokens(folder)
+
+
+def read_tokens(folder: Path) -> TokenArray:
+    """The array ``write_tokens`` left in ``folder``, its tokens mapped, not read.
+
+    Raises:
+        UserError: the folder is missing, or not whole.
+    """
+    try:
+        about = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        columns = {name: np.load(folder / f"{name}.npy") for name in _PER_DOCUMENT}
+        dtype = np.dtype(about["dtype"])
+        tokens = _map_file(folder / "tokens.bin", dtype)
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise UserError(f"cannot read token cache {folder} ({error}): delete that folder and run again") from error
+    lengths = columns["lengths"]
+    same_length = all(len(column) == len(lengths) for column in columns.values())
+    if not same_length or not len(tokens) == about["tokens"] == lengths.sum():
+        raise UserError(f"token cache {folder} is damaged (sizes differ): delete that folder and run again")
+    path = folder / "tokens.bin"
+    return TokenArray(tokens=tokens, starts=np.cumsum(lengths) - lengths, path=path, **columns)
+
+
+def _label_indices(documents: Documents, label_index: Mapping[str, int] | None) -> np.ndarray:
+    if documents.labels is None or label_index is None:
+        return np.full(len(documents), NO_LABEL, dtype=np.int64)
+    for position, label in enumerate(documents.labels):
+        if label not in label_index:
+            known = ", ".join(map(repr, label_index))
+            raise UserError(f"label {label!r} of document {position + 1} is not one of the classes: {known}")
+    return np.array([label_index[label] for label in documents.labels], dtype=np.int64)
+
+
+def _write_ids(path: Path, texts: list[str], tokenizer: Tokenizer, dtype: np.dtype, progress: bool) -> np.ndarray:
+    """Write all ids to ``path``, raw; returns the tokens of each text, int64 (documents,)."""
+    lengths = np.zeros(len(texts), dtype=np.int64)
+    with _synced(path) as file, _progress_bar(len(texts), progress) as advance:
+        for first in range(0, len(texts), TEXTS_AT_ONCE):
+            encoded = tokenizer.encode_batch(texts[first : first + TEXTS_AT_ONCE])
+            lengths[first : first + len(encoded)] = [len(ids) for ids in encoded]
+            file.write(np.concatenate(encoded).astype(dtype).tobytes())
+            advance(len(encoded))
+    return lengths
+
+
+def _num_bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
+
+
+@contextmanager
+def _synced(path: Path) -> Iterator[Any]:
+    """A new binary file that is on the disk when the block ends: the rename must not overtake its content."""
+    with path.open("xb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _progress_bar(total: int, wanted: bool) -> Iterator[Any]:
+    from rich.console import Console
+    from rich.progress import Progress  # slow to import, and many commands never tokenise
+
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not (wanted and console.is_terminal)) as bar:
+        task = bar.add_task("tokenizing", total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def _map_file(path: Path, dtype: np.dtype) -> np.ndarray:
+    if path.stat().st_size == 0:  # an empty file cannot be mapped
+        return np.zeros(0, dtype=dtype)
+    return np.asarray(np.memmap(path, dtype=dtype, mode="r"))  # plain ndarray: the subclass is slow to slice

@@ -1,0 +1,163 @@
+"""The stream against a slow iterator that writes the epoch's whole text down."""
+
+from __future__ import annotations
+
+import pickle
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from lit_sft.data.streams import StreamBatch, StreamDataset
+from lit_sft.data.tokens import TokenArray
+from lit_sft.errors import UserError
+
+PAD, EOS = 0, 2
+
+
+def corpus(count: int = 41, seed: int = 0) -> list[list[int]]:
+    """Documents of 0 to 24 tokens, every token of the corpus a different id."""
+    lengths = np.random.default_rng(seed).integers(0, 25, count)
+    ids = iter(range(10, 10_000))
+    return [[next(ids) for _ in range(length)] for length in lengths]
+
+
+def dataset(documents: list[list[int]], batch_size: int = 4, bptt: int = 7, **options: object) -> StreamDataset:
+    defaults: dict[str, object] = {"seed": 3, "shuffle": True}
+    return StreamDataset(TokenArray.from_ids(documents), EOS, PAD, batch_size, bptt, **(defaults | options))  # type: ignore[arg-type]
+
+
+def order_of(stream: StreamDataset, documents: list[list[int]]) -> list[int]:
+    """Document order as the batches show it: by the first token of each document that is not empty."""
+    first = {ids[0]: number for number, ids in enumerate(documents) if ids}
+    lanes = torch.cat([stream[i].targets for i in range(len(stream))], dim=1)
+    return [first[t] for t in lanes.flatten().tolist() if t in first]
+
+
+def slow_batches(text: list[int], batch_size: int, bptt: int) -> list[tuple[list[list[int]], list[list[int]]]]:
+    """(inputs, targets) of each batch: cut the text into lanes, walk along them one position at a time."""
+    num_targets = len(text) - 1
+    lane_length = (num_targets + batch_size - 1) // batch_size
+    lanes = []
+    for lane in range(batch_size):
+        pairs = []
+        for position in range(lane * lane_length, (lane + 1) * lane_length):
+            inside = position < num_targets
+            pairs.append((text[position], text[position + 1]) if inside else (PAD, -100))
+        lanes.append(pairs)
+    batches = []
+    for start in range(0, lane_length, bptt):
+        chunk = [lane[start : start + bptt] for lane in lanes]
+        batches.append(([[x for x, _ in row] for row in chunk], [[y for _, y in row] for row in chunk]))
+    return batches
+
+
+@pytest.mark.parametrize(("batch_size", "bptt"), [(1, 1), (1, 1000), (4, 7), (5, 3), (64, 2), (1000, 5)])
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_batches_equal_those_of_a_slow_iterator(batch_size: int, bptt: int, epoch: int) -> None:
+    documents = [ids or [9] for ids in corpus()]
+    stream = dataset(documents, batch_size, bptt)
+    stream.set_epoch(epoch)
+    text = [EOS]
+    for number in order_of(stream, documents):
+        text += [*documents[number], EOS]
+    expected = slow_batches(text, batch_size, bptt)
+    assert len(stream) == len(expected)
+    for index, (inputs, targets) in enumerate(expected):
+        batch = stream[index]
+        assert batch.input_ids.tolist() == inputs
+        assert batch.targets.tolist() == targets
+        assert batch.attention_mask.tolist() == [[y != -100 for y in row] for row in targets]
+        assert batch.num_tokens == sum(y != -100 for row in targets for y in row)
+        assert batch.first is (index == 0)
+
+
+def test_without_shuffle_the_text_is_the_documents_in_order_with_empty_ones() -> None:
+    documents = [[], [5, 6], [], [], [7]]
+    stream = dataset(documents, batch_size=1, bptt=100, shuffle=False)
+    assert stream[0].input_ids.tolist() == [[EOS, EOS, 5, 6, EOS, EOS, EOS, 7]]
+    assert stream[0].targets.tolist() == [[EOS, 5, 6, EOS, EOS, EOS, 7, EOS]]
+
+
+def test_every_token_is_a_target_exactly_once_an_epoch() -> None:
+    documents = corpus()
+    stream = dataset(documents)
+    for epoch in range(3):
+        stream.set_epoch(epoch)
+        seen = Counter(
+            t for batch in map(stream.__getitem__, range(len(stream))) for t in batch.targets.flatten().tolist()
+        )
+        del seen[-100]
+        assert seen == Counter([t for ids in documents for t in [*ids, EOS]])
+
+
+def test_targets_are_the_next_inputs_of_the_lane_across_batches() -> None:
+    stream = dataset(corpus())
+    inputs = torch.cat([stream[i].input_ids for i in range(len(stream))], dim=1)
+    targets = torch.cat([stream[i].targets for i in range(len(stream))], dim=1)
+    real = targets[:, :-1] != -100
+    real[-1, :] &= inputs[-1, 1:] != PAD  # the last token of the text has a target and no next input
+    assert torch.equal(inputs[:, 1:][real], targets[:, :-1][real])
+    assert torch.equal(inputs[1:, 0], targets[:-1, -1])  # a lane starts where the one above ends
+
+
+def test_order_is_a_function_of_seed_and_epoch() -> None:
+    documents = corpus()
+    orders = {}
+    for seed in (3, 4):
+        for epoch in (0, 1, 2):
+            stream, again = dataset(documents, seed=seed), dataset(documents, seed=seed)
+            for other in (2, 0, 1):
+                again.set_epoch(other)  # a different past, the same epoch
+            stream.set_epoch(epoch)
+            again.set_epoch(epoch)
+            orders[seed, epoch] = order_of(stream, documents)
+            assert order_of(again, documents) == orders[seed, epoch]
+    assert len({tuple(order) for order in orders.values()}) == 6
+    fixed = dataset(documents, shuffle=False)
+    fixed.set_epoch(5)
+    assert order_of(fixed, documents) == [i for i, ids in enumerate(documents) if ids]
+
+
+def test_number_of_batches_is_the_same_every_epoch() -> None:
+    stream = dataset(corpus())
+    lengths = set()
+    for epoch in range(4):
+        stream.set_epoch(epoch)
+        lengths.add((len(stream), sum(stream[i].num_tokens for i in range(len(stream)))))
+    assert len(lengths) == 1
+
+
+def test_a_selection_streams_only_the_selected_documents() -> None:
+    documents = corpus()
+    chosen = [3, 30, 8]
+    tokens = TokenArray.from_ids(documents).select(chosen)
+    stream = StreamDataset(tokens, EOS, PAD, batch_size=2, bptt=5, seed=0, shuffle=True)
+    seen = {t for i in range(len(stream)) for t in stream[i].targets.flatten().tolist()}
+    assert seen - {-100, EOS} == {t for i in chosen for t in documents[i]}
+
+
+def test_batches_and_data_set_pickle_and_move() -> None:
+    stream = dataset(corpus())
+    stream.set_epoch(1)
+    copy = pickle.loads(pickle.dumps(stream))
+    batch: StreamBatch = pickle.loads(pickle.dumps(copy[2]))
+    assert torch.equal(batch.input_ids, stream[2].input_ids)
+    moved = batch.to("meta", non_blocking=True)
+    assert isinstance(moved, StreamBatch)
+    assert moved.input_ids.device.type == moved.attention_mask.device.type == "meta"
+    assert (moved.first, moved.num_tokens) == (batch.first, batch.num_tokens)
+
+
+def test_rejects_no_documents_and_impossible_sizes() -> None:
+    with pytest.raises(UserError, match="no documents"):
+        dataset([])
+    with pytest.raises(UserError, match="batch_size is 0"):
+        dataset([[5]], batch_size=0)
+    with pytest.raises(UserError, match="bptt is 0"):
+        dataset([[5]], bptt=0)
+    with pytest.raises(UserError, match="seed is -1"):
+        dataset([[5]], seed=-1)
+    with pytest.raises(IndexError):
+        dataset([[5]])[1]

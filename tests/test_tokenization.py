@@ -1,0 +1,162 @@
+"""Tokenizers: round trips, boundaries nobody can forge, files that are none."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+
+from lit_sft.data.tokenization import EOS, PAD, UNK, Tokenizer
+from lit_sft.errors import UserError
+
+TEXTS = [
+    "the cat sat on the mat.",
+    "The dog, the cat and the mat",
+    "a dog sat; a cat ran",
+    "eos eos pad pad unk unk",
+]
+AWKWARD = [
+    "",
+    " ",
+    "\n\t x  y \r\n",
+    "naïve — 漢字 🙂\u200d",
+    "a\x00b",
+    "<eos><pad> <unk>",
+    "ﬁ İ ß",
+    "\u00a0x",
+]
+
+
+@pytest.fixture(scope="module")
+def bpe() -> Tokenizer:
+    return Tokenizer.train(TEXTS, "bpe", vocab_size=300)
+
+
+@pytest.fixture(scope="module")
+def word() -> Tokenizer:
+    return Tokenizer.train(TEXTS, "word", vocab_size=300)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "word"])
+def test_special_tokens_have_the_first_ids(kind: str, request: pytest.FixtureRequest) -> None:
+    tokenizer = request.getfixturevalue(kind)
+    assert (tokenizer.pad_id, tokenizer.unk_id, tokenizer.eos_id) == (0, 1, 2)
+
+
+def test_bpe_decodes_to_exactly_the_text_it_encoded(bpe: Tokenizer) -> None:
+    texts = TEXTS + AWKWARD
+    assert [bpe.decode(ids) for ids in bpe.encode_batch(texts)] == texts
+
+
+def test_text_that_spells_a_special_token_never_becomes_one(bpe: Tokenizer, word: Tokenizer) -> None:
+    text = f"x {PAD}{EOS} {UNK} y"
+    assert min(bpe.encode_batch([text])[0]) > 2
+    assert not {word.pad_id, word.eos_id} & set(word.encode_batch([text])[0])
+
+
+def test_training_on_text_that_spells_special_tokens_learns_no_second_one() -> None:
+    tokenizer = Tokenizer.train([f"{EOS} {PAD}"] * 5, "word", vocab_size=50)
+    assert not {0, 2} & set(tokenizer.encode_batch([f"{EOS} {PAD}"])[0])
+
+
+def test_encoding_gives_int64_arrays_and_adds_no_boundaries(bpe: Tokenizer) -> None:
+    empty, ids = bpe.encode_batch(["", "cat"])
+    assert empty.dtype == ids.dtype == np.int64
+    assert empty.shape == (0,)
+    assert bpe.eos_id not in ids
+
+
+def test_word_vocabulary_is_the_frequent_words(word: Tokenizer) -> None:
+    words = Counter(" ".join(TEXTS).replace(".", " .").replace(",", " ,").replace(";", " ;").split())
+    frequent = {w for w, count in words.items() if count >= 2}
+    assert set(json.loads(word.to_json())["model"]["vocab"]) == frequent | {PAD, UNK, EOS}
+    assert word.decode(word.encode_batch(["the cat"])[0]) == "the cat"
+
+
+def test_words_outside_the_vocabulary_are_unknown(word: Tokenizer) -> None:
+    assert word.encode_batch(["zebra"])[0].tolist() == [word.unk_id]
+
+
+def test_vocab_size_is_an_upper_limit() -> None:
+    assert Tokenizer.train(TEXTS, "bpe", vocab_size=262).vocab_size == 262
+    assert Tokenizer.train(TEXTS, "word", vocab_size=6).vocab_size == 6
+
+
+@pytest.mark.parametrize("kind", ["bpe", "word"])
+def test_lowercase_folds_case(kind: str) -> None:
+    tokenizer = Tokenizer.train(TEXTS, kind, vocab_size=300, lowercase=True)  # type: ignore[arg-type]
+    upper, lower = tokenizer.encode_batch(["THE CAT", "the cat"])
+    assert upper.tolist() == lower.tolist()
+    assert tokenizer.decode(upper) == "the cat"
+
+
+def test_min_frequency_leaves_rare_words_out() -> None:
+    tokenizer = Tokenizer.train(["twice twice once"], "word", vocab_size=10, min_frequency=2)
+    assert [ids.tolist() for ids in tokenizer.encode_batch(["once"])] == [[tokenizer.unk_id]]
+
+
+@pytest.mark.parametrize("kind", ["bpe", "word"])
+def test_training_twice_gives_the_same_tokenizer(kind: str) -> None:
+    first, second = (Tokenizer.train(TEXTS * 3, kind, vocab_size=290) for _ in range(2))  # type: ignore[arg-type]
+    assert first.digest == second.digest
+
+
+def test_json_and_pickle_keep_everything(bpe: Tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(bpe.to_json(), encoding="utf-8")
+    texts = TEXTS + AWKWARD
+    expected = [ids.tolist() for ids in bpe.encode_batch(texts)]
+    for copy in (
+        Tokenizer.from_json(bpe.to_json()),
+        Tokenizer.from_file(path),
+        pickle.loads(pickle.dumps(bpe)),
+    ):
+        assert [ids.tolist() for ids in copy.encode_batch(texts)] == expected
+        assert copy.digest == bpe.digest
+        assert copy.vocab_size == bpe.vocab_size
+
+
+def test_digest_ignores_layout_but_not_content(bpe: Tokenizer, word: Tokenizer) -> None:
+    relaid = json.dumps(json.loads(bpe.to_json()), indent=4, sort_keys=True)
+    assert Tokenizer.from_json(relaid).digest == bpe.digest
+    assert len(bpe.digest) == 16
+    assert bpe.digest != word.digest
+
+
+def test_a_foreign_tokenizer_gets_the_special_tokens_and_loses_its_truncation() -> None:
+    foreign = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    foreign.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    foreign.enable_truncation(2)
+    foreign.enable_padding(length=8)
+    tokenizer = Tokenizer.from_json(foreign.to_str())
+    assert (tokenizer.pad_id, tokenizer.unk_id, tokenizer.eos_id) == (3, 4, 5)
+    assert tokenizer.vocab_size == 6
+    assert [ids.tolist() for ids in tokenizer.encode_batch(["a b a zzz", "a"])] == [[0, 1, 0, 2], [0]]
+
+
+def test_lone_surrogates_become_question_marks(bpe: Tokenizer) -> None:
+    assert bpe.decode(bpe.encode_batch(["a\ud800b"])[0]) == "a?b"
+    Tokenizer.train(["a\ud800b"], "bpe", vocab_size=259)
+
+
+def test_rejects_what_is_no_tokenizer_file(tmp_path: Path) -> None:
+    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "other.json").write_text('{"a": 1}')
+    for name in ("missing.json", "binary.json", "other.json", "."):
+        with pytest.raises(UserError, match=str(tmp_path)) as caught:
+            Tokenizer.from_file(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+def test_rejects_options_no_vocabulary_can_be_learned_with() -> None:
+    with pytest.raises(UserError, match="259"):
+        Tokenizer.train(TEXTS, "bpe", vocab_size=100)
+    with pytest.raises(UserError, match="'chars'"):
+        Tokenizer.train(TEXTS, "chars", vocab_size=300)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="no word occurs 2 times"):
+        Tokenizer.train(["all words differ"], "word", vocab_size=300)
