@@ -1,0 +1,44 @@
+"""Locked (variational) dropout with explicit masks.
+
+One mask serves all time steps of a document (Gal & Ghahramani 2016, "A Theoretically Grounded Application of
+Dropout in Recurrent Neural Networks", section 4). Masks are drawn by a function of their own and handed to
+the forward pass as plain tensors, so that an objective can run the network twice under the same masks;
+`nn.LSTM(dropout=...)` and `F.dropout` draw anew at each call (and at each time step), which makes an
+adversarial direction mostly noise.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_dropout(name: str, p: float) -> float:
+    """Return `p`, the share of units set to zero; a ValueError names the option when it is not in [0, 1)."""
+    if not 0.0 <= p < 1.0:
+        raise ValueError(f"{name}={p} must be at least 0 and less than 1")
+    return float(p)
+
+
+def locked_mask(
+    p: float,
+    size: tuple[int, int],
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor | None:
+    """Draw a mask for `size = (batch, units)`, to be used at every time step.
+
+    Returns a tensor (batch, 1, units) of 0 (with probability `p`) and 1 / (1 - p), so that the mean stays;
+    None when `p` is 0, which draws no random number.
+    """
+    if check_dropout("p", p) == 0.0:
+        return None
+    batch, units = size
+    mask = torch.empty(batch, 1, units, device=device, dtype=dtype)
+    return mask.bernoulli_(1.0 - p, generator=generator).div_(1.0 - p)  # (batch, 1, units)
+
+
+def apply_mask(x: Tensor, mask: Tensor | None) -> Tensor:
+    """`x` times `mask` in the dtype of `x`; `x` itself when there is no mask."""
+    return x if mask is None else x * mask.to(x.dtype)

@@ -1,0 +1,104 @@
+"""The network: an encoder and the heads that a stage needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from lit_sft.models.encoder import Encoder, LSTMState
+from lit_sft.models.heads import ClassifierHead, LMHead, pool
+
+
+class TokenBatch(Protocol):
+    """What every batch has: right-padded ids."""
+
+    input_ids: Tensor  # (batch, time) int64
+    attention_mask: Tensor  # (batch, time), 1 or True at tokens
+
+
+class TargetBatch(TokenBatch, Protocol):
+    """A batch for the language model."""
+
+    targets: Tensor  # (batch, time) int64, the next token; -100 = ignored
+
+
+@dataclass(frozen=True)
+class Masks:
+    """The dropout masks of one pass; the same masks twice give the same bits twice."""
+
+    encoder: Any  # as the encoder's draw_masks returns them
+    classifier: Tensor | None = None  # (batch, pooled_size)
+
+
+class Network(nn.Module):
+    """An encoder with a language-model head, a classifier, or both. Nothing in it is random but `draw_masks`.
+
+    `inputs_embeds` (batch, time, embedding_size) takes the place of the batch's ids: what `encoder.embed`
+    returned under the same masks, so after embedding dropout, perturbed or not.
+    """
+
+    def __init__(
+        self, encoder: Encoder, lm_head: LMHead | None = None, classifier: ClassifierHead | None = None
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.lm_head = lm_head
+        self.classifier = classifier
+
+    def draw_masks(self, batch_size: int) -> Masks:
+        """Draw the dropout masks of one pass over `batch_size` documents or lanes; none in eval mode."""
+        classifier = None if self.classifier is None else self.classifier.draw_mask(batch_size)
+        return Masks(self.encoder.draw_masks(batch_size), classifier)
+
+    def lm_nll(
+        self, batch: TargetBatch, state: LSTMState, masks: Masks, inputs_embeds: Tensor | None = None
+    ) -> tuple[Tensor, LSTMState]:
+        """Each target's negative log-likelihood in nats, (batch, time), 0 if ignored; the state."""
+        if self.lm_head is None:
+            raise ValueError("this network has no language-model head")
+        hidden, state = self._encode(batch, state, masks, inputs_embeds)  # (batch, time, output_size)
+        nll = self.lm_head.nll(hidden.flatten(0, 1), batch.targets.flatten())  # (batch * time,)
+        return nll.view(batch.targets.shape), state
+
+    def classify(self, batch: TokenBatch, masks: Masks, inputs_embeds: Tensor | None = None) -> Tensor:
+        """Logits of each document, (batch, num_outputs)."""
+        if self.classifier is None:
+            raise ValueError("this network has no classifier")
+        state = self.encoder.initial_state(len(batch.attention_mask))
+        hidden, _ = self._encode(batch, state, masks, inputs_embeds)  # (batch, time, output_size)
+        logits: Tensor = self.classifier(hidden, batch.attention_mask, masks.classifier)
+        return logits  # (batch, num_outputs)
+
+    def pooled(self, batch: TokenBatch, masks: Masks) -> Tensor:
+        """A vector for each document: pooled as by the classifier, without one the mean over tokens."""
+        state = self.encoder.initial_state(len(batch.attention_mask))
+        hidden, _ = self._encode(batch, state, masks, None)  # (batch, time, output_size)
+        if self.classifier is None:
+            return pool(hidden, batch.attention_mask, "mean")  # (batch, output_size)
+        return self.classifier.pool(hidden, batch.attention_mask)  # (batch, pooled_size)
+
+    def _encode(
+        self, batch: TokenBatch, state: LSTMState, masks: Masks, inputs_embeds: Tensor | None
+    ) -> tuple[Tensor, LSTMState]:
+        input_ids = batch.input_ids if inputs_embeds is None else None
+        hidden, state = self.encoder(input_ids, batch.attention_mask, state, masks.encoder, inputs_embeds)
+        return hidden, state
+
+    def layer_groups(self) -> list[list[nn.Parameter]]:
+        """Every parameter exactly once: the encoder's groups from the bottom, then one with the heads' own.
+
+        A tied weight belongs to the embedding's group.
+
+        Raises:
+            ValueError: an encoder whose groups leave out or repeat a parameter, by the parameter's name.
+        """
+        groups = [list(group) for group in self.encoder.layer_groups()]
+        grouped = [id(parameter) for group in groups for parameter in group]
+        wrong = [name for name, p in self.encoder.named_parameters() if grouped.count(id(p)) != 1]
+        if wrong:
+            kind = type(self.encoder).__name__
+            raise ValueError(f"layer_groups() of {kind} must hold these once: {', '.join(wrong)}")
+        heads = [p for p in self.parameters() if id(p) not in set(grouped)]
+        return [*groups, heads] if heads else groups

@@ -1,0 +1,42 @@
+"""What an objective is: a callable from (network, batch) to a loss and its named parts, in plain torch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from lit_sft.models.encoder import LSTMState
+from lit_sft.models.network import Network
+
+
+@dataclass
+class Loss:
+    """The result of one step."""
+
+    total: Tensor  # scalar, to be minimised
+    parts: dict[str, Tensor] = field(default_factory=dict)  # detached scalars to be logged, by name
+    state: LSTMState | None = None  # detached, to be handed to the next step on the same stream
+    logits: Tensor | None = None  # (documents, num_outputs), detached
+
+
+class Objective(ABC):
+    """A loss by name. It declares what it needs, and what it declares is there when it is called.
+
+    `batches`: of "unlabeled" (streams) and "labeled" (documents); `heads`: of "lm" and "classifier".
+    Options are plain arguments of `__init__`, so that they stand in the config.
+    """
+
+    batches: ClassVar[frozenset[str]]
+    heads: ClassVar[frozenset[str]]
+
+    @abstractmethod
+    def __call__(self, network: Network, batch: Mapping[str, Any], state: LSTMState | None) -> Loss:
+        """The loss of `batch`, which has an entry for each name in `batches`.
+
+        `state` is what the last step on the same stream returned, None at the start. Masks come from
+        `network.draw_masks`, so that in eval mode nothing is random. No value is read back from the device.
+        """

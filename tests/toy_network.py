@@ -1,0 +1,45 @@
+"""A network of a few units and a batch for it, for the tests of objectives."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_sft.models import ClassifierHead, LMHead, LSTMEncoder, LSTMState, Network
+from lit_sft.objectives import Objective
+from lit_sft.objectives.supervised import num_outputs
+
+
+@dataclass
+class Batch:
+    input_ids: Tensor
+    attention_mask: Tensor
+    targets: Tensor
+    labels: Tensor
+    first: bool = False
+
+    def steps(self, start: int, stop: int) -> "Batch":
+        cut = [t[:, start:stop] for t in (self.input_ids, self.attention_mask, self.targets)]
+        return Batch(cut[0], cut[1], cut[2], self.labels)
+
+
+def batch(classes: int = 3) -> Batch:
+    generator = torch.Generator().manual_seed(5)
+    ids, targets = (torch.randint(1, 12, (4, 6), generator=generator) for _ in range(2))
+    mask = torch.arange(6) < torch.tensor([[6], [6], [3], [5]])
+    return Batch(ids.where(mask, 0), mask, targets.where(mask, -100), torch.arange(4) % classes)
+
+
+def build(classes: Any = 3, **options: Any) -> Network:
+    """A small network; `options` by the name of the part that takes them: encoder, lm, classifier."""
+    torch.manual_seed(1)
+    encoder = LSTMEncoder(12, **{"embedding_size": 4, "hidden_size": 16, "num_layers": 2, **options.get("encoder", {})})
+    lm = LMHead(encoder.embedding, encoder.output_size, **options.get("lm", {}))
+    classifier = ClassifierHead(encoder.output_size, num_outputs(classes), **options.get("classifier", {}))
+    return Network(encoder, lm, classifier).double()
+
+
+def loss_of(objective: Objective, network: Network, batch: Batch, state: LSTMState | None = None) -> Tensor:
+    torch.manual_seed(2)
+    return objective(network, {"unlabeled": batch, "labeled": batch}, state).total
