@@ -1,0 +1,287 @@
+"""``pydocs``: the corpus that is installed wherever this package is, to be classified by project of origin.
+
+Labeled passages are the English of docstrings of the standard library and of six packages that the core ones bring
+along; the label is the project. Their names are masked, near-duplicates dropped, and the split is by source module,
+so that a classifier has to read what a passage is about. Unlabeled extra text: comments.
+
+The choice and its price: no download and no licence question, real imbalance and shared vocabulary; but the corpus
+moves with the installed versions (they stand in the run's record), so figures compare only within one set of versions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.progress import Progress
+
+from lit_sft.data import pydocs_text
+from lit_sft.data.documents import Documents
+from lit_sft.errors import UserError
+
+PROJECTS = ("python", "torch", "sympy", "networkx", "torchmetrics", "lightning", "huggingface_hub")
+TEST_SHARE = 0.15
+VAL_SHARE = 0.10
+LARGEST_MODULE = 0.1  # of a share
+SPLIT_SEED = 0
+# Part of the cache's fingerprint: raise it whenever a change here or in pydocs_text changes the corpus.
+FORMAT = 2
+FILES_AT_A_TIME = 40  # for one worker process
+SHINGLE = 6
+NEAR_DUPLICATE = 0.4
+
+_LEFT_OUT = {"test", "tests", "testing", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data"}
+_LEFT_OUT |= {"_vendor", "_bundled"}
+
+
+@dataclass(frozen=True)
+class PyDocs:
+    """The corpus: labels are project names, groups are ``project:module.path``, no group is in two splits.
+
+    ``comments`` (of the standard library) and ``package_comments`` (of the six packages) are unlabeled and come from
+    modules that have no passage in ``val`` or ``test``. ``skipped_files`` did not decode or parse.
+    """
+
+    train: Documents
+    val: Documents
+    test: Documents
+    comments: Documents
+    package_comments: Documents
+    versions: dict[str, str]
+    skipped_files: int
+
+
+def load_pydocs(cache_dir: Path) -> PyDocs:
+    """The corpus of the installed versions: built once (under a minute), then read from ``cache_dir``.
+
+    Raises:
+        UserError: a project's sources are not installed, or ``cache_dir`` cannot be written.
+    """
+    path = Path(cache_dir) / f"pydocs-{fingerprint()}.parquet"
+    try:
+        table = pq.read_table(path) if path.is_file() else None
+    except (pa.ArrowException, OSError):
+        table = None  # damaged: built again
+    if table is None:
+        roots = source_roots()
+        table = _build(roots, {name: _version(name) for name in roots})
+        _write(table, path)
+    return _from_table(table)
+
+
+def fingerprint() -> str:
+    """16 hex digits that differ when the corpus does: of the installed versions and of this code's format."""
+    key = json.dumps([FORMAT, {name: _version(name) for name in PROJECTS}], sort_keys=True)
+    return hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
+
+
+def _version(name: str) -> str:
+    try:
+        return platform.python_version() if name == "python" else importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # put there by hand
+        return "unknown"
+
+
+def source_roots() -> dict[str, Path]:
+    """Where each project's sources lie, found without importing them.
+
+    Raises:
+        UserError: a project is not installed as plain files.
+    """
+    roots = {}
+    for name in PROJECTS:
+        if name == "python":
+            root: str | None = sysconfig.get_path("stdlib")
+        else:
+            spec = importlib.util.find_spec(name)
+            root = next(iter(spec.submodule_search_locations or []), None) if spec else None
+        if root is None or not Path(root).is_dir():
+            raise UserError(
+                f"pydocs: the sources of {name!r} are not installed; pip install {name}, or give your own data"
+            )
+        roots[name] = Path(root)
+    return roots
+
+
+def source_files(root: Path) -> list[Path]:
+    """The Python files under ``root`` in a fixed order, without tests and what other projects have put there."""
+    files = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(f for f in folders if f not in _LEFT_OUT and not f.startswith("config-"))
+        files += [Path(folder, n) for n in names if n.endswith(".py") and not n.startswith(("test_", "conftest"))]
+    return sorted(files, key=lambda file: file.relative_to(root).parts)
+
+
+def _extract(files: list[Path]) -> list[tuple[list[str], list[str]] | None]:
+    """``pydocs_text.extract`` of some files, in a process of their own."""
+    command = [sys.executable, "-I", pydocs_text.__file__]
+    paths = json.dumps([str(file) for file in files])
+    done = subprocess.run(command, input=paths, capture_output=True, encoding="utf-8", check=False)
+    if done.returncode:
+        raise RuntimeError(f"pydocs: reading {files[0]} and what follows failed\n{done.stderr}")
+    found: list[tuple[list[str], list[str]] | None] = json.loads(done.stdout)
+    return found
+
+
+@dataclass
+class _Passages:
+    texts: list[str] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
+
+    def add(self, group: str, texts: list[str]) -> None:
+        self.texts += texts
+        self.groups += [group] * len(texts)
+
+    def select(self, indices: Iterable[int]) -> _Passages:
+        chosen = list(indices)
+        return _Passages([self.texts[i] for i in chosen], [self.groups[i] for i in chosen])
+
+    def without_near_duplicates(self, before: Sequence[str] = ()) -> _Passages:
+        """Those that repeat neither one another nor the texts ``before`` them."""
+        dropped = list(near_duplicates([*before, *self.texts]))[len(before) :]
+        return self.select(i for i, is_dropped in enumerate(dropped) if not is_dropped)
+
+
+def _read(roots: dict[str, Path]) -> tuple[_Passages, _Passages, int]:
+    """Passages and comments of all sources in a fixed order, and the number of files that could not be read."""
+    files = [
+        (_module(name, file.relative_to(root)), file) for name, root in roots.items() for file in source_files(root)
+    ]
+    chunks = [files[start : start + FILES_AT_A_TIME] for start in range(0, len(files), FILES_AT_A_TIME)]
+    passages, comments, skipped = _Passages(), _Passages(), 0
+    console = Console(stderr=True)
+    # The threads only wait for their processes; map keeps the order of the chunks.
+    with (
+        Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
+        ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool,
+    ):
+        task = progress.add_task("pydocs: reading docstrings", total=len(files))
+        for chunk, extracts in zip(chunks, pool.map(lambda c: _extract([file for _, file in c]), chunks), strict=True):
+            for (group, _), extract in zip(chunk, extracts, strict=True):
+                if extract is None:
+                    skipped += 1
+                else:
+                    passages.add(group, extract[0])
+                    comments.add(group, extract[1])
+            progress.advance(task, len(chunk))
+    return passages, comments, skipped
+
+
+def _module(project: str, file: Path) -> str:
+    """The group of a file: the project and the dotted name of the module, as one imports it."""
+    parts = [*([] if project == "python" else [project]), *file.with_suffix("").parts]
+    return f"{project}:{'.'.join(parts[:-1] if parts[-1] == '__init__' and len(parts) > 1 else parts)}"
+
+
+def _project(group: str) -> str:
+    return group.split(":", 1)[0]
+
+
+def near_duplicates(texts: Iterable[str]) -> Iterator[bool]:
+    """For each text in turn: did 40% or more of its distinct six-grams of words stand in the texts kept before it?
+
+    Words are compared without case and punctuation. A text of fewer than six words is one gram.
+    """
+    ids: dict[str, int] = {}
+    seen: set[int] = set()
+    for text in texts:
+        words = [ids.setdefault(word, len(ids)) for word in re.findall(r"\w+", text.lower())]
+        # The hash of a tuple of small integers is the same in every process, unlike that of strings.
+        grams = {hash(tuple(words[i : i + SHINGLE])) for i in range(max(1, len(words) - SHINGLE + 1))}
+        duplicate = len(grams & seen) >= NEAR_DUPLICATE * len(grams)
+        if not duplicate:
+            seen |= grams
+        yield duplicate
+
+
+def split_modules(groups: Sequence[str]) -> dict[str, str]:
+    """``train``, ``val`` or ``test`` for each module of one project; ``groups`` names the module of each passage.
+
+    Modules come in the order of a seeded hash of their names, the same on every machine. A module larger than a tenth
+    of a share, or than what is left of it, stays with the training part: a test score that hangs on a few large modules
+    moves by several points with the seed.
+    """
+    sizes = Counter(groups)
+    order = sorted(sizes, key=lambda group: hashlib.blake2b(f"{SPLIT_SEED}{group}".encode(), digest_size=8).digest())
+    split = dict.fromkeys(order, "train")
+    for part, share in (("test", TEST_SHARE), ("val", VAL_SHARE)):
+        wanted = room = share * len(groups)
+        for group in order:
+            if split[group] == "train" and sizes[group] <= min(room, LARGEST_MODULE * wanted):
+                split[group] = part
+                room -= sizes[group]
+            if room < 0.05 * wanted:
+                break
+    return split
+
+
+def _build(roots: dict[str, Path], versions: dict[str, str]) -> pa.Table:
+    passages, comments, skipped = _read(roots)
+    passages = passages.without_near_duplicates()
+    split: dict[str, str] = {}
+    for name in roots:
+        groups = [group for group in passages.groups if _project(group) == name]
+        if not groups:
+            raise UserError(
+                f"pydocs: no docstrings in the sources of {name!r} ({roots[name]}); install it as plain files"
+            )
+        split |= split_modules(groups)
+    # Again, with training passages first: a short passage may stand inside a longer one that came later, and nothing
+    # of test may stand in train.
+    rank = {"train": 0, "val": 1, "test": 2}
+    order = sorted(range(len(passages.texts)), key=lambda i: rank[split[passages.groups[i]]])
+    passages = passages.select(order).without_near_duplicates()
+    free = comments.select(i for i, g in enumerate(comments.groups) if split.get(g, "train") == "train")
+    free = free.without_near_duplicates(before=passages.texts)
+    parts = [split[group] for group in passages.groups]
+    parts += ["comments" if _project(group) == "python" else "package_comments" for group in free.groups]
+    columns = {"text": passages.texts + free.texts, "group": passages.groups + free.groups, "part": parts}
+    record = json.dumps({"versions": versions, "skipped_files": skipped})
+    return pa.table(columns).replace_schema_metadata({"pydocs": record})
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    """Write in one step: another process sees the whole file or none."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                pq.write_table(table, file)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink()
+            raise
+    except OSError as error:
+        raise UserError(
+            f"cache folder {path.parent} cannot be written ({error.strerror}); choose another one"
+        ) from error
+
+
+def _from_table(table: pa.Table) -> PyDocs:
+    record = json.loads(table.schema.metadata[b"pydocs"])
+    texts, groups, parts = (table.column(name).to_pylist() for name in ("text", "group", "part"))
+    found: dict[str, Documents] = {}
+    for part in ("train", "val", "test", "comments", "package_comments"):
+        chosen = [i for i, its_part in enumerate(parts) if its_part == part]
+        part_groups = [groups[i] for i in chosen]
+        labels = [_project(group) for group in part_groups] if part in ("train", "val", "test") else None
+        found[part] = Documents([texts[i] for i in chosen], labels, part_groups)
+    return PyDocs(**found, versions=record["versions"], skipped_files=record["skipped_files"])

@@ -1,0 +1,197 @@
+"""What the tests share: a small labeled corpus, tiny configs, and the command line called in this process."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+torch.set_num_threads(1)
+
+# Three subjects that share their function words and nothing else: a tiny model tells them apart in a few steps.
+SUBJECTS = {
+    "sea": "anchor boat coral harbour island mast reef sail shore tide wave whale".split(),
+    "sky": "breeze cloud comet dawn eagle glider kite lightning moon rainbow star thunder".split(),
+    "wood": "acorn bark beech fern fox hazel lichen moss oak owl pine trail".split(),
+}
+SHARED = "a and above beside finds hears near of one sees the then two under with".split()
+
+
+def sentence(subject: str, rng: random.Random, words: int | None = None) -> str:
+    """A made-up sentence about a subject: every other word is its own."""
+    length = words or rng.randint(6, 24)
+    return " ".join(rng.choice(SUBJECTS[subject] if i % 2 else SHARED) for i in range(length))
+
+
+def labeled_rows(per_class: int, seed: int) -> list[tuple[str, str]]:
+    rng = random.Random(seed)
+    return [(sentence(subject, rng), subject) for _ in range(per_class) for subject in SUBJECTS]
+
+
+def write_csv(path: Path, rows: list[tuple[str, str]], columns: tuple[str, str] = ("text", "label")) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)
+    return path
+
+
+@dataclass(frozen=True)
+class Files:
+    """The small corpus on disk: 3 labels, 40 training, 10 validation and 10 test documents each, 60 lines of text."""
+
+    folder: Path
+    train: Path
+    val: Path
+    test: Path
+    unlabeled: Path
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """The small corpus, written once; read it, never change it."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = random.Random(4)
+    lines = "".join(sentence(rng.choice(list(SUBJECTS)), rng) + "\n" for _ in range(60))
+    unlabeled = folder / "more.txt"
+    unlabeled.write_text(lines, encoding="utf-8")
+    return Files(
+        folder,
+        write_csv(folder / "train.csv", labeled_rows(40, 1)),
+        write_csv(folder / "val.csv", labeled_rows(10, 2)),
+        write_csv(folder / "test.csv", labeled_rows(10, 3)),
+        unlabeled,
+    )
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache of prepared data for the whole session."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _own_world(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's cache, and none depends on the user's settings."""
+    monkeypatch.setenv("LIT_SFT_CACHE", str(shared_cache))
+    monkeypatch.delenv("LIT_SFT_DEBUG", raising=False)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder of a test that calls the command line: run folders land in its ``logs/``."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left: exit code, standard output and error, and the lines that were logged."""
+
+    code: int
+    out: str
+    err: str
+    log: str
+
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def cli(workplace: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Command:
+    """``cli("fit", "--config", path, ...)``: the command line in this process, from an empty folder."""
+    from lit_sft.main import main
+
+    def call(*arguments: object) -> Result:
+        capsys.readouterr()
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            try:
+                code = main([str(argument) for argument in arguments])
+            except SystemExit as stop:  # --help, and a stage of a recipe that failed
+                code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err, "\n".join(caplog.messages))
+
+    return call
+
+
+def tiny_options(files: Files, stage: str) -> dict[str, object]:
+    """A stage of a few steps: embedding 8, hidden 12, at most 300 vocabulary entries, everything on the CPU."""
+    encoder = {"class_path": "lit_sft.models.LSTMEncoder", "init_args": {"embedding_size": 8, "hidden_size": 12}}
+    return {
+        "data": {
+            "labeled": str(files.train),
+            "val": str(files.val),
+            "test": str(files.test),
+            "vocab_size": 300,
+            "max_length": 32,
+            "batch_size": 4,
+            "bptt": 16,
+            "max_documents": 16,
+        },
+        "model": {
+            "stage": stage,
+            "encoder": encoder,
+            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.02}},
+        },
+        "trainer": {"accelerator": "cpu", "max_epochs": 1, "enable_progress_bar": False},
+    }
+
+
+@dataclass(frozen=True)
+class Configs:
+    """Config files under ``configs/tiny/`` of the test's folder, and the recipe ``configs/tiny.yaml`` of both."""
+
+    pretrain: Path
+    finetune: Path
+    recipe: Path
+
+
+@pytest.fixture
+def configs(workplace: Path, files: Files) -> Configs:
+    folder = workplace / "configs" / "tiny"
+    folder.mkdir(parents=True)
+    paths = []
+    for stage in ("pretrain", "finetune"):
+        path = folder / f"{stage}.yaml"
+        path.write_text(yaml.safe_dump(tiny_options(files, stage)), encoding="utf-8")
+        paths.append(path)
+    recipe = workplace / "configs" / "tiny.yaml"
+    stages = [{"name": path.stem, "config": f"tiny/{path.name}"} for path in paths]
+    recipe.write_text(yaml.safe_dump({"stages": stages}), encoding="utf-8")
+    return Configs(*paths, recipe)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Finished runs, made once: copy a folder before changing it."""
+
+    pretrain: Path
+    finetune: Path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, files: Files, shared_cache: Path) -> Trained:
+    """A finished tiny pretraining, and a fine-tuning that started from it."""
+    from lit_sft.main import main
+
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("LIT_SFT_CACHE", str(shared_cache))
+        for stage in ("pretrain", "finetune"):
+            options = tiny_options(files, stage)
+            if stage == "finetune":
+                options["model"]["init_from"] = str(folder / "pretrain")  # type: ignore[index]
+                options["trainer"]["max_epochs"] = 3  # type: ignore[index]
+            Path(f"{stage}.yaml").write_text(yaml.safe_dump(options), encoding="utf-8")
+            assert main(["fit", "--config", f"{stage}.yaml", "--run_dir", str(folder / stage)]) == 0
+    return Trained(folder / "pretrain", folder / "finetune")
