@@ -16,18 +16,19 @@ import yaml
 torch.set_num_threads(1)
 
 # Three subjects that share their function words and nothing else: a tiny model tells them apart in a few steps.
-SUBJECTS = {
-    "sea": "anchor boat coral harbour island mast reef sail shore tide wave whale".split(),
-    "sky": "breeze cloud comet dawn eagle glider kite lightning moon rainbow star thunder".split(),
-    "wood": "acorn bark beech fern fox hazel lichen moss oak owl pine trail".split(),
+WORDS = {
+    "sea": "anchor boat coral harbour island mast reef sail shore tide wave whale",
+    "sky": "breeze cloud comet dawn eagle glider kite lightning moon rainbow star thunder",
+    "wood": "acorn bark beech fern fox hazel lichen moss oak owl pine trail",
 }
-SHARED = "a and above beside finds hears near of one sees the then two under with".split()
+FUNCTION_WORDS = "a and above beside finds hears near of one sees the then two under with"
+SUBJECTS = {subject: words.split() for subject, words in WORDS.items()}
 
 
 def sentence(subject: str, rng: random.Random, words: int | None = None) -> str:
     """A made-up sentence about a subject: every other word is its own."""
-    length = words or rng.randint(6, 24)
-    return " ".join(rng.choice(SUBJECTS[subject] if i % 2 else SHARED) for i in range(length))
+    length, shared = words or rng.randint(6, 24), FUNCTION_WORDS.split()
+    return " ".join(rng.choice(SUBJECTS[subject] if i % 2 else shared) for i in range(length))
 
 
 def labeled_rows(per_class: int, seed: int) -> list[tuple[str, str]]:
@@ -135,12 +136,13 @@ def tiny_options(files: Files, stage: str) -> dict[str, object]:
             "max_length": 32,
             "batch_size": 4,
             "bptt": 16,
-            "max_documents": 16,
+            "max_documents": 8,
         },
         "model": {
             "stage": stage,
             "encoder": encoder,
-            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.02}},
+            "head_dropout": 0.1,
+            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.03}},
         },
         "trainer": {"accelerator": "cpu", "max_epochs": 1, "enable_progress_bar": False},
     }
@@ -191,7 +193,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, files: Files, shared_cache
             options = tiny_options(files, stage)
             if stage == "finetune":
                 options["model"]["init_from"] = str(folder / "pretrain")  # type: ignore[index]
-                options["trainer"]["max_epochs"] = 3  # type: ignore[index]
+                options["trainer"]["max_epochs"] = 2  # type: ignore[index]
             Path(f"{stage}.yaml").write_text(yaml.safe_dump(options), encoding="utf-8")
             assert main(["fit", "--config", f"{stage}.yaml", "--run_dir", str(folder / stage)]) == 0
     return Trained(folder / "pretrain", folder / "finetune")

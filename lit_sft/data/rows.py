@@ -37,6 +37,7 @@ class RowOptions:
     encoding: str = "utf-8"
 
     def error(self, row: int, what: str) -> UserError:
+        """The user's mistake in a row of this source, to be raised."""
         return UserError(f"{self.name}, row {row}: {what}")
 
 
@@ -77,6 +78,7 @@ def _listed(names: list[str]) -> str:
 
 
 def decode(raw: bytes, number: int, options: RowOptions) -> str:
+    """The text of bytes in UTF-8 (readers recode other encodings before); else an error that names the row."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:

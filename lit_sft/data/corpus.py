@@ -1,0 +1,222 @@
+"""From what the user names to documents: sources read, splits made, labels checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from lit_sft.data import pydocs
+from lit_sft.data.documents import Documents, content_keys
+from lit_sft.data.readers import iter_rows, read_documents
+from lit_sft.data.splits import hold_out
+from lit_sft.errors import UserError
+
+PYDOCS = "pydocs"
+Sources = str | list[str] | None
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """What to read and how to split it; everything here decides which document stands in which split."""
+
+    labeled: list[str] = field(default_factory=list)
+    unlabeled: list[str] = field(default_factory=list)
+    val: list[str] = field(default_factory=list)
+    test: list[str] = field(default_factory=list)
+    text_column: str | None = None
+    label_column: str | None = None
+    header: bool = True
+    encoding: str = "utf-8"
+    label_names: dict[str, str] | None = None
+    val_fraction: float = 0.1
+    split_seed: int = 0
+
+    @classmethod
+    def of(
+        cls, labeled: Sources, unlabeled: Sources, val: Sources, test: Sources, label_names: Any, **options: Any
+    ) -> CorpusConfig:
+        """From options as a user writes them: one source, several, or none; label names with numbers as keys.
+
+        Raises:
+            UserError: a ``val_fraction`` that is no fraction.
+        """
+        if not 0 < options.get("val_fraction", cls.val_fraction) < 1:
+            raise UserError(f"--data.val_fraction {options['val_fraction']} must lie between 0 and 1")
+        names = None if label_names is None else {str(key): str(name) for key, name in label_names.items()}
+        return cls(_listed(labeled), _listed(unlabeled), _listed(val), _listed(test), label_names=names, **options)
+
+    def fingerprint(self) -> str:
+        """A hash of the options and of every source's bytes: equal fingerprints, equal splits.
+
+        Raises:
+            UserError: a source that isn't there, or that no reader knows.
+        """
+        digests = {s: _digest(s, self.encoding) for s in [*self.labeled, *self.unlabeled, *self.val, *self.test]}
+        label_order = list(self.label_names or {})  # sort_keys hides it, and it is the order of the classes
+        plain = json.dumps([asdict(self), label_order, digests], sort_keys=True)
+        return hashlib.sha256(plain.encode()).hexdigest()[:24]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The documents of every split.
+
+    ``train``, ``val`` and ``test`` have labels, unless the corpus has none (language modelling alone). ``extra`` is
+    text without labels: a language model trains on ``train`` and ``extra``.
+    """
+
+    train: Documents
+    val: Documents
+    test: Documents
+    extra: Documents
+    label_names: list[str]
+    notes: list[str]
+
+    @property
+    def label_index(self) -> dict[str, int]:
+        """The number of each class by its name."""
+        return {name: i for i, name in enumerate(self.label_names)}
+
+
+def load_corpus(config: CorpusConfig, cache_dir: Path) -> Corpus:
+    """Read every source and make the splits.
+
+    Without ``val``, a seeded part of the training documents is held out: labels keep their shares, equal texts (and
+    documents of one group) stay on one side. Copies of validation and test documents are left out of unlabeled text.
+    Not covered: copies of test documents among the user's own labeled training files.
+
+    Raises:
+        UserError: a source that can't be read, a label in val or test that train doesn't have, one class only.
+    """
+    if not config.labeled and not config.unlabeled:
+        raise UserError("no training text: give --data.labeled or --data.unlabeled a file, or 'pydocs'")
+    notes: list[str] = []
+    if PYDOCS in config.labeled:
+        return _pydocs_corpus(config, cache_dir, notes)
+    return _labeled_corpus(config, notes) if config.labeled else _unlabeled_corpus(config, notes)
+
+
+def _labeled_corpus(config: CorpusConfig, notes: list[str]) -> Corpus:
+    train = _read(config, "labeled", notes)
+    names = _label_names(config, train)
+    known = _known_labels(config, names)
+    if config.val:
+        val = _read(config, "val", notes, known)
+    else:
+        train, val = hold_out(train, config.val_fraction, config.split_seed)
+    test = _read(config, "test", notes, known) if config.test else Documents([], [])
+    extra = _read(config, "unlabeled", notes) if config.unlabeled else Documents([])
+    return Corpus(train, val, test, _without_copies(extra, val, test, notes), names, notes)
+
+
+def _unlabeled_corpus(config: CorpusConfig, notes: list[str]) -> Corpus:
+    """For language modelling alone: no document has a label."""
+    train = _read(config, "unlabeled", notes)
+    if config.val:
+        val = _read(config, "val", notes, labeled=False)
+    else:
+        train, val = hold_out(train, config.val_fraction, config.split_seed)
+    test = _read(config, "test", notes, labeled=False) if config.test else Documents([])
+    return Corpus(_without_copies(train, val, test, notes), val, test, Documents([]), [], notes)
+
+
+def _pydocs_corpus(config: CorpusConfig, cache_dir: Path, notes: list[str]) -> Corpus:
+    if len(config.labeled) > 1:
+        raise UserError("data.labeled: 'pydocs' can't be mixed with other labeled sources")
+    docs = pydocs.load_pydocs(cache_dir)
+    names = _label_names(config, docs.train)
+    known = _known_labels(config, names)
+    val = _read(config, "val", notes, known) if config.val else docs.val
+    test = _read(config, "test", notes, known) if config.test else docs.test
+    extra = docs.comments + docs.package_comments if PYDOCS in config.unlabeled else Documents([])
+    files = [source for source in config.unlabeled if source != PYDOCS]
+    if files:
+        extra = extra + _read(replace(config, unlabeled=files), "unlabeled", notes)
+    return Corpus(docs.train, val, test, _without_copies(extra, val, test, notes), names, notes)
+
+
+def _known_labels(config: CorpusConfig, names: list[str]) -> dict[str, str]:
+    """From labels as validation and test files may hold them to their names."""
+    return {name: name for name in names} if config.label_names is None else config.label_names
+
+
+def _without_copies(text: Documents, val: Documents, test: Documents, notes: list[str]) -> Documents:
+    """The unlabeled documents less exact copies of validation and test ones: these would flatter every figure."""
+    keys = content_keys(text.texts)
+    copies = np.zeros(len(text), dtype=bool)
+    for split, documents in (("validation", val), ("test", test)):
+        found = np.isin(keys, content_keys(documents.texts))
+        copies |= found
+        if found.any():
+            notes.append(f"{int(found.sum())} unlabeled documents are copies of {split} documents and were left out")
+    return text.select(np.flatnonzero(~copies)) if copies.any() else text
+
+
+def _read(
+    config: CorpusConfig,
+    option: Literal["labeled", "unlabeled", "val", "test"],
+    notes: list[str],
+    known: dict[str, str] | None = None,
+    labeled: bool = True,
+) -> Documents:
+    """The documents of all sources given to one option; what was left out is noted."""
+    total: Documents | None = None
+    for source in getattr(config, option):
+        if source == PYDOCS:
+            raise UserError(_misplaced_pydocs(config, option))
+        documents, report = read_documents(
+            source,
+            labeled=labeled and option != "unlabeled",
+            label_names=config.label_names if known is None else known,
+            text_column=config.text_column,
+            label_column=config.label_column,
+            encoding=config.encoding,
+            header=config.header,
+        )
+        if report.blank:
+            notes.append(f"{source}: {report.blank} of {report.rows} texts are blank and were left out")
+        total = documents if total is None else total + documents
+    assert total is not None, option
+    return total
+
+
+def _misplaced_pydocs(config: CorpusConfig, option: str) -> str:
+    if PYDOCS in config.labeled:
+        return f"data.{option}: pydocs brings its own {option} documents; leave the option out"
+    return f"data.{option}: 'pydocs' goes with data.labeled pydocs only"
+
+
+def _label_names(config: CorpusConfig, train: Documents) -> list[str]:
+    """The labels in their order: as ``label_names`` lists them, else sorted (numbers by value)."""
+    counts = Counter(train.labels or [])
+    if len(counts) < 2:
+        only = f"only {next(iter(counts))!r}" if counts else "none"
+        raise UserError(f"{', '.join(config.labeled)}: a classifier needs two labels or more, found {only}")
+    if config.label_names is not None:
+        names = list(dict.fromkeys(config.label_names.values()))
+        missing = [name for name in names if name not in counts]
+        if missing:
+            raise UserError(f"{', '.join(config.labeled)}: no document has the label(s) {missing} of data.label_names")
+        return names
+    numbers = all(re.fullmatch(r"-?[0-9]+", name) for name in counts)
+    return sorted(counts, key=(lambda name: (int(name), name)) if numbers else None)
+
+
+def _listed(sources: Sources) -> list[str]:
+    return [] if sources is None else [sources] if isinstance(sources, str) else list(sources)
+
+
+def _digest(source: str, encoding: str) -> str:
+    """A hash of a source's content: of a file its bytes, of ``pydocs`` the versions it is made from."""
+    if source == PYDOCS:
+        return pydocs.fingerprint()
+    iter_rows(source, encoding=encoding)  # reads nothing yet, but names what is wrong with the file
+    with Path(source).expanduser().open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()

@@ -1,0 +1,174 @@
+"""Prepared data: a trained tokenizer and token arrays, cached by fingerprint.
+
+Two levels, both written to a temporary name and renamed, so that two runs can't see each other's halves:
+``tokenizers/KEY.json`` (a function of the training text and the tokenizer's options) and ``tokens/KEY/`` (a function of
+the splits and the tokenizer). A run that takes its tokenizer from a checkpoint shares the
+arrays of the run that made it.
+The price of hashing every source at each start is about a second a gigabyte; a changed file is never served stale.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import uuid
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import numpy as np
+
+from lit_sft.data.corpus import Corpus, CorpusConfig, load_corpus
+from lit_sft.data.tokenization import Tokenizer, TokenizerKind
+from lit_sft.data.tokens import TokenArray, read_tokens, write_tokens
+from lit_sft.errors import UserError
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1  # raise it when what a prepared folder holds changes
+ARRAYS = ("unlabeled", "val", "test")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Token arrays of every split.
+
+    ``unlabeled`` is the language model's text: the training documents, then the extra ones.
+    """
+
+    tokenizer: Tokenizer
+    label_names: list[str]
+    train: TokenArray
+    val: TokenArray
+    test: TokenArray
+    unlabeled: TokenArray
+    notes: list[str]
+
+
+class Preparation:
+    """Makes and finds the prepared data of one corpus and one tokenizer choice.
+
+    Args:
+        config: the corpus.
+        kind: ``bpe``, ``word``, or the path of a ``tokenizer.json``.
+        vocab_size, lowercase, min_frequency: of a tokenizer that is trained here.
+        cache_dir: where prepared data are kept; safe to delete.
+    """
+
+    def __init__(
+        self,
+        config: CorpusConfig,
+        kind: str,
+        vocab_size: int,
+        lowercase: bool,
+        min_frequency: int,
+        cache_dir: Path,
+    ) -> None:
+        self.config, self.kind, self.cache_dir = config, kind, cache_dir
+        self.vocab_size, self.lowercase, self.min_frequency = vocab_size, lowercase, min_frequency
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the corpus's options and of its sources' content."""
+        return self.config.fingerprint()
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The documents themselves: read only when something must be made from them."""
+        return load_corpus(self.config, self.cache_dir)
+
+    def tokenizer(self) -> Tokenizer:
+        """The given tokenizer, the cached one, or one trained on the training text (labeled and unlabeled) alone."""
+        if self.kind not in get_args(TokenizerKind):
+            return Tokenizer.from_file(self.kind)
+        kind = cast(TokenizerKind, self.kind)
+        options = (self.vocab_size, self.lowercase, self.min_frequency)
+        path = self.cache_dir / "tokenizers" / f"{_key(self.fingerprint, kind, *options)}.json"
+        if not path.is_file():
+            log.info("training a %s tokenizer of %s entries", kind, self.vocab_size)
+            texts = (t for documents in (self.corpus.train, self.corpus.extra) for t in documents.texts)
+            write_atomically(path, Tokenizer.train(texts, kind, *options).to_json())
+        return Tokenizer.from_file(path)
+
+    def folder(self, tokenizer: Tokenizer) -> Path:
+        """Where the token arrays of this corpus and ``tokenizer`` are kept."""
+        return self.cache_dir / "tokens" / _key(self.fingerprint, tokenizer.digest)
+
+    def make(self, tokenizer: Tokenizer) -> None:
+        """Write the token arrays, where they aren't there yet."""
+        folder = self.folder(tokenizer)
+        if all((folder / name / "meta.json").is_file() for name in ("", *ARRAYS)):
+            return
+        corpus = self.corpus
+        index = corpus.label_index or None
+        text = corpus.train.unlabeled() + corpus.extra.unlabeled()
+        for name, documents in zip(ARRAYS, (text, corpus.val, corpus.test), strict=True):
+            if (folder / name / "meta.json").is_file():
+                continue
+            try:
+                write_tokens(folder / name, documents, None if name == "unlabeled" else index, tokenizer, progress=True)
+            except OSError as error:
+                raise UserError(f"--data.cache_dir: {folder} can't be written: {error.strerror or error}") from error
+        labels = [index[label] for label in corpus.train.labels or []] if index else []
+        meta = {
+            "label_names": corpus.label_names,
+            "num_train": len(corpus.train),
+            "train_labels": labels,
+            "notes": corpus.notes,
+        }
+        write_atomically(folder / "meta.json", json.dumps(meta))
+
+    def read(self, tokenizer: Tokenizer) -> Prepared:
+        """The prepared arrays, memory-mapped; ``make`` must have run."""
+        folder = self.folder(tokenizer)
+        meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
+        unlabeled = read_tokens(folder / "unlabeled")
+        # The training documents are the first of the unlabeled text: one array on disk serves both.
+        train = unlabeled.select(np.arange(meta["num_train"]))
+        if meta["train_labels"]:
+            train = replace(train, labels=np.asarray(meta["train_labels"], dtype=np.int64))
+        return Prepared(
+            tokenizer,
+            meta["label_names"],
+            train,
+            read_tokens(folder / "val"),
+            read_tokens(folder / "test"),
+            unlabeled,
+            meta["notes"],
+        )
+
+
+def default_cache_dir() -> Path:
+    """``LIT_SFT_CACHE``, else ``lit_sft`` in the user's cache folder."""
+    named = os.environ.get("LIT_SFT_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(named or Path(base) / "lit_sft").expanduser()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that no reader ever sees half of it.
+
+    Raises:
+        UserError: the folder can't be written to.
+    """
+    # Not tempfile: its files are for their owner only.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise UserError(f"{path}: can't be written: {error.strerror or error}") from error
+
+
+def _key(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps([FORMAT, *parts], sort_keys=True).encode()).hexdigest()[:24]

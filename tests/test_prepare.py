@@ -1,0 +1,253 @@
+"""Prepared data: what the tokenizer sees, what is cached, and what two runs at once do to each other."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Files, labeled_rows, write_csv
+
+from lit_sft.data import prepare as module
+from lit_sft.data.corpus import CorpusConfig
+from lit_sft.data.documents import content_keys
+from lit_sft.data.prepare import Preparation, Prepared, default_cache_dir, write_atomically
+from lit_sft.data.tokenization import Tokenizer
+from lit_sft.data.tokens import TokenArray, write_tokens
+from lit_sft.errors import UserError
+
+
+def preparation(
+    cache: Path, kind: str = "bpe", vocab_size: int = 300, min_frequency: int = 2, **options: Any
+) -> Preparation:
+    return Preparation(CorpusConfig(**options), kind, vocab_size, False, min_frequency, cache)
+
+
+def prepared(cache: Path, **options: Any) -> Prepared:
+    made = preparation(cache, **options)
+    made.make(made.tokenizer())
+    return made.read(made.tokenizer())
+
+
+def sources(files: Files) -> dict[str, list[str]]:
+    return {"labeled": [str(files.train)], "val": [str(files.val)], "test": [str(files.test)]}
+
+
+def vocabulary(tokenizer: Tokenizer) -> set[str]:
+    return set(json.loads(tokenizer.to_json())["model"]["vocab"])
+
+
+def words(tokenizer: Tokenizer, array: TokenArray) -> set[str]:
+    return {word for i in range(len(array)) for word in tokenizer.decode(array.document(i)).split()}
+
+
+def marked(rows: list[tuple[str, str]], word: str) -> list[tuple[str, str]]:
+    """The rows with a word that stands nowhere else, often enough to earn an entry of its own."""
+    return [(f"{word} {text} {word}", label) for text, label in rows]
+
+
+@pytest.mark.parametrize("kind", ["bpe", "word"])
+def test_neither_tokenizer_nor_language_model_sees_validation_or_test_text(
+    kind: str, files: Files, tmp_path: Path
+) -> None:
+    val, test = marked(labeled_rows(10, 2), "qvalqval"), marked(labeled_rows(10, 3), "qtestqtest")
+    given = {
+        "labeled": [str(write_csv(tmp_path / "train.csv", marked(labeled_rows(40, 1), "ptrainp")))],
+        "val": [str(write_csv(tmp_path / "val.csv", val))],
+        "test": [str(write_csv(tmp_path / "test.csv", test))],
+        "unlabeled": [str(files.unlabeled)],
+    }
+    data = prepared(tmp_path / "cache", kind=kind, vocab_size=700, **given)
+    entries = vocabulary(data.tokenizer)
+    assert any("ptrainp" in entry for entry in entries)
+    assert not any("qva" in entry or "qte" in entry for entry in entries)
+    seen = words(data.tokenizer, data.unlabeled)
+    assert "ptrainp" in seen
+    assert not seen & {"qvalqval", "qtestqtest"}
+    if kind == "bpe":
+        assert "qvalqval" in words(data.tokenizer, data.val)
+        assert "qtestqtest" in words(data.tokenizer, data.test)
+
+
+def test_neither_sees_the_held_out_part(tmp_path: Path) -> None:
+    rows = [(f"doc{i}x doc{i}x {text}", label) for i, (text, label) in enumerate(labeled_rows(40, 1))]
+    path = str(write_csv(tmp_path / "train.csv", rows))
+    data = prepared(tmp_path / "cache", kind="word", vocab_size=5000, labeled=[path], val_fraction=0.3)
+    unique = {key: f"doc{i}x" for i, key in enumerate(content_keys([text for text, _ in rows]).tolist())}
+    train, held = ({unique[key] for key in array.keys.tolist()} for array in (data.train, data.val))
+    assert len(train) + len(held) == 120
+    assert len(held) > 20
+    entries = vocabulary(data.tokenizer)
+    assert train <= entries
+    assert not held & entries
+    assert train <= words(data.tokenizer, data.unlabeled)
+
+
+def test_the_arrays_hold_every_split_as_the_tokenizer_writes_it(files: Files, tmp_path: Path) -> None:
+    made = preparation(tmp_path, unlabeled=[str(files.unlabeled)], **sources(files))
+    tokenizer = made.tokenizer()
+    made.make(tokenizer)
+    data = made.read(tokenizer)
+    corpus = made.corpus
+    text = corpus.train.unlabeled() + corpus.extra.unlabeled()
+    assert len(text) == 180
+    pairs = [(data.train, corpus.train), (data.val, corpus.val), (data.test, corpus.test), (data.unlabeled, text)]
+    for array, documents in pairs:
+        ids = tokenizer.encode_batch(documents.texts)
+        assert [array.document(i).tolist() for i in range(len(array))] == [d.tolist() for d in ids]
+        labels = [corpus.label_names.index(label) for label in documents.labels or []] or [-1] * len(documents)
+        assert array.labels.tolist() == labels
+        assert np.array_equal(array.keys, content_keys(documents.texts))
+        assert array.num_bytes.tolist() == [len(t.encode()) for t in documents.texts]
+    assert data.label_names == ["sea", "sky", "wood"]
+
+
+def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on nothing may be read, trained or tokenised."""
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("the cache was not used")
+
+    for name in ("encode_batch", "train"):
+        monkeypatch.setattr(Tokenizer, name, fail)
+    for name in ("load_corpus", "write_tokens"):
+        monkeypatch.setattr(module, name, fail)
+
+
+def test_the_second_time_comes_from_the_cache(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blank = write_csv(tmp_path / "val.csv", [("", "sea"), *labeled_rows(2, 2)])
+    given = {**sources(files), "val": [str(blank)]}
+    first = prepared(tmp_path / "cache", **given)
+    forbid(monkeypatch)
+    second = prepared(tmp_path / "cache", **given)
+    assert second.tokenizer.digest == first.tokenizer.digest
+    assert second.notes == first.notes == [f"{blank}: 1 of 7 texts are blank and were left out"]
+    for name in ("train", "val", "test", "unlabeled"):
+        one, other = getattr(first, name), getattr(second, name)
+        assert np.array_equal(one.tokens, other.tokens)
+        assert np.array_equal(one.labels, other.labels)
+
+
+@pytest.mark.parametrize("option", ["labeled", "val", "test"])
+def test_a_changed_file_is_never_served_stale(option: str, tmp_path: Path) -> None:
+    paths = {name: tmp_path / f"{name}.csv" for name in ("labeled", "val", "test")}
+    given = {name: [str(write_csv(path, labeled_rows(5, seed)))] for seed, (name, path) in enumerate(paths.items())}
+    prepared(tmp_path / "cache", **given)
+    changed = [(text.upper(), label) for text, label in labeled_rows(5, 9)]
+    write_csv(paths[option], changed)
+    data = prepared(tmp_path / "cache", **given)
+    array = {"labeled": data.train, "val": data.val, "test": data.test}[option]
+    assert [data.tokenizer.decode(array.document(i)) for i in range(15)] == [text for text, _ in changed]
+
+
+@pytest.mark.parametrize(
+    "options", [{"kind": "word"}, {"vocab_size": 280}, {"min_frequency": 90}, {"split_seed": 3}, {"val_fraction": 0.4}]
+)
+def test_every_option_of_preparation_has_a_cache_entry_of_its_own(
+    options: dict[str, Any], files: Files, tmp_path: Path
+) -> None:
+    given = {"labeled": [str(files.train)]}
+    first = prepared(tmp_path, **given)
+    other = prepared(tmp_path, **given, **options)
+    assert len(list((tmp_path / "tokens").iterdir())) == 2
+    same_tokenizer = first.tokenizer.digest == other.tokenizer.digest
+    assert not same_tokenizer or not np.array_equal(first.train.keys, other.train.keys)
+
+
+def test_a_given_tokenizer_is_used_as_it_is_and_shares_nothing_but_the_corpus(files: Files, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.train(["some other text"] * 3, "word", 50)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(tokenizer.to_json(), encoding="utf-8")
+    data = prepared(tmp_path / "cache", kind=str(path), **sources(files))
+    assert data.tokenizer.digest == tokenizer.digest
+    assert not (tmp_path / "cache" / "tokenizers").exists()
+    with pytest.raises(UserError, match=r"missing\.json does not exist"):
+        prepared(tmp_path / "cache", kind=str(tmp_path / "missing.json"), **sources(files))
+
+
+@pytest.mark.parametrize("part", ["unlabeled", "val", "test", "meta.json"])
+def test_a_part_that_was_deleted_is_made_again(part: str, files: Files, tmp_path: Path) -> None:
+    first = prepared(tmp_path, **sources(files))
+    (folder,) = (tmp_path / "tokens").iterdir()
+    target = folder / part
+    if target.is_dir():
+        for path in target.iterdir():
+            path.unlink()
+        target.rmdir()
+    else:
+        target.unlink()
+    again = prepared(tmp_path, **sources(files))
+    assert np.array_equal(again.test.tokens, first.test.tokens)
+    assert np.array_equal(again.unlabeled.tokens, first.unlabeled.tokens)
+    assert again.label_names == first.label_names
+
+
+def test_another_run_that_comes_in_between_disturbs_nothing(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other: list[Prepared] = []
+
+    def overtaken(folder: Path, *args: Any, **kwargs: Any) -> TokenArray:
+        monkeypatch.setattr(module, "write_tokens", write_tokens)
+        other.append(prepared(tmp_path, **sources(files)))  # a whole run, while the first is about to write
+        return write_tokens(folder, *args, **kwargs)
+
+    monkeypatch.setattr(module, "write_tokens", overtaken)
+    mine = prepared(tmp_path, **sources(files))
+    assert len(other) == 1
+    assert np.array_equal(mine.unlabeled.tokens, other[0].unlabeled.tokens)
+    assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".tmp") or path.name.startswith(".")]
+
+
+def test_two_processes_at_once_both_succeed_with_the_same_result(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    rows = [(" ".join(f"w{rng.randrange(300)}" for _ in range(40)), str(i % 2)) for i in range(2000)]
+    path = write_csv(tmp_path / "train.csv", rows)
+    code = f"""
+from pathlib import Path
+from lit_sft.data.corpus import CorpusConfig
+from lit_sft.data.prepare import Preparation
+p = Preparation(CorpusConfig(labeled=[{str(path)!r}]), "bpe", 1000, False, 2, Path({str(tmp_path / "cache")!r}))
+p.make(p.tokenizer())
+data = p.read(p.tokenizer())
+print(data.tokenizer.digest, len(data.train), int(data.unlabeled.tokens.sum()))
+"""
+    runs = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [run.communicate(timeout=60)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0]
+    assert outputs[0] == outputs[1] != ""
+
+
+def test_a_cache_that_can_not_be_written_is_named(files: Files, tmp_path: Path) -> None:
+    blocked = tmp_path / "a-file"
+    blocked.write_text("x", encoding="utf-8")
+    with pytest.raises(UserError, match=r"a-file.*can't be written"):
+        prepared(blocked, **sources(files))
+    made = preparation(blocked, **sources(files))
+    with pytest.raises(UserError, match=r"cache_dir.*a-file.*can't be written"):
+        made.make(Tokenizer.train(["some text"] * 3, "word", 50))
+
+
+def test_the_default_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LIT_SFT_CACHE", "~/here")
+    assert default_cache_dir() == Path.home() / "here"
+    monkeypatch.delenv("LIT_SFT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_cache_dir() == tmp_path / "lit_sft"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert default_cache_dir() == Path.home() / ".cache" / "lit_sft"
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "new" / "file.json"
+    write_atomically(path, "first")
+    monkeypatch.setattr(Path, "replace", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(UserError, match=r"file\.json: can't be written: No space left"):
+        write_atomically(path, "second")
+    assert path.read_text(encoding="utf-8") == "first"
+    assert list(path.parent.iterdir()) == [path]
