@@ -1,0 +1,131 @@
+"""What a stage leaves in its run folder beside checkpoints and events."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+
+from lit_sft.callbacks.stopping import BestCheckpoint
+from lit_sft.callbacks.throughput import Throughput
+from lit_sft.checkpoints import read_config
+from lit_sft.data.prepare import write_atomically
+from lit_sft.runs import RECORD, package_versions, write_record
+
+# The sections of a config that decide a result. The optimizer's own options are reported by the LightningModule.
+SECTIONS = ("seed_everything", "data", "model", "trainer", "checkpoint", "early_stopping")
+UNREPORTED = ("model.optimizer.", "trainer.logger.", "trainer.default_root_dir")
+
+
+class RunRecord(L.Callback):
+    """Writes ``config.yaml`` and ``tokenizer.json`` at the start, ``metrics.json`` at the end of a fit.
+
+    The record holds the validation figures of the best checkpoint, not of the last: they are kept here for each
+    validation until the monitor has chosen.
+
+    Args:
+        folder: the stage's run folder.
+        config: the run's options as plain values.
+        resumed: leave the first start's ``config.yaml`` and write ``config.resume.yaml`` beside it.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any], resumed: bool) -> None:
+        self.folder, self.config, self.resumed = folder, config, resumed
+        self._best: dict[str, float] = {}
+        self._best_score: float | None = None
+        self._seconds_before = 0.0
+        self._started = time.perf_counter()
+
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        if stage == "fit" and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            name = "config.resume.yaml" if self.resumed else "config.yaml"
+            if self.resumed and (changed := changed_options(read_config(self.folder), self.config)):
+                rank_zero_info("resumed with changed options: " + "; ".join(changed))
+            write_atomically(self.folder / name, yaml.safe_dump(self.config, sort_keys=False))
+
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        write_atomically(self.folder / "tokenizer.json", module.tokenizer.to_json())  # type: ignore
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                text = yaml.safe_dump(self.config, sort_keys=False)
+                logger.experiment.add_text("config", "".join(f"    {line}\n" for line in text.splitlines()))
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        checkpoint = next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
+        figures = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        if trainer.progress_bar_callback is None:  # type: ignore[attr-defined]
+            rank_zero_info(f"step {trainer.global_step}: {_shown(figures)}")
+        if checkpoint is None or checkpoint.monitor not in figures:
+            self._best = figures
+            return
+        score = figures[checkpoint.monitor] * (1 if checkpoint.mode == "max" else -1)
+        if math.isnan(score):
+            score = -math.inf  # as the checkpoint callback takes it
+        if self._best_score is None or score > self._best_score:
+            self._best, self._best_score = figures, score
+
+    def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.fast_dev_run or trainer.interrupted or not trainer.is_global_zero:  # type: ignore[attr-defined]
+            return
+        throughput = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
+        record = {
+            "stage": module.stage,
+            "val": {k.removeprefix("val/"): v for k, v in self._best.items()},
+            "tokens_per_second": throughput.tokens_per_second if throughput else None,
+            "steps": trainer.global_step,
+            "seed": self.config.get("seed_everything"),
+            "seconds": self._seconds_before + time.perf_counter() - self._started,
+            "versions": package_versions(),
+        }
+        write_record(self.folder / RECORD, record)
+        self._next_steps(module)
+
+    @rank_zero_only
+    def _next_steps(self, module: L.LightningModule) -> None:
+        rank_zero_info(f"done: {self.folder} (best validation: {_shown(self._best)})")
+        if module.stage == "pretrain":
+            rank_zero_info(f"fine-tune it:  python -m lit_sft fit --config … --model.init_from {self.folder}")
+        else:
+            rank_zero_info(f"test it:  python -m lit_sft test --ckpt_path {self.folder}")
+
+    def state_dict(self) -> dict[str, Any]:
+        seconds = self._seconds_before + time.perf_counter() - self._started
+        return {"best": self._best, "best_score": self._best_score, "seconds": seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if (self.folder / "checkpoints" / "best.ckpt").is_file():  # else it stays in the folder it was made in
+            self._best, self._best_score = state_dict["best"], state_dict["best_score"]
+        self._seconds_before = state_dict["seconds"]
+
+
+def _shown(figures: dict[str, float]) -> str:
+    names = ("val/loss", "val/perplexity", "val/accuracy", "val/macro_f1")
+    return ", ".join(f"{name} {figures[name]:.4g}" for name in names if name in figures)
+
+
+def changed_options(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs between the config that a run began with and the one that it is resumed with, a line each."""
+    old, new = dict(_flat(before)), dict(_flat(now))
+    names = [name for name in {**old, **new} if not name.startswith(UNREPORTED)]
+    return [f"{n}: {old.get(n)} -> {new.get(n)}" for n in names if old.get(n) != new.get(n)]
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if not prefix and key not in SECTIONS:
+            continue
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,284 @@
+"""The LightningModule: which step, which optimizer, what is logged, what a checkpoint holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from lit_sft.checkpoints import contents, read_checkpoint, resolve
+from lit_sft.data.buckets import DocumentBatch
+from lit_sft.data.streams import StreamBatch
+from lit_sft.data.tokenization import Tokenizer
+from lit_sft.errors import UserError
+from lit_sft.metrics import ClassificationMetrics, LanguageModelMetrics
+from lit_sft.models import ClassifierHead, Encoder, LMHead, LSTMEncoder, LSTMState, Network
+from lit_sft.models.dropout import check_dropout
+from lit_sft.objectives import MLE, Objective, Supervised
+from lit_sft.objectives.supervised import class_probabilities, num_outputs
+from lit_sft.optim import Schedule, WarmupCosine, build_optimizer
+from lit_sft.transfer import first_misfit, load_pretrained
+
+Stage = Literal["pretrain", "finetune"]
+Batch = StreamBatch | DocumentBatch
+
+
+class LitSFT(L.LightningModule):
+    """An LSTM that is pretrained on unlabeled text or fine-tuned on labels, one stage a run.
+
+    The network is built in ``setup``, when the data module knows the vocabulary and the labels.
+
+    Args:
+        stage: ``pretrain`` (language modelling) or ``finetune`` (classification).
+        init_from: a run or checkpoint whose weights and tokenizer this run starts from; without it, from scratch.
+            Not for resuming a run: that is ``--ckpt_path``.
+        encoder: the encoder's class and options; called with the vocabulary size.
+        pooling: how the classifier makes one vector of a document.
+        head_dropout: dropout before the classifier's output layer.
+        head_hidden_size: units of a hidden layer in the classifier; 0 for none.
+        tie_weights_up_to: the largest vocabulary whose LM head shares the embedding's weights; above, adaptive softmax.
+        objective: what is minimised; by default ``MLE`` for pretraining, ``Supervised`` for fine-tuning.
+        optimizer: the optimizer's class and options; its rate is that of the top layer.
+        schedule: factor on the rate by optimizer step.
+        layer_decay: rate of a layer as a share of the one above it (discriminative rates).
+    """
+
+    def __init__(
+        self,
+        stage: Stage = "pretrain",
+        init_from: str | None = None,
+        encoder: Callable[[int], Encoder] = LSTMEncoder,
+        pooling: Literal["last", "mean", "max", "concat", "attention"] = "concat",
+        head_dropout: float = 0.4,
+        head_hidden_size: int = 0,
+        tie_weights_up_to: int = 10_000,
+        objective: Objective | None = None,
+        optimizer: OptimizerCallable = AdamW,
+        schedule: Schedule | None = None,
+        layer_decay: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.stage, self.init_from = stage, init_from
+        self.make_encoder, self.make_optimizer = encoder, optimizer
+        self.pooling, self.head_dropout, self.head_hidden_size = pooling, head_dropout, head_hidden_size
+        self.tie_weights_up_to, self.layer_decay = tie_weights_up_to, layer_decay
+        self.objective: Objective = objective or (MLE() if stage == "pretrain" else Supervised())
+        self.schedule: Schedule = schedule or WarmupCosine()
+        self.config: dict[str, Any] = {}  # the run's options as plain values; the command line fills it
+        self.network: Network | None = None
+        self.tokenizer: Tokenizer | None = None
+        self.label_names: list[str] = []
+        self._state: LSTMState | None = None  # carried from one training batch of the stream to the next
+        self._eval_state: LSTMState | None = None
+        self._initialized = False  # whether init_from was dealt with: it must not undo a training in this process
+        self._total_steps = 0
+        self._fresh_groups: list[dict[str, Any]] = []
+
+    # ---- building
+
+    def build(self, tokenizer: Tokenizer, label_names: list[str]) -> Network:
+        """Make the network for a vocabulary and labels, with the heads that the objective needs.
+
+        Raises:
+            UserError: labels missing, an objective of the other stage, an option of encoder or heads out of range.
+        """
+        heads = self.objective.heads
+        if ("classifier" in heads) != (self.stage == "finetune"):
+            kind = type(self.objective).__name__
+            raise UserError(f"model.stage {self.stage} doesn't go with model.objective {kind}")
+        if "classifier" in heads and len(label_names) < 2:
+            raise UserError("fine-tuning needs labeled data: give --data.labeled a file with a label column")
+        try:
+            self.network = self._make_network(tokenizer, label_names)
+        except ValueError as error:
+            raise UserError(f"model: {error}") from error
+        if self.network.lm_head is not None:
+            self.lm_metrics = LanguageModelMetrics()
+        if self.network.classifier is not None:
+            self.class_metrics = ClassificationMetrics(label_names)
+        self.tokenizer, self.label_names = tokenizer, list(label_names)
+        return self.network
+
+    def _make_network(self, tokenizer: Tokenizer, label_names: list[str]) -> Network:
+        check_dropout("head_dropout", self.head_dropout)
+        if self.layer_decay <= 0:
+            raise ValueError(f"layer_decay={self.layer_decay} must be above 0")
+        encoder = self.make_encoder(tokenizer.vocab_size)
+        lm_head = classifier = None
+        if "lm" in self.objective.heads:
+            lm_head = LMHead(encoder.embedding, encoder.output_size, tie_weights_up_to=self.tie_weights_up_to)
+        if "classifier" in self.objective.heads:
+            if isinstance(self.objective, Supervised):
+                self.objective.check_classes(len(label_names))
+            classifier = ClassifierHead(
+                encoder.output_size,
+                num_outputs(len(label_names)),
+                pooling=self.pooling,
+                dropout=self.head_dropout,
+                hidden_size=self.head_hidden_size,
+            )
+        return Network(encoder, lm_head, classifier)
+
+    def setup(self, stage: str) -> None:
+        """Build the network from the data module's vocabulary."""
+        if self.network is None:
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            self.build(data.tokenizer, data.label_names)
+
+    def on_fit_start(self) -> None:
+        """Load ``init_from``, unless this run is resumed: only here the Trainer tells (in ``setup`` it doesn't yet)."""
+        if self.init_from and not self.trainer.ckpt_path and not self._initialized:
+            assert self.tokenizer is not None
+            load_pretrained(self.net, read_checkpoint(resolve(self.init_from, "init_from")), self.tokenizer)
+        self._initialized = True
+
+    @property
+    def net(self) -> Network:
+        """The network; a RuntimeError where it isn't built yet."""
+        if self.network is None:
+            raise RuntimeError("the network is built in setup, from the data module's vocabulary; or call build()")
+        return self.network
+
+    # ---- training
+
+    def training_step(self, batch: Mapping[str, Batch], batch_idx: int) -> Tensor:
+        """One step of the objective; the stream's hidden state is carried over, without its gradient."""
+        loss = self.objective(self.net, batch, self._state)
+        self._state = loss.state
+        size = sum(b.num_tokens for b in batch.values())
+        self.log("train/loss", loss.total.detach(), batch_size=size, prog_bar=True)
+        if len(loss.parts) > 1:
+            self.log_dict({f"train/{name}": value for name, value in loss.parts.items()}, batch_size=size)
+        return loss.total
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer, a parameter group or two a layer, and the schedule by optimizer step."""
+        layers = self.net.layer_groups()
+        names = ["embedding", *(f"layer{i}" for i in range(1, len(layers) - 1)), "head"]
+        try:
+            optimizer = build_optimizer(self.make_optimizer, list(zip(names, layers, strict=True)), self.layer_decay)
+        except ValueError as error:
+            raise UserError(f"model.optimizer: {error}") from error
+        self._total_steps = total = self.total_steps()
+        schedule = LambdaLR(optimizer, lambda step: self.schedule(step, total))
+        self._fresh_groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
+
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole fit, from the batches of an epoch and the Trainer's limits.
+
+        Raises:
+            UserError: the fit has no end that is known beforehand, and the schedule needs one.
+        """
+        trainer = self.trainer
+        batches: int = trainer.datamodule.train_batches()  # type: ignore[attr-defined]
+        limit = trainer.limit_train_batches  # overfit_batches too ends here
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * (1.0 if limit is None else limit))
+        steps_per_epoch = -(-batches // trainer.accumulate_grad_batches)
+        ends = [trainer.max_steps]
+        if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+            ends.append(trainer.max_epochs * steps_per_epoch)
+        known = [end for end in ends if end >= 0]  # -1: no limit
+        if not known and self.schedule.needs_total:
+            kind = type(self.schedule).__name__
+            raise UserError(f"{kind} needs the number of steps: set --trainer.max_epochs or --trainer.max_steps")
+        return min(known, default=0)
+
+    def on_train_start(self) -> None:
+        """After a resume the config's optimizer options win over the checkpoint's; what changed is printed."""
+        if self._state is not None:
+            self._state = tuple(tuple(t.to(self.device) for t in layer) for layer in self._state)
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        scheduler = self.lr_schedulers()
+        assert isinstance(scheduler, LambdaLR)
+        changed: dict[str, str] = {}
+        for index, (group, fresh) in enumerate(zip(optimizer.param_groups, self._fresh_groups, strict=True)):
+            for key, value in fresh.items():
+                if key != "lr" and group.get(key) != value:
+                    changed[f"{key} of {fresh.get('name', index)}"] = f"{group.get(key)} -> {value}"
+                    group[key] = value
+            scheduler.base_lrs[index] = group["initial_lr"]
+            group["lr"] = group["initial_lr"] * self.schedule(scheduler.last_epoch, self._total_steps)
+        if changed:
+            rank_zero_info("resumed with changed options: " + "; ".join(f"{k}: {v}" for k, v in changed.items()))
+
+    # ---- evaluation
+
+    def on_validation_epoch_start(self) -> None:
+        self._reset_metrics()
+
+    def on_test_epoch_start(self) -> None:
+        self._reset_metrics()
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test")
+
+    def predict_step(self, batch: DocumentBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Class probabilities, (batch, classes), in the batch's order (its ``indices`` say which documents)."""
+        return class_probabilities(self.net.classify(batch, self.net.draw_masks(len(batch.input_ids))))
+
+    def _evaluate(self, batch: Batch) -> None:
+        masks = self.net.draw_masks(len(batch.input_ids))  # all None: evaluation drops nothing
+        if isinstance(batch, StreamBatch):
+            if batch.first or self._eval_state is None:
+                self._eval_state = self.net.encoder.initial_state(len(batch.input_ids))
+            nll, self._eval_state = self.net.lm_nll(batch, self._eval_state, masks)
+            self.lm_metrics.update(nll, batch.targets)
+        else:
+            probabilities = class_probabilities(self.net.classify(batch, masks))
+            chosen = probabilities.gather(1, batch.labels[:, None]).squeeze(1)
+            self.class_metrics.update(probabilities, batch.labels, -chosen.clamp_min(1e-12).log())
+
+    def _reset_metrics(self) -> None:
+        self._eval_state = None
+        for name in ("lm_metrics", "class_metrics"):
+            if hasattr(self, name):
+                getattr(self, name).reset()
+
+    def _log_metrics(self, split: Literal["val", "test"]) -> None:
+        figures: dict[str, float] = {}
+        if self.net.lm_head is not None:
+            figures |= self.lm_metrics.compute(self.trainer.datamodule.bytes_per_target(split))  # type: ignore[attr-defined]
+        if self.net.classifier is not None:
+            if figures:  # an objective with both heads: the classifier's loss is the one to choose by
+                figures = {f"lm_{name}": value for name, value in figures.items()}
+            figures |= self.class_metrics.compute()
+        shown = {"loss", "perplexity", "accuracy", "macro_f1"}
+        for name, value in figures.items():
+            self.log(f"{split}/{name}", value, prog_bar=split == "val" and name in shown)
+
+    # ---- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        assert self.tokenizer is not None
+        checkpoint["lit_sft"] = contents(
+            self.stage, self.tokenizer.to_json(), self.label_names, self.config, self._state
+        )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the carried state; a checkpoint of another shape is the user's mistake, named here and not by torch."""
+        if "lit_sft" not in checkpoint:
+            raise UserError("the checkpoint to resume from is not one of lit_sft's")
+        self._state = checkpoint["lit_sft"]["state"]
+        if misfit := first_misfit(self.state_dict(), checkpoint["state_dict"]):
+            raise UserError(f"the checkpoint doesn't fit the model: {misfit}; give --model the options of its run")
+        if self.trainer.state.fn != "fit":
+            checkpoint["callbacks"] = {}  # evaluation takes the weights alone; Lightning would ask for these callbacks

@@ -1,0 +1,175 @@
+"""Run folders: ``logs/NAME/version_K``, made once, found again, and their records."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import shutil
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from lit_sft.data.prepare import write_atomically
+from lit_sft.errors import UserError
+
+LOGS = Path("logs")
+RECORD = "metrics.json"
+# Which documents are tested, and what the classifier sees of them; batch sizes and places change no figure.
+TESTED = ("test", "text_column", "label_column", "header", "encoding", "label_names", "max_length", "truncation")
+# What decides a result: ours, the engines', and the projects whose documentation is the pydocs corpus.
+VERSIONED = (
+    *("lit_sft", "torch", "lightning", "torchmetrics", "tokenizers", "numpy", "pyarrow", "jsonargparse"),
+    *("tensorboard", "sympy", "networkx", "huggingface_hub", "scikit-learn"),
+)
+
+
+def run_name(config: str | None, name: str | None) -> str:
+    """``--name``, else the config's path under ``configs/`` with dashes, else ``run``.
+
+    Raises:
+        UserError: a name that isn't a plain folder name.
+    """
+    if name is None:
+        if config is None:
+            return "run"
+        parts = Path(config).with_suffix("").parts
+        below = parts[parts.index("configs") + 1 :] if "configs" in parts else parts[-1:]
+        name = re.sub(r"[^\w.+=-]", "_", "-".join(below)).lstrip(".") or "run"
+    if not re.fullmatch(r"[\w.+=-]+", name) or name.startswith("."):
+        raise UserError(f"--name {name}: use letters, digits, '-', '_', '.', '+' and '=' only")
+    return name
+
+
+def new_run(name: str, logs: Path | None = None) -> Path:
+    """Make and return the folder of the next version; two runs started at once get two folders."""
+    root = (logs or LOGS) / name
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        number = max((int(p.name[8:]) for p in versions(root)), default=-1) + 1
+        while True:
+            folder = root / f"version_{number}"
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                number += 1
+            else:
+                return folder
+    except OSError as error:
+        raise UserError(f"{root}: can't make a run folder: {error.strerror or error}") from error
+
+
+def named_run(folder: Path) -> Path:
+    """Make the folder that ``--run_dir`` names."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--run_dir {folder}: can't be made: {error.strerror or error}") from error
+    return folder
+
+
+def discard_run(folder: Path) -> None:
+    """Remove the folder of a run that ended by a mistake, unless it has a checkpoint already."""
+    if any(folder.glob("**/*.ckpt")):
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.parent.is_dir() and not any(folder.parent.iterdir()):
+        folder.parent.rmdir()
+
+
+def unfinished_run(name: str, logs: Path | None = None) -> Path:
+    """The newest version without a record.
+
+    Raises:
+        UserError: there is none.
+    """
+    root = (logs or LOGS) / name
+    open_runs = [p for p in versions(root) if not (p / RECORD).is_file() and (p / "config.yaml").is_file()]
+    if not open_runs:
+        what = "every run there is finished" if versions(root) else "no run there"
+        raise UserError(f"--ckpt_path last: nothing to resume in {root} ({what}); leave it out to start a new run")
+    return open_runs[-1]
+
+
+def versions(root: Path) -> list[Path]:
+    """The version folders of a name, oldest first."""
+    found = [p for p in root.glob("version_*") if p.is_dir() and p.name[8:].isdigit()]
+    return sorted(found, key=lambda p: int(p.name[8:]))
+
+
+def run_folder_of(checkpoint: Path) -> Path | None:
+    """The stage's folder that a checkpoint file lies in; None for a file on its own."""
+    folder = checkpoint.parent
+    return folder.parent if folder.name == "checkpoints" else None
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """A run's ``metrics.json``; empty where there is none yet."""
+    path = folder / RECORD
+    if not path.is_file():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from error
+    return record if isinstance(record, dict) else {}
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Write a record as readable JSON, atomically; NaN (a figure that isn't defined) becomes null."""
+    write_atomically(path, json.dumps(_defined(record), indent=2) + "\n")
+
+
+def write_test(
+    folder: Path, figures: dict[str, float], checkpoint: Path, own_data: dict[str, Any], data: dict[str, Any]
+) -> Path | None:
+    """Keep the figures of a test: in the run's record when they are the run's own, else in a file beside it.
+
+    Args:
+        folder: the run's folder.
+        figures: what was measured.
+        checkpoint: which of the run's checkpoints.
+        own_data, data: the data options of the run, and those of the test.
+
+    Returns:
+        The file that was written; None where the record has its test figures already and stays as it is.
+    """
+    record = read_record(folder)
+    best = checkpoint.name == "best.ckpt" or not (checkpoint.parent / "best.ckpt").is_file()
+    parts = [] if record and best else [checkpoint.stem]
+    if any(_located(data.get(key)) != _located(own_data.get(key)) for key in TESTED):
+        source = data.get("test") or data.get("labeled")
+        parts += [Path(str(s)).stem for s in (source if isinstance(source, list) else [source])]
+    if parts:
+        path = folder / f"test-{'-'.join(parts)}.json"
+        tested = {key: data.get(key) for key in ("labeled", *TESTED)}
+        write_record(path, {"test": figures, "data": tested, "checkpoint": str(checkpoint)})
+        return path
+    if "test" in record:
+        return None
+    write_record(folder / RECORD, {**record, "test": figures})
+    return folder / RECORD
+
+
+def _located(value: Any) -> Any:
+    """A path made absolute, so that two ways to write it are one; anything else as it is."""
+    if isinstance(value, list):
+        return [_located(v) for v in value]
+    return str(Path(value).resolve()) if isinstance(value, str) and Path(value).exists() else value
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of every installed package that a result may depend on."""
+    found = {"python": platform.python_version()}
+    for name in VERSIONED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _defined(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _defined(v) for k, v in value.items()}
+    return None if isinstance(value, float) and value != value else value

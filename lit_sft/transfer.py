@@ -1,0 +1,52 @@
+"""Weights from another run: what is taken over, and what is said where it doesn't fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from lit_sft.checkpoints import Checkpoint
+from lit_sft.data.tokenization import Tokenizer
+from lit_sft.errors import UserError
+from lit_sft.models import Network
+
+ENCODER = "encoder."
+
+
+def load_pretrained(network: Network, source: Checkpoint, tokenizer: Tokenizer) -> tuple[int, int]:
+    """Copy the checkpoint's whole encoder, and those heads that fit by name and shape; others are left behind.
+
+    Returns:
+        How many tensors were loaded, and how many of the network's own start fresh.
+
+    Raises:
+        UserError: another tokenizer (its rows would mean other tokens), or an encoder of another shape.
+    """
+    if source.tokenizer().digest != tokenizer.digest:
+        raise UserError(
+            f"the tokenizer doesn't fit {source.path}: fine-tuning takes the tokenizer of its init_from; "
+            "leave out --data.tokenizer"
+        )
+    weights, own = source.network_weights(), network.state_dict()
+    if misfit := first_misfit(own, weights, ENCODER):
+        raise UserError(
+            f"the encoder doesn't fit {source.path}: {misfit}; give model.encoder the options of the pretraining"
+        )
+    kept = {n: w for n, w in weights.items() if n in own and own[n].shape == w.shape}
+    network.load_state_dict(kept, strict=False)
+    rank_zero_info(f"init_from {source.path}: loaded {len(kept)} tensors, {len(own) - len(kept)} start fresh")
+    return len(kept), len(own) - len(kept)
+
+
+def first_misfit(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], prefix: str = "") -> str | None:
+    """The first tensor (of those whose names start with ``prefix``) that isn't the same shape in both, in words."""
+    for name in sorted(n for n in {*own, *theirs} if n.startswith(prefix)):
+        if _shape(own, name) != _shape(theirs, name):
+            return f"{name} is {_shape(own, name)} here and {_shape(theirs, name)} there"
+    return None
+
+
+def _shape(weights: Mapping[str, Tensor], name: str) -> str:
+    return str(tuple(weights[name].shape)) if name in weights else "missing"

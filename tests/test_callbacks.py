@@ -1,0 +1,167 @@
+"""What a run leaves behind: TensorBoard's tags, the record of the best validation, throughput, best and last."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import Files
+from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from training import Losses, PowerCut, data_of, module_of, trainer_of
+
+from lit_sft.callbacks import BestCheckpoint, EarlyStop, LastCheckpoint, RunRecord, Throughput
+from lit_sft.callbacks.record import changed_options
+from lit_sft.optim import WarmupCosine
+
+CONFIG = {"seed_everything": 3, "model": {"stage": "finetune", "note": "a text\nof two lines"}}
+
+
+def run(stage: str, files: Files, cache: Path, folder: Path, **options: Any) -> dict[str, Any]:
+    """A logged fit and test; returns trainer, module, callbacks and the event file's reader."""
+    monitor, mode = options.pop("monitor", ("val/loss", "min"))
+    callbacks = {
+        "losses": Losses(options.pop("stop_at", None)),
+        "rates": LearningRateMonitor(logging_interval="step"),
+        "throughput": Throughput(warmup=1),
+        "record": RunRecord(folder, options.pop("config", CONFIG), options.pop("resumed", False)),
+        "best": BestCheckpoint(monitor, mode),
+        "last": LastCheckpoint(),
+    }
+    for name in ("best", "last"):
+        callbacks[name].dirpath = str(folder / "checkpoints")
+    module = options.pop("module", None) or module_of(stage, schedule=WarmupCosine(0.3))
+    path = options.pop("ckpt_path", None)
+    logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
+    given = {"max_epochs": 3, "limit_val_batches": 1.0, "logger": logger, "callbacks": list(callbacks.values())}
+    trainer = trainer_of(folder, **{**given, **options})
+    data = data_of(files, cache)
+    trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+    trainer.test(module, datamodule=data, verbose=False)
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0})
+    events.Reload()
+    return {"trainer": trainer, "module": module, "events": events, **callbacks}
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_the_event_file_holds_every_group_of_tags_and_the_config(
+    stage: str, files: Files, shared_cache: Path, tmp_path: Path
+) -> None:
+    made = run(stage, files, shared_cache, tmp_path)
+    events, seen = made["events"], made["losses"]
+    tags = set(events.Tags()["scalars"])
+    figures = {"loss", "perplexity", "bits_per_byte"}
+    if stage == "finetune":
+        figures = {"loss", "accuracy", "macro_f1", "auroc", "mcc", "ece"}
+        figures |= {f"{name}/{label}" for name in ("precision", "recall") for label in ("sea", "sky", "wood")}
+    rates = {"embedding", "layer1", "layer1.bias", "layer2", "layer2.bias", "head", "head.bias"}
+    expected = {f"{split}/{name}" for split in ("val", "test") for name in figures}
+    assert tags == expected | {f"lr/{name}" for name in rates} | {"train/loss", "perf/tokens_per_second", "epoch"}
+    assert [e.value for e in events.Scalars("train/loss")] == pytest.approx(seen.values)
+    assert [e.value for e in events.Scalars("lr/head")] == pytest.approx(seen.rates)
+    total = len(seen.values)
+    assert seen.rates == pytest.approx([0.01 * WarmupCosine(0.3)(step, total) for step in range(total)])
+    assert len(events.Scalars("val/loss")) == 3
+    (text,) = events.Tensors("config/text_summary")
+    stored = text.tensor_proto.string_val[0].decode()
+    assert yaml.safe_load("\n".join(line[4:] for line in stored.splitlines())) == CONFIG
+
+
+@pytest.mark.parametrize(("accumulate", "every"), [(1, 1), (1, 3), (2, 2)])
+def test_throughput_counts_real_tokens_of_all_but_the_first_steps(
+    accumulate: int, every: int, files: Files, shared_cache: Path, tmp_path: Path
+) -> None:
+    options = {"accumulate_grad_batches": accumulate, "log_every_n_steps": every, "max_epochs": 1}
+    made = run("finetune", files, shared_cache, tmp_path, **options)
+    data = data_of(files, shared_cache)
+    data.prepare_data()
+    data.setup()
+    tokens = [batch.num_tokens for batch in data.document_loader("train")]
+    throughput = made["throughput"]
+    assert throughput.tokens == sum(tokens[1:])
+    assert throughput.tokens_per_second == pytest.approx(throughput.tokens / throughput.seconds)
+    points = made["events"].Scalars("perf/tokens_per_second")
+    assert 0 < len(points) <= 8 // accumulate // every
+    assert all(point.value > 0 for point in points)
+
+
+def test_the_record_is_of_the_best_validation_and_not_of_the_last(
+    files: Files, shared_cache: Path, tmp_path: Path
+) -> None:
+    made = run("finetune", files, shared_cache, tmp_path, monitor=("val/ece", "max"), max_epochs=4)
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    curve = [e.value for e in made["events"].Scalars("val/ece")]
+    best = curve.index(max(curve))
+    assert record["val"]["ece"] == pytest.approx(max(curve))
+    assert record["val"]["loss"] == pytest.approx(made["events"].Scalars("val/loss")[best].value)
+    checkpoint = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 8 * (best + 1)
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 32
+    assert record["steps"] == 32
+    assert record["seed"] == 3
+    assert record["tokens_per_second"] > 0
+    assert {"torch", "lightning", "python"} <= set(record["versions"])
+    assert (tmp_path / "tokenizer.json").read_text() == made["module"].tokenizer.to_json()
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == CONFIG
+
+
+def test_a_figure_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
+    record = RunRecord(tmp_path, CONFIG, False)
+    best = BestCheckpoint("val/auroc", "max")
+
+    class Trainer:
+        sanity_checking = False
+        progress_bar_callback = object()
+        checkpoint_callbacks = (best,)
+        callback_metrics: dict[str, float]
+
+    for auroc in (math.nan, 0.4, math.nan, 0.3):
+        Trainer.callback_metrics = {"val/auroc": auroc, "train/loss": 1.0}
+        record.on_validation_end(Trainer(), None)  # type: ignore[arg-type]
+    assert record._best == {"val/auroc": 0.4}
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_a_resumed_run_keeps_its_first_config_its_best_and_its_seconds_and_tells_what_changed(
+    files: Files, shared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("lit_sft.callbacks.record.rank_zero_info", told.append)
+    with pytest.raises(PowerCut):
+        run("finetune", files, shared_cache, tmp_path, stop_at=18, monitor=("val/loss", "max"))
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    stored = torch.load(last, weights_only=True)["callbacks"]["RunRecord"]
+    assert not any("changed" in line for line in told)
+    changed = {**CONFIG, "model": {**CONFIG["model"], "note": "other"}}  # type: ignore[dict-item]
+    options = {"resumed": True, "config": changed, "ckpt_path": last, "monitor": ("val/loss", "max")}
+    run("finetune", files, shared_cache, tmp_path, **options)
+    assert "resumed with changed options: model.note: a text\nof two lines -> other" in told
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    assert record["val"]["loss"] == stored["best"]["val/loss"]  # the first epoch's: it is the highest
+    assert record["seconds"] > stored["seconds"] > 0
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == CONFIG
+    assert yaml.safe_load((tmp_path / "config.resume.yaml").read_text()) == changed
+
+
+def test_changed_options_are_those_that_decide_a_result() -> None:
+    before = {"name": "a", "trainer": {"max_epochs": 3, "logger": {"save_dir": "x"}}, "model": {"optimizer": {"lr": 1}}}
+    now = {"name": "b", "trainer": {"max_epochs": 4, "logger": {"save_dir": "y"}}, "model": {"optimizer": {"lr": 2}}}
+    assert changed_options(before, now) == ["trainer.max_epochs: 3 -> 4"]
+    assert changed_options(before, before) == []
+    assert changed_options({}, {"data": {"seed": 1}}) == ["data.seed: None -> 1"]
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [(0, 4), (2, 3)])
+def test_early_stopping_waits_for_its_patience_and_never_at_zero(
+    patience: int, epochs: int, files: Files, shared_cache: Path, tmp_path: Path
+) -> None:
+    stop = EarlyStop("val/loss", "max", patience, min_delta=100.0)  # nothing ever improves by so much
+    trainer = trainer_of(tmp_path, max_epochs=4, limit_val_batches=1.0, callbacks=[stop])
+    trainer.fit(module_of("finetune"), datamodule=data_of(files, shared_cache))
+    assert trainer.current_epoch == epochs

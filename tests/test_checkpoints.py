@@ -1,0 +1,293 @@
+"""Checkpoints: how they are found, that they carry all they need, and that a stranger's is data and not code."""
+
+import pickle
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import Command, Configs, Files, Trained, tiny_options
+
+from lit_sft import load
+from lit_sft.checkpoints import own_class, read_checkpoint, resolve, stage_folders, stage_of, stored_config
+from lit_sft.errors import UserError
+from lit_sft.models import Encoder, LSTMEncoder
+from lit_sft.objectives import Objective, Supervised
+
+
+class TestRunOrCheckpoint:
+    @pytest.fixture
+    def recipe(self, tmp_path: Path) -> Path:
+        """The folder of a recipe's run with two pretrainings and two fine-tunings, the last of which has no best."""
+        names = {"pretrain": "pretrain", "more": "pretrain", "finetune": "finetune", "again": "finetune"}
+        stages = [{"name": name} for name in (*names, "later")]  # the last stage has not run
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump({"stages": stages}))
+        for name, stage in names.items():
+            folder = tmp_path / name / "checkpoints"
+            folder.mkdir(parents=True)
+            (tmp_path / name / "config.yaml").write_text(yaml.safe_dump({"model": {"stage": stage}}))
+            for which in ("last",) if name == "again" else ("best", "last"):
+                (folder / f"{which}.ckpt").write_text("")
+        return tmp_path
+
+    def test_a_file_is_itself(self, recipe: Path) -> None:
+        file = recipe / "more" / "checkpoints" / "last.ckpt"
+        assert resolve(file, "ckpt_path") == resolve(file, "init_from") == file
+
+    def test_a_stage_is_its_best_checkpoint_else_its_last(self, recipe: Path) -> None:
+        assert resolve(recipe / "finetune", "ckpt_path") == recipe / "finetune/checkpoints/best.ckpt"
+        assert resolve(str(recipe / "again"), "ckpt_path") == recipe / "again/checkpoints/last.ckpt"
+
+    def test_a_recipe_is_its_pretraining_to_start_from_else_its_last_stage(self, recipe: Path) -> None:
+        assert resolve(recipe, "init_from") == recipe / "more/checkpoints/best.ckpt"
+        assert resolve(recipe, "ckpt_path") == recipe / "again/checkpoints/last.ckpt"
+        assert [folder.name for folder in stage_folders(recipe)] == ["pretrain", "more", "finetune", "again"]
+        assert stage_of(recipe / "more") == "pretrain"
+
+    @pytest.mark.parametrize(("purpose", "option"), [("init_from", "--model.init_from"), ("ckpt_path", "--ckpt_path")])
+    def test_what_is_not_there_is_named_with_the_option(self, purpose: Any, option: str, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=f"nowhere: no such run or checkpoint .from {option}"):
+            resolve("nowhere", purpose)
+        with pytest.raises(UserError, match="no checkpoint in this folder"):
+            resolve(tmp_path, purpose)
+
+    def test_a_recipe_without_pretraining_is_nothing_to_start_from(self, recipe: Path) -> None:
+        for name in ("pretrain", "more"):
+            shutil.rmtree(recipe / name)
+        with pytest.raises(UserError, match="no checkpoint"):
+            resolve(recipe, "init_from")
+
+    def test_a_broken_config_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "config.yaml").write_text("a: [")
+        with pytest.raises(UserError, match=r"config.yaml: not valid YAML"):
+            resolve(tmp_path, "ckpt_path")
+
+
+class TestReading:
+    def test_a_checkpoint_tells_what_every_command_needs(self, trained: Trained) -> None:
+        checkpoint = read_checkpoint(resolve(trained.finetune, "ckpt_path"))
+        assert checkpoint.stage == "finetune"
+        assert checkpoint.label_names == ["sea", "sky", "wood"]
+        assert checkpoint.tokenizer().vocab_size == 300
+        assert checkpoint.config["data"]["max_length"] == 32
+        assert {name.split(".")[0] for name in checkpoint.network_weights()} == {"encoder", "classifier"}
+
+    def test_the_file_alone_is_enough(self, trained: Trained, tmp_path: Path) -> None:
+        file = shutil.copy(resolve(trained.finetune, "ckpt_path"), tmp_path / "alone.ckpt")
+        texts = ["the whale near the reef", "a moss and the owl"]
+        assert load(file).predict(texts) == load(trained.finetune).predict(texts)
+
+    def test_what_is_no_checkpoint_of_ours_is_refused(self, trained: Trained, tmp_path: Path) -> None:
+        whole = resolve(trained.finetune, "ckpt_path").read_bytes()
+        cases = {
+            "truncated": whole[: len(whole) // 2],
+            "nearly": whole[:-100],
+            "empty": b"",
+            "text": b"text,label\n",
+            "pickle": pickle.dumps({"a": 1}),
+        }
+        for name, content in cases.items():
+            path = tmp_path / f"{name}.ckpt"
+            path.write_bytes(content)
+            with pytest.raises(UserError, match=rf"{name}.ckpt: .*damaged"):
+                read_checkpoint(path)
+        torch.save({"state_dict": {}}, tmp_path / "theirs.ckpt")
+        with pytest.raises(UserError, match="not one of lit_sft's"):
+            read_checkpoint(tmp_path / "theirs.ckpt")
+        with pytest.raises(UserError, match="no such checkpoint"):
+            read_checkpoint(tmp_path / "absent.ckpt")
+
+    @pytest.mark.parametrize(
+        ("entry", "value"),
+        [("stage", "test"), ("label_names", [1]), ("config", {"data": []}), ("config", None), ("tokenizer_json", None)],
+    )
+    def test_an_entry_of_another_kind_is_named(self, entry: str, value: Any, edited: "Edited") -> None:
+        path = edited(lambda ours: ours.update({entry.removesuffix("_json"): value}))
+        with pytest.raises(UserError, match=f"its {entry} can't be used"):
+            read_checkpoint(path)
+
+
+# ---- a stranger's checkpoint
+
+Edited = Callable[[Callable[[dict[str, Any]], Any]], Path]
+
+
+@pytest.fixture
+def edited(trained: Trained, tmp_path: Path) -> Edited:
+    """``edited(change)``: a copy of the fine-tuned checkpoint whose ``lit_sft`` entry ``change`` has changed."""
+
+    def edit(change: Callable[[dict[str, Any]], Any]) -> Path:
+        raw = torch.load(resolve(trained.finetune, "ckpt_path"), weights_only=True)
+        change(raw["lit_sft"])
+        path = tmp_path / "edited.ckpt"
+        torch.save(raw, path)
+        return path
+
+    return edit
+
+
+@pytest.fixture
+def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module ``evil`` that can be imported from here, and the file that it makes when it is."""
+    (tmp_path / "evil.py").write_text("open('sprung', 'w').close()\nclass Encoder: pass\nclass Objective: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "evil", raising=False)
+    return tmp_path / "sprung"
+
+
+LSTM = "lit_sft.models.LSTMEncoder"
+STRANGE: dict[str, Any] = {
+    "encoder": {"class_path": "evil.Encoder", "init_args": {}},
+    "encoder as a string": "evil.Encoder",
+    "encoder as YAML in a string": "{class_path: evil.Encoder}",
+    "nested": {"class_path": LSTM, "init_args": {"hidden_size": {"class_path": "evil.Encoder"}}},
+    "nested as a string": {"class_path": LSTM, "init_args": {"hidden_size": "evil.Encoder"}},
+    "nested as YAML in a string": {"class_path": LSTM, "init_args": {"hidden_size": "{class_path: evil.Encoder}"}},
+    "a file of a class": {"class_path": LSTM, "init_args": {"hidden_size": "/tmp/evil.yaml"}},
+    "a function of ours": {"class_path": "lit_sft.main.main", "init_args": {"argv": ["env"]}},
+    "a module of ours": {"class_path": "lit_sft.recipe.subprocess", "init_args": {}},
+    "another class of ours": {"class_path": "lit_sft.cli.LitCLI", "init_args": {"args": ["env"]}},
+    "a list": ["evil.Encoder"],
+}
+
+
+@pytest.mark.parametrize("spec", STRANGE.values(), ids=STRANGE.keys())
+def test_nothing_that_a_checkpoint_names_is_run(
+    spec: Any, edited: Edited, trap: Path, cli: Command, files: Files
+) -> None:
+    path = edited(lambda ours: ours["config"]["model"].update(encoder=spec))
+    inputs = ["--input", files.unlabeled, "--output", "out.jsonl"]
+    for command in (["test"], ["validate"], ["predict", *inputs]):
+        result = cli(command[0], "--ckpt_path", path, *command[1:])
+        assert result.code == 2
+        assert "encoder" in result.err
+        assert "not followed on a checkpoint's word" in result.err
+        assert result.err.count("\n") == 1
+    with pytest.raises(UserError, match="not followed"):
+        load(path)
+    assert not trap.exists()
+    assert not Path("out.jsonl").exists()
+
+
+def test_an_objective_is_not_run_either(edited: Edited, trap: Path, cli: Command) -> None:
+    path = edited(lambda ours: ours["config"]["model"].update(objective={"class_path": "evil.Objective"}))
+    result = cli("test", "--ckpt_path", path)
+    assert result.code == 2
+    assert "its objective is evil.Objective" in result.err
+    assert load(path).predict(["the owl"])[0] is not None  # prediction needs no objective
+    assert not trap.exists()
+    cli("test", "--ckpt_path", path, "--model.objective", "evil.Objective")
+    assert trap.exists()  # the trap works: named by the user, it is followed
+
+
+def test_options_of_a_trainer_optimizer_or_schedule_are_left_alone(edited: Edited, trap: Path, cli: Command) -> None:
+    def change(ours: dict[str, Any]) -> None:
+        ours["config"]["model"] |= {"optimizer": {"class_path": "evil.Encoder"}, "schedule": "evil.Encoder"}
+        ours["config"]["trainer"] |= {"callbacks": [{"class_path": "evil.Encoder"}], "logger": "evil.Encoder"}
+        ours["config"]["data"] |= {"cache_dir": str(trap.parent / "theirs"), "num_workers": 99}
+
+    path = edited(change)
+    assert cli("test", "--ckpt_path", path).code == 0
+    assert not trap.exists()
+    assert not (trap.parent / "theirs").exists()
+
+
+def test_a_pickle_bomb_does_not_go_off(
+    trap: Path, tmp_path: Path, cli: Command, files: Files, configs: Configs
+) -> None:
+    class Bomb:
+        def __reduce__(self) -> Any:
+            return open, (str(trap), "w")
+
+    path = tmp_path / "bomb.ckpt"
+    torch.save({"lit_sft": Bomb(), "state_dict": {}}, path)
+    inputs = ["--input", files.unlabeled, "--output", "-"]
+    for command in (["test"], ["validate"], ["predict", *inputs], ["fit", "--config", configs.finetune]):
+        result = cli(command[0], "--ckpt_path", path, *command[1:])
+        assert result.code == 2
+        assert "nothing of it was run" in result.err
+    with pytest.raises(UserError, match="nothing of it was run"):
+        load(path)
+    assert not trap.exists()
+
+
+# ---- a class of the user's own
+
+
+@pytest.fixture
+def own_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module beside the user's configs with an encoder of their own; the class to name."""
+    (tmp_path / "own_encoders.py").write_text(
+        "from lit_sft.models import LSTMEncoder\n\n\n"
+        "class Own(LSTMEncoder):\n"
+        "    def __init__(self, vocab_size: int, width: int = 10):\n"
+        "        super().__init__(vocab_size, embedding_size=8, hidden_size=width)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    return "own_encoders.Own"
+
+
+def test_a_class_is_followed_where_the_users_own_config_or_flag_names_it(
+    own_encoder: str, cli: Command, files: Files, tmp_path: Path
+) -> None:
+    options: Any = tiny_options(files, "finetune")
+    options["model"]["encoder"] = {"class_path": own_encoder, "init_args": {"width": 14}}
+    config = tmp_path / "own.yaml"
+    config.write_text(yaml.safe_dump(options))
+    assert cli("fit", "--config", config, "--run_dir", "run").code == 0
+
+    refused = cli("test", "--ckpt_path", "run")
+    assert refused.code == 2
+    assert "--model.encoder" in refused.err
+    assert cli("test", "--ckpt_path", "run", "--config", config).code == 0
+    assert cli("validate", "--ckpt_path", "run", "--model.encoder", own_encoder).code == 0
+    assert cli("validate", "--ckpt_path", "run", f"--model.encoder={own_encoder}").code == 0
+
+    predict = ["predict", "--ckpt_path", "run", "--input", files.unlabeled, "--output", "-"]
+    assert cli(*predict).code == 2
+    assert cli(*predict, "--model.encoder", own_encoder).code == 0
+    wrong = cli(*predict, "--model.encoder", "own_encoders.Mine")
+    assert wrong.code == 2
+    assert "own_encoders.Mine: no such class" in wrong.err
+
+    import own_encoders  # type: ignore[import-not-found]
+
+    texts = ["the whale near the reef"]
+    by_class = load("run", encoder=own_encoders.Own).predict(texts)
+    assert by_class == load("run", encoder=lambda size: own_encoders.Own(size, width=14)).predict(texts)
+
+
+def test_naming_one_class_does_not_open_the_door_to_another(
+    own_encoder: str, edited: Edited, trap: Path, cli: Command
+) -> None:
+    path = edited(lambda ours: ours["config"]["model"].update(objective="evil.Objective"))
+    assert cli("test", "--ckpt_path", path, "--model.encoder", own_encoder).code == 2
+    nested = {"class_path": own_encoder, "init_args": {"width": "evil.Encoder"}}
+    path = edited(lambda ours: ours["config"]["model"].update(encoder=nested))
+    assert cli("test", "--ckpt_path", path, "--model.encoder", own_encoder).code == 2
+    assert not trap.exists()
+
+
+def test_the_users_class_wins_over_the_checkpoints(trained: Trained, edited: Edited) -> None:
+    path = edited(lambda ours: ours["config"]["model"].update(encoder="theirs.Encoder"))
+    config = stored_config(read_checkpoint(path), {"encoder": LSTM})
+    assert "encoder" not in config["model"]
+    with pytest.raises(UserError, match=r"theirs\.Encoder"):
+        stored_config(read_checkpoint(path), {})
+
+
+def test_only_classes_of_this_package_that_fit_are_its_own() -> None:
+    assert own_class("lit_sft.models.LSTMEncoder", Encoder) is LSTMEncoder
+    assert own_class("lit_sft.objectives.Supervised", Objective) is Supervised
+    for name in (
+        "lit_sft.objectives.Supervised",
+        "torch.nn.LSTM",
+        "lit_sft.nowhere.X",
+        "lit_sft.models.X",
+        "LSTMEncoder",
+    ):
+        assert own_class(name, Encoder) is None

@@ -1,0 +1,174 @@
+"""Every option of model, objective and schedule changes a training through the Trainer; none is decoration.
+
+The options are those of the signatures: a new one without a value here fails. (``test_options.py`` has the same for
+networks without a Trainer, and options that only a network has.)
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Files
+from training import Losses, data_of, module_of, trainer_of
+
+from lit_sft.models import ClassifierHead, LMHead, LSTMEncoder
+from lit_sft.module import LitSFT
+from lit_sft.objectives import MLE, Objective, Supervised
+from lit_sft.optim import Constant, OneCycle, SlantedTriangular, WarmupCosine
+
+STEPS = 6
+Change = tuple[str, dict[str, Any]]  # the stage that is trained, and what the module is made with
+
+
+def both(name: str, value: Any) -> list[Change]:
+    return [(stage, {"encoder": {name: value}}) for stage in ("pretrain", "finetune")]
+
+
+def finetune(**options: Any) -> list[Change]:
+    return [("finetune", options)]
+
+
+CHANGES: dict[type, dict[str, list[Change]]] = {
+    LSTMEncoder: {
+        "embedding_size": both("embedding_size", 9),
+        "hidden_size": both("hidden_size", 13),
+        "num_layers": both("num_layers", 1),
+        "embedding_dropout": both("embedding_dropout", 0.5),
+        "hidden_dropout": both("hidden_dropout", 0.5),
+        "output_dropout": both("output_dropout", 0.5),
+    },
+    LMHead: {
+        "tie_weights_up_to": [("pretrain", {"tie_weights_up_to": 299})],
+        "adaptive_cutoffs": [],  # not an option of a run
+    },
+    ClassifierHead: {
+        "pooling": [change for how in ("last", "mean", "max", "attention") for change in finetune(pooling=how)],
+        "dropout": finetune(head_dropout=0.5),
+        "hidden_size": finetune(head_hidden_size=5),
+    },
+    MLE: {},
+    Supervised: {
+        "label_smoothing": finetune(objective=Supervised(label_smoothing=0.2)),
+        "class_weights": finetune(objective=Supervised(class_weights=[1.0, 3.0, 0.2])),
+    },
+    WarmupCosine: {
+        "warmup": finetune(schedule=WarmupCosine(warmup=0.5)),
+        "final": finetune(schedule=WarmupCosine(final=0.5)),
+    },
+    OneCycle: {
+        "warmup": finetune(schedule=OneCycle(warmup=0.5)),
+        "start_div": finetune(schedule=OneCycle(start_div=2.0)),
+        "final_div": finetune(schedule=OneCycle(final_div=2.0)),
+    },
+    SlantedTriangular: {
+        "cut_frac": finetune(schedule=SlantedTriangular(cut_frac=0.5)),
+        "ratio": finetune(schedule=SlantedTriangular(ratio=2.0)),
+    },
+    LitSFT: {
+        "stage": [("pretrain", {})],
+        "init_from": [],  # in test_resume.py, which has a checkpoint to start from
+        "encoder": both("num_layers", 1),
+        "pooling": finetune(pooling="mean"),
+        "head_dropout": finetune(head_dropout=0.5),
+        "head_hidden_size": finetune(head_hidden_size=5),
+        "tie_weights_up_to": [("pretrain", {"tie_weights_up_to": 299})],
+        "objective": finetune(objective=Supervised(label_smoothing=0.2)),
+        "optimizer": finetune(optimizer=partial(torch.optim.AdamW, lr=0.02)),
+        "schedule": finetune(schedule=WarmupCosine()),
+        "layer_decay": finetune(layer_decay=0.5),
+    },
+}
+# What the network itself hands to its parts: sizes and the shared embedding.
+WIRING = {"vocab_size", "embedding", "input_size", "num_outputs"}
+# What an option is compared with, where it isn't the module without any.
+BASES: dict[tuple[type, str], dict[str, Any]] = {
+    **{
+        (kind, name): {"schedule": kind()}
+        for kind in (WarmupCosine, OneCycle, SlantedTriangular)
+        for name in CHANGES[kind]
+    }
+}
+CASES = [
+    pytest.param(stage, BASES.get((kind, name), {}), change, id=f"{kind.__name__}-{name}-{stage}-{i}")
+    for kind, options in CHANGES.items()
+    for name, changes in options.items()
+    for i, (stage, change) in enumerate(changes)
+]
+
+
+@pytest.mark.parametrize("kind", CHANGES, ids=lambda kind: kind.__name__)
+def test_every_option_of_the_signature_is_here(kind: type) -> None:
+    own = kind.__init__ is not object.__init__ and kind.__init__ is not Objective.__init__
+    names = set(inspect.signature(kind).parameters) - WIRING if own else set()
+    if kind is LMHead:
+        names -= {"hidden_size"}  # the encoder's
+    assert set(CHANGES[kind]) == names
+
+
+@pytest.fixture(scope="module")
+def losses(files: Files, shared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[float]]:
+    """The losses of a short training; the same options twice are trained once."""
+    known: dict[str, list[float]] = {}
+
+    def train(stage: str, **options: Any) -> list[float]:
+        if (key := f"{stage} {options}") not in known:
+            seen = Losses()
+            trainer = trainer_of(tmp_path_factory.mktemp("run"), max_steps=STEPS, callbacks=[seen])
+            trainer.fit(module_of(stage, **options), datamodule=data_of(files, shared_cache))
+            known[key] = seen.values
+        return known[key]
+
+    return train
+
+
+@pytest.mark.parametrize(("stage", "base", "change"), CASES)
+def test_every_option_changes_the_training(
+    stage: str, base: dict[str, Any], change: dict[str, Any], losses: Callable[..., list[float]]
+) -> None:
+    plain, other = losses(stage, **base), losses(stage, **change)
+    assert len(plain) == len(other) == STEPS
+    if change:
+        assert max(abs(a - b) for a, b in zip(plain, other, strict=True)) > 1e-5
+    else:
+        assert abs(plain[0] - losses("finetune")[0]) > 0.1
+
+
+def test_the_same_options_give_the_same_training(files: Files, shared_cache: Path, tmp_path: Path) -> None:
+    for stage in ("pretrain", "finetune"):
+        runs = [Losses(), Losses()]
+        for seen in runs:
+            trainer = trainer_of(tmp_path, max_steps=STEPS, callbacks=[seen])
+            trainer.fit(module_of(stage, dropout=True), datamodule=data_of(files, shared_cache))
+        assert runs[0].values == runs[1].values
+
+
+@pytest.mark.parametrize(
+    ("stage", "change"),
+    [
+        *[
+            (stage, {"encoder": {name: 0.5}})
+            for stage in ("pretrain", "finetune")
+            for name in inspect.signature(LSTMEncoder).parameters
+            if "dropout" in name
+        ],
+        ("finetune", {"head_dropout": 0.5}),
+        ("finetune", {"objective": Supervised(0.3, [1.0, 2.0, 3.0])}),
+        ("finetune", {"schedule": Constant(), "layer_decay": 0.1}),
+    ],
+    ids=str,
+)
+def test_what_only_training_needs_changes_nothing_in_evaluation(
+    stage: str, change: dict[str, Any], files: Files, shared_cache: Path, tmp_path: Path
+) -> None:
+    figures = []
+    for options in ({}, change):
+        trainer = trainer_of(tmp_path, limit_val_batches=1.0)
+        module = module_of(stage, **options)
+        figures.append(trainer.validate(module, datamodule=data_of(files, shared_cache), verbose=False))
+    assert figures[0] == figures[1]

@@ -1,0 +1,161 @@
+"""Run folders: their names, how they are made and found, and what is written into them."""
+
+import json
+import math
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from lit_sft.errors import UserError
+from lit_sft.runs import (
+    RECORD,
+    discard_run,
+    named_run,
+    new_run,
+    package_versions,
+    read_record,
+    run_folder_of,
+    run_name,
+    unfinished_run,
+    versions,
+    write_record,
+    write_test,
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "expected"),
+    [
+        ("configs/quickstart.yaml", None, "quickstart"),
+        ("configs/quickstart/pretrain.yaml", None, "quickstart-pretrain"),
+        ("/somewhere/configs/imdb/finetune.yaml", None, "imdb-finetune"),
+        ("elsewhere/mine.yaml", None, "mine"),
+        ("my own config.yaml", None, "my_own_config"),
+        (None, None, "run"),
+        ("configs/quickstart.yaml", "other_1.2=x", "other_1.2=x"),
+    ],
+)
+def test_a_run_is_named_by_option_or_config(config: str | None, name: str | None, expected: str) -> None:
+    assert run_name(config, name) == expected
+
+
+@pytest.mark.parametrize("name", ["a/b", "../a", ".hidden", "", "a b"])
+def test_a_name_that_is_no_folder_name_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="--name"):
+        run_name(None, name)
+
+
+def test_versions_are_counted_on_and_sorted_by_number(tmp_path: Path) -> None:
+    made = [new_run("a", tmp_path).name for _ in range(11)]
+    assert made == [f"version_{i}" for i in range(11)]
+    (tmp_path / "a" / "version_x").mkdir()
+    assert [folder.name for folder in versions(tmp_path / "a")] == made
+
+
+def test_runs_started_at_once_get_a_folder_each(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: new_run("a", tmp_path), range(24)))
+    assert len(set(made)) == 24
+
+
+def test_a_folder_that_can_not_be_made_is_the_users_mistake(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="can't make a run folder"):
+        new_run("a", tmp_path / "file")
+    with pytest.raises(UserError, match="--run_dir"):
+        named_run(tmp_path / "file" / "a")
+
+
+def test_the_newest_unfinished_run_is_found(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run there"):
+        unfinished_run("a", tmp_path)
+    for version in range(4):
+        folder = new_run("a", tmp_path)
+        if version != 3:  # the last one was ended before it began
+            (folder / "config.yaml").write_text("")
+    write_record(tmp_path / "a" / "version_2" / RECORD, {})
+    assert unfinished_run("a", tmp_path).name == "version_1"
+    for version in range(2):
+        write_record(tmp_path / "a" / f"version_{version}" / RECORD, {})
+    with pytest.raises(UserError, match="every run there is finished"):
+        unfinished_run("a", tmp_path)
+
+
+def test_a_discarded_run_leaves_nothing_unless_it_has_a_checkpoint(tmp_path: Path) -> None:
+    folder = new_run("a", tmp_path)
+    (folder / "config.yaml").write_text("")
+    discard_run(folder)
+    assert not (tmp_path / "a").exists()
+    trained = new_run("b", tmp_path) / "pretrain" / "checkpoints"
+    trained.mkdir(parents=True)
+    (trained / "last.ckpt").write_text("")
+    discard_run(tmp_path / "b" / "version_0")
+    assert (trained / "last.ckpt").is_file()
+
+
+def test_a_checkpoint_knows_its_runs_folder() -> None:
+    assert run_folder_of(Path("logs/a/version_0/checkpoints/best.ckpt")) == Path("logs/a/version_0")
+    assert run_folder_of(Path("somewhere/best.ckpt")) is None
+
+
+def test_an_undefined_figure_is_null_and_the_file_is_readable_by_all(tmp_path: Path) -> None:
+    write_record(tmp_path / RECORD, {"test": {"auroc": math.nan, "loss": 1.5}})
+    assert read_record(tmp_path) == {"test": {"auroc": None, "loss": 1.5}}
+    plain = tmp_path / "plain.txt"
+    plain.write_text("x")
+    assert (tmp_path / RECORD).stat().st_mode == plain.stat().st_mode
+
+
+def test_a_broken_record_is_named(tmp_path: Path) -> None:
+    assert read_record(tmp_path) == {}
+    (tmp_path / RECORD).write_text("{")
+    with pytest.raises(UserError, match="not valid JSON"):
+        read_record(tmp_path)
+
+
+class TestFiguresOfATest:
+    own: ClassVar = {"test": "test.csv", "max_length": 40}
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        (tmp_path / "checkpoints").mkdir()
+        for name in ("best", "last"):
+            (tmp_path / "checkpoints" / f"{name}.ckpt").write_text("")
+        write_record(tmp_path / RECORD, {"val": {"loss": 2.0}})
+        return tmp_path
+
+    def write(self, folder: Path, checkpoint: str = "best", value: float = 1.0, **data: object) -> Path | None:
+        path = folder / "checkpoints" / f"{checkpoint}.ckpt"
+        return write_test(folder, {"loss": value}, path, self.own, {**self.own, **data})
+
+    def test_the_runs_own_go_into_the_record_once(self, folder: Path) -> None:
+        assert self.write(folder, batch_size=3) == folder / RECORD
+        assert self.write(folder, value=9.0) is None
+        assert read_record(folder) == {"val": {"loss": 2.0}, "test": {"loss": 1.0}}
+
+    def test_those_of_other_data_stand_beside_it(self, folder: Path) -> None:
+        assert self.write(folder, test="data/reviews.csv") == folder / "test-reviews.json"
+        assert self.write(folder, test=["a.csv", "b.csv"]) == folder / "test-a-b.json"
+        assert self.write(folder, max_length=20) == folder / "test-test.json"
+        assert json.loads((folder / "test-reviews.json").read_text())["data"]["test"] == "data/reviews.csv"
+        assert read_record(folder) == {"val": {"loss": 2.0}}
+
+    def test_two_ways_to_write_a_path_are_the_same_data(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(folder)
+        Path("test.csv").write_text("")
+        assert self.write(folder, test=str(folder / "test.csv")) == folder / RECORD
+
+    def test_those_of_the_last_checkpoint_are_not_the_runs(self, folder: Path) -> None:
+        assert self.write(folder, checkpoint="last") == folder / "test-last.json"
+        assert self.write(folder, checkpoint="last", test="b.csv") == folder / "test-last-b.json"
+
+    def test_a_run_under_way_does_not_become_a_finished_one(self, folder: Path) -> None:
+        (folder / RECORD).unlink()
+        assert self.write(folder) == folder / "test-best.json"
+        assert not (folder / RECORD).exists()
+
+
+def test_versions_of_what_decides_a_result_are_told() -> None:
+    assert {"python", "torch", "lightning", "tokenizers", "sympy", "networkx"} <= set(package_versions())

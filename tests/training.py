@@ -1,0 +1,102 @@
+"""Small trainings in this process, for the tests of module, data module and callbacks."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from conftest import Files
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from torch import Tensor
+
+from lit_sft.data.datamodule import TextDataModule
+from lit_sft.models import LSTMEncoder
+from lit_sft.module import LitSFT
+from lit_sft.optim import Constant
+
+NO_DROPOUT = {"embedding_dropout": 0.0, "hidden_dropout": 0.0, "output_dropout": 0.0}
+
+
+def data_of(files: Files, cache: Path, **options: Any) -> TextDataModule:
+    """The small corpus: 9 batches a stream epoch, 8 a document epoch."""
+    given: dict[str, Any] = {
+        "labeled": str(files.train),
+        "val": str(files.val),
+        "test": str(files.test),
+        "vocab_size": 300,
+        "max_length": 32,
+        "batch_size": 4,
+        "bptt": 128,
+        "max_documents": 16,
+        "seed": 1,
+        "cache_dir": str(cache),
+    }
+    return TextDataModule(**{**given, **options})
+
+
+def module_of(stage: str, dropout: bool = False, encoder: dict[str, Any] | None = None, **options: Any) -> LitSFT:
+    """A module of a few units with seeded start weights; without dropout unless asked for."""
+    torch.manual_seed(7)
+    units = {"embedding_size": 8, "hidden_size": 12, "num_layers": 2}
+    rates = {"embedding_dropout": 0.2, "hidden_dropout": 0.2, "output_dropout": 0.2} if dropout else NO_DROPOUT
+    given: dict[str, Any] = {
+        "stage": stage,
+        "encoder": partial(LSTMEncoder, **{**units, **rates, **(encoder or {})}),
+        "optimizer": partial(torch.optim.AdamW, lr=0.01),
+        "head_dropout": 0.3 if dropout else 0.0,
+        "schedule": Constant(),
+    }
+    return LitSFT(**{**given, **options})
+
+
+def trainer_of(folder: Path, **options: Any) -> L.Trainer:
+    callbacks = options.get("callbacks", [])
+    given: dict[str, Any] = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_epochs": 1,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks),
+        "num_sanity_val_steps": 0,
+        "limit_val_batches": 0,
+        "log_every_n_steps": 1,
+        "default_root_dir": folder,
+    }
+    return L.Trainer(**{**given, **options})
+
+
+class Losses(Callback):
+    """Every training loss, in order; ends the run by an exception before step ``stop_at``."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.values: list[float] = []
+        self.rates: list[float] = []
+        self.stop_at = stop_at
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.stop_at:
+            raise PowerCut
+        self.rates.append(trainer.optimizers[0].param_groups[-1]["lr"])
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.values.append(float(outputs["loss"]))
+
+
+class PowerCut(Exception):
+    """What ends a run in the middle."""
+
+
+def weights(module: LitSFT) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.net.state_dict().items()}
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Whether both hold the same bits."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
