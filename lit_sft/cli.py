@@ -1,0 +1,295 @@
+"""The command line: LightningCLI with run folders, one-line errors, and checkpoints that are read as data."""
+
+from __future__ import annotations
+
+import tempfile
+from argparse import ArgumentError
+from pathlib import Path
+
+import torch
+import yaml
+from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_info
+
+from lit_sft.callbacks import BestCheckpoint, EarlyStop, LastCheckpoint, RunRecord
+from lit_sft.callbacks.stopping import check_monitors
+from lit_sft.checkpoints import CLASS_OPTIONS, Checkpoint, read_checkpoint, resolve, stored_config
+from lit_sft.data.datamodule import TextDataModule
+from lit_sft.errors import UserError
+from lit_sft.module import LitSFT
+from lit_sft.options import explain, read_config_file, reason, values_of
+from lit_sft.resume import check_resumable, check_tokenizer
+from lit_sft.runs import RECORD, discard_run, named_run, new_run, run_folder_of, run_name, unfinished_run, write_test
+
+DEFAULTS = Path(__file__).with_name("defaults.yaml")
+DEFAULT_ENCODER = "lit_sft.models.LSTMEncoder"
+
+
+class Checked(Exception):
+    """Ends a LitCLI that was to check the options only; carries these."""
+
+    def __init__(self, config: Namespace) -> None:
+        super().__init__("options checked")
+        self.config = config
+
+
+class LitCLI(LightningCLI):
+    """``fit``, ``validate`` and ``test`` of one stage.
+
+    The data are prepared before a folder is made or a weight is looked for, so that a mistake in them leaves nothing
+    behind. A checkpoint's hyperparameters never reach the parser by themselves (Lightning would let them win over
+    flags, and import what they name): for ``validate`` and ``test`` its plain values are laid under the user's config.
+
+    Args:
+        args: the command and its options.
+        only_check: raise :class:`Checked` when the options and the named files have been looked at.
+    """
+
+    def __init__(self, args: list[str], only_check: bool = False) -> None:
+        self.folder: Path | None = None
+        self.made_folder = False
+        self.source: Checkpoint | None = None  # whose tokenizer and labels this run takes
+        self.resumed = False
+        self.args, self.only_check = args, only_check
+        try:
+            self._run()
+        except UserError:
+            if self.folder is not None and self.made_folder:
+                discard_run(self.folder)
+            raise
+
+    def _run(self) -> None:
+        defaults = {"default_config_files": [str(DEFAULTS)], "exit_on_error": False}
+        super().__init__(
+            LitSFT,
+            TextDataModule,
+            save_config_callback=None,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            trainer_defaults={"callbacks": []},
+            parser_kwargs={
+                "prog": "python -m lit_sft",
+                "exit_on_error": False,
+                "allow_abbrev": False,
+                **{name: dict(defaults) for name in self.subcommands()},
+            },
+            args=self.args,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        arguments = {"model", "datamodule"}
+        loaders = {"train_dataloaders", "val_dataloaders", "dataloaders"}
+        return {name: arguments | loaders | {"weights_only"} for name in ("fit", "validate", "test")}
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--seed_everything", type=int, default=0, help="seed of weights, masks, order and subsets")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--name", type=str | None, default=None, help="the run's name: logs/NAME/version_K (default: the config's)"
+        )
+        parser.add_argument(
+            "--run_dir", type=str | None, default=None, help="this folder in place of a new logs/NAME/version_K"
+        )
+        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(EarlyStop, "early_stopping")
+        parser.link_arguments("seed_everything", "data.seed")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """For validate and test, the checkpoint's own config comes first; the user's config and flags win over it."""
+        arguments = list(self.args)
+        for path in values_of(arguments, "--config", "-c"):
+            if "stages" in read_config_file(Path(path)):
+                raise UserError(f"--config {path} is a recipe: {arguments[0]} takes the config of a stage")
+        if arguments[0] == "fit":
+            self.config = self._parse(arguments)
+            return
+        paths = values_of(arguments, "--ckpt_path")
+        if not paths:
+            raise UserError(f"{arguments[0]} needs --ckpt_path RUN_OR_CKPT")
+        self.source = read_checkpoint(resolve(paths[-1], "ckpt_path"))
+        config = stored_config(self.source, self._classes_named_in(arguments))
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
+            yaml.safe_dump(config, file)
+            file.flush()
+            self.config = self._parse([arguments[0], "--config", file.name, *arguments[1:]])
+
+    def _classes_named_in(self, arguments: list[str]) -> dict[str, str]:
+        """The classes that the user's own config or flags name, by option: these alone may lie outside the package."""
+        try:
+            model = self.parser.parse_args(arguments)[arguments[0]].model
+        except ArgumentError:
+            return {}  # told when it is parsed with the checkpoint's options, where it may not even be a mistake
+        named = {key: model[key].class_path for key in CLASS_OPTIONS if isinstance(model.get(key), Namespace)}
+        return {key: path for key, path in named.items() if path != DEFAULT_ENCODER}
+
+    def _parse(self, arguments: list[str]) -> Namespace:
+        try:
+            config = self.parser.parse_args(arguments)
+        except ArgumentError as error:
+            chosen = self._subcommand_parsers[arguments[0]]
+            options = [name.lstrip("-") for name in chosen._option_string_actions]
+            raise explain(error, options) from error
+        seed = config[arguments[0]].seed_everything
+        if not 0 <= seed < 2**32:
+            raise UserError(f"--seed_everything {seed} must be at least 0 and less than 2**32")
+        return config
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: see the class's docstring."""
+
+    # ---- before the classes are built
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        _check_trainer(config.trainer)
+        data = TextDataModule(**config.data.clone(with_meta=False).as_dict())
+        data.check_sources()
+        if self.only_check:
+            data.check_documents()
+            raise Checked(config)
+        if self.subcommand == "fit":
+            self._prepare_fit(config, data)
+        else:
+            assert self.source is not None
+            config.ckpt_path = str(self.source.path)
+            self.folder = run_folder_of(self.source.path)
+            data.adopt(self.source.tokenizer(), self.source.label_names)
+            data.prepare_data()
+        self.prepared_data = data
+        self._place_loggers(config)
+
+    def _prepare_fit(self, config: Namespace, data: TextDataModule) -> None:
+        """Find what to start from, prepare the data, and only then make the run's folder."""
+        configs = values_of(self.args, "--config", "-c")
+        name = run_name(configs[-1] if configs else None, config.name)
+        try:
+            self._find_source(config, name, data)
+        except UserError:
+            data.check_documents()  # a mistake in the data is told before one in where to start from
+            raise
+        data.prepare_data()
+        data.setup()
+        if self.folder is None and not config.trainer.fast_dev_run:
+            self.folder = named_run(Path(config.run_dir)) if config.run_dir else new_run(name)
+            self.made_folder = not any(self.folder.glob("*"))
+        if self.folder is not None:
+            rank_zero_info(f"run folder: {self.folder}")
+
+    def _find_source(self, config: Namespace, name: str, data: TextDataModule) -> None:
+        """What this run goes on with (``ckpt_path``) or starts from (``init_from``); the data take its tokenizer."""
+        given = Path(config.run_dir) if config.run_dir else None
+        if config.ckpt_path == "last":
+            self.folder, self.resumed = given or unfinished_run(name), True
+            last = self.folder / "checkpoints" / "last.ckpt"
+            if given and not last.is_file():
+                raise UserError(f"--ckpt_path last: nothing to resume in {given}")
+            config.ckpt_path = str(last) if last.is_file() else None
+        elif given and (given / RECORD).is_file():
+            raise UserError(f"--run_dir {given} holds a finished run: give another folder, or leave it out")
+        if config.ckpt_path:
+            self.source = read_checkpoint(resolve(config.ckpt_path, "ckpt_path"))
+            check_resumable(self.source, config.model.stage, config.data.clone(with_meta=False).as_dict())
+            config.ckpt_path = str(self.source.path)
+            data.adopt(self.source.tokenizer(), self.source.label_names or None)
+        elif config.model.init_from:
+            self.source = read_checkpoint(resolve(config.model.init_from, "init_from"))
+            config.model.init_from = str(self.source.path)
+            check_tokenizer(self.source, data.preparation.kind)
+            data.adopt(self.source.tokenizer())
+
+    def _place_loggers(self, config: Namespace) -> None:
+        """Every logger writes into the run's folder; a checkpoint on its own has none to write to."""
+        loggers = config.trainer.logger
+        if self.folder is None:
+            config.trainer.logger = False
+            return
+        config.trainer.default_root_dir = str(self.folder)
+        for logger in loggers if isinstance(loggers, list) else [loggers]:
+            if not isinstance(logger, Namespace):
+                continue
+            options = logger.init_args
+            if "save_dir" in options:
+                options.save_dir = str(self.folder)
+            if logger.class_path.rsplit(".", 1)[-1] in ("TensorBoardLogger", "CSVLogger"):
+                options.name, options.version = "", ""
+
+    # ---- after
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except (ValueError, MisconfigurationException) as error:  # an option's value that its class refuses
+            trainer = "trainer: " if isinstance(error, MisconfigurationException) else ""
+            raise UserError(trainer + reason(error)) from error
+
+    def after_instantiate_classes(self) -> None:
+        self.datamodule = self.prepared_data
+        self._dump_config()
+        plain = self.config_dump
+        self.model.config = {k: plain[k] for k in ("seed_everything", "data", "model")}
+        self.model.config["trainer"] = {"precision": plain["trainer"]["precision"]}
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        if not self.trainer.loggers:  # Lightning's own monitor refuses a Trainer that logs nowhere
+            callbacks[:] = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
+        if self.subcommand == "fit":
+            check_monitors(callbacks, self.model.objective.heads)
+        if self.subcommand != "fit" or self.folder is None:
+            return
+        callbacks += [RunRecord(self.folder, plain, self.resumed), LastCheckpoint()]
+        for callback in callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(self.folder / "checkpoints")
+        callbacks.sort(key=lambda callback: isinstance(callback, ModelCheckpoint))
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except MisconfigurationException as error:
+            raise UserError(reason(error)) from error
+        except ValueError as error:
+            if "val_check_interval" not in str(error):  # Lightning's word for more steps than an epoch has
+                raise
+            raise UserError(f"trainer: {reason(error)}") from error
+
+    def after_test(self) -> None:
+        """Put the test figures into the run's record, or beside it where they are not the run's own."""
+        if self.folder is None or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        assert self.source is not None
+        figures = {k.removeprefix("test/"): float(v) for k, v in self.trainer.callback_metrics.items()}
+        path = write_test(
+            self.folder, figures, self.source.path, self.source.config.get("data", {}), self.config_dump["data"]
+        )
+        rank_zero_info(f"wrote {path}" if path else f"{self.folder / RECORD} has these figures already: it stays")
+
+
+def check(arguments: list[str]) -> Namespace:
+    """The options of a ``fit`` or ``test``, parsed and checked together with the files they name; nothing is run.
+
+    Raises:
+        UserError: a mistake in one of them.
+    """
+    try:
+        LitCLI(arguments, only_check=True)
+    except Checked as checked:
+        return checked.config
+    raise AssertionError("a LitCLI that only checks ends by Checked")
+
+
+def _check_trainer(trainer: Namespace) -> None:
+    """Raise a UserError for Trainer options that Lightning takes without a word, and that can't work."""
+    precision, accelerator = str(trainer.precision), str(trainer.accelerator)
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
+    if precision in ("16", "16-mixed", "16-true") and on_cpu:
+        raise UserError(
+            f"--trainer.precision {precision} needs a GPU: the CPU has no float16 LSTM; use 32-true or bf16-mixed"
+        )
+    for name, least in (("accumulate_grad_batches", 1), ("gradient_clip_val", 0)):
+        if trainer[name] is not None and trainer[name] < least:
+            raise UserError(f"--trainer.{name} {trainer[name]} must be at least {least}")

@@ -1,0 +1,96 @@
+"""``python -m lit_sft COMMAND``: which command runs, and how a mistake is told."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+import sys
+import traceback
+
+from lit_sft.errors import UserError, nearest
+
+USAGE = """usage: python -m lit_sft COMMAND [options]
+
+  fit       --config configs/quickstart.yaml              train: one stage, or a recipe's stages one after the other
+            --config … --model.init_from RUN_OR_CKPT      start from pretrained weights
+            --config … --ckpt_path last                   resume the newest unfinished run
+  validate  --ckpt_path RUN_OR_CKPT [--config …]          measure on the validation data
+  test      --ckpt_path RUN_OR_CKPT [--config …]          measure on the test data
+  predict   --ckpt_path RUN_OR_CKPT --input FILE_OR_- --output FILE_OR_-   a document a line in, JSON lines out
+  env                                                     versions, devices, precision: to paste into a bug report
+
+COMMAND --help lists a command's options; fit --config FILE --print_config shows their values.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0 done, 2 the user's mistake (told in one line on stderr).
+
+    A mistake of ours is not caught: its traceback is what a bug report needs.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = os.environ.get("LIT_SFT_DEBUG", "") not in ("", "0")
+    try:
+        _run(arguments)
+    except (UserError, argparse.ArgumentError) as error:
+        if debug:
+            traceback.print_exc()
+        print(f"lit_sft: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("lit_sft: interrupted; fit goes on with --ckpt_path last", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # who reads our output has stopped, as `head` does: no more can be told
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 0
+
+
+def _run(arguments: list[str]) -> None:
+    # Imports stand in the branches: usage and the light commands need no torch.
+    command = arguments[0] if arguments else None
+    if command in (None, "-h", "--help"):
+        print(USAGE, end="")
+    elif command == "env":
+        from lit_sft.environment import report
+
+        print(report())
+    elif command == "predict":
+        from lit_sft.predictor import predict_command
+
+        predict_command(arguments[1:])
+    elif command in ("fit", "validate", "test"):
+        _quiet()
+        from lit_sft.recipe import recipe_in, run_recipe
+
+        recipe = recipe_in(arguments) if command == "fit" else None
+        if recipe is not None:
+            run_recipe(recipe, arguments[1:])
+            return
+        from lit_sft.cli import LitCLI
+
+        LitCLI(arguments)
+    else:
+        known = ("fit", "validate", "test", "predict", "env")
+        raise UserError(f"no command {command!r}: {nearest(str(command), known)}python -m lit_sft --help lists them")
+
+
+def _tells(record: logging.LogRecord) -> bool:
+    """Whether a line of Lightning's tells a user something: no advertisement, nor what stands in the config."""
+    return not re.match(r"💡 Tip|Seed set to|TPU available", record.getMessage())
+
+
+def _quiet() -> None:
+    """Leave out lines that tell a user nothing: Lightning's advertisements, and its notes on its own internals."""
+    import warnings
+
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).addFilter(_tells)
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # without our file, line and code
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # it is resumed
+    warnings.filterwarnings("ignore", message="The dirpath has changed from")  # resumed into a new version
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")

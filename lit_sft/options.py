@@ -1,0 +1,160 @@
+"""Options before and beside the parser: config files, values of single options, errors in one line."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import re
+from argparse import ArgumentError
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_sft.errors import UserError, nearest
+
+GROUPS = ("data", "model", "trainer", "checkpoint", "early_stopping")
+
+UNKNOWN = re.compile(r"unrecognized arguments: --([\w.+-]+)|does not accept option '([\w.+-]+)'")
+UNKNOWN_IN_CLASS = re.compile(
+    r"(?:class_path '([\w.]+)'.*?)?Option '([\w.]+)' is not accepted(?:.*?class_path='([\w.]+)')?"
+)
+NO_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'|No module named|dot import path string: (\S+)")
+NOT_SUBCLASS = re.compile(r"Expected '([\w.]+)' to be a subclass of <class '([\w.]+)'>")
+EXPECTED = re.compile(r"Expected an? (?:<class '([\w.]+)'>|typing\.Literal\[(.*?)\])")
+VALUE = re.compile(r"(?:Got|Given) value: ([^\[{(]{1,80}?)\.?(?= - | Got value|$)")
+REASON = re.compile(r"Errors: - (.+?)(?: - Expected an? .*| Given value type.*)?$")
+
+
+def values_of(arguments: list[str], *names: str) -> list[str]:
+    """Every value given to an option on the command line, in order, as ``--name value`` or ``--name=value``."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument(*names, dest="values", action="append", default=[])
+    try:
+        return list(parser.parse_known_args(arguments)[0].values)
+    except ArgumentError:
+        return []  # an option without its value: the real parser says so
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The content of a file given to ``--config``.
+
+    Raises:
+        UserError: no file, no YAML, or something else than options in groups.
+    """
+    if not path.is_file():
+        raise UserError(f"--config {path}: {'not a file' if path.exists() else 'no such file'}")
+    content = read_yaml(path)
+    for group in GROUPS:
+        if not isinstance(content.get(group, {}), (dict, str)):
+            raise UserError(f"{path}: {group} must hold options, not {content[group]!r}")
+    return content
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file's mapping; UserError where it is something else."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {one_line(error)}") from error
+    if not isinstance(content, dict | None):
+        raise UserError(f"{path}: a config is a mapping of options, not a {type(content).__name__}")
+    return content or {}
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message in one line, or its kind where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def reason(error: BaseException) -> str:
+    """Why a class refused its options, without what the parser tells around it."""
+    message = one_line(error)
+    found = REASON.search(message)
+    return found[1] if found else message
+
+
+def explain(error: ArgumentError, options: Iterable[str]) -> UserError:
+    """A one-line UserError for what jsonargparse raised.
+
+    Args:
+        error: its message runs over lines, lists the types that were tried, and names no right option.
+        options: the dotted names of all options of the command.
+    """
+    message = one_line(error)
+    if unknown := UNKNOWN.search(message):
+        wrong = unknown[1] or unknown[2]
+        if wrong == "stages":
+            return UserError("--stages is an option of recipes: --config must name a YAML file with stages:")
+        known = [name for name in options if not name.endswith(".help")]
+        return UserError(
+            f"no option {wrong}; {nearest(wrong, known).strip() or 'see --help for the options there are'}"
+        )
+    keys = list(dict.fromkeys(re.findall(r'Parser key "([\w.]+)"', message)))
+    if not keys:
+        return UserError(message)
+    option = ".".join(keys)
+    if inner := UNKNOWN_IN_CLASS.search(message):
+        return UserError(_unknown_in_class(option, inner[2], inner[1] or inner[3]))
+    found = VALUE.search(message)
+    value = found[1].strip("'\" ") if found else ""
+    return UserError(_refused(option, value, message))
+
+
+def _unknown_in_class(option: str, wrong: str, class_path: str | None) -> str:
+    known = [name for name in _init_options(class_path) if name != wrong]
+    hint = nearest(wrong, known).strip() or (f"it has {', '.join(known)}" if known else "see --help")
+    return f"no option {option}.{wrong}" + (f" of {class_path}" if class_path else "") + f"; {hint}"
+
+
+def _refused(option: str, value: str, message: str) -> str:
+    """What is wrong with the value of an option that there is."""
+    if "is abstract" in message:
+        return f"--{option}: name its class first, as in --{option} CLASS"
+    if wrong := NOT_SUBCLASS.search(message):
+        return f"--{option} {wrong[1]}: not a subclass of {wrong[2]}"
+    expected = [kind or choices for kind, choices in EXPECTED.findall(message)]
+    absent = NO_CLASS.search(message)
+    if absent and not {"int", "float"} & set(expected):
+        module, name = absent[1], absent[2] or absent[3] or value
+        hint = nearest(name, _names_in(module) if module else _subclasses(message)).strip()
+        full = f"{module}.{name}" if module else name
+        return f"--{option} {full}: no such class; {hint or 'give its full path, as in package.module.Class'}"
+    if expected:
+        kinds = " or ".join(dict.fromkeys(e.replace("NoneType", "null") for e in expected))
+        choices = re.findall(r"'([^']+)'", " ".join(expected))
+        return f"{f'--{option} {value}'.strip()}: expected {kinds}; {nearest(value, choices)}".strip(" ;")
+    rest = re.sub(r'.*Parser key "[^"]+": ', "", message)
+    return f"--{option}: {rest}"
+
+
+def _init_options(class_path: str | None) -> list[str]:
+    """The options of a class: what its ``__init__`` takes and has a default for (the others come from the program)."""
+    module, _, name = (class_path or "").rpartition(".")
+    try:
+        parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters.values()
+        return [p.name for p in parameters if p.default is not p.empty]
+    except (ImportError, AttributeError, ValueError):
+        return []
+
+
+def _names_in(module: str) -> list[str]:
+    return [name for name in dir(importlib.import_module(module)) if name[0].isupper()]
+
+
+def _subclasses(message: str) -> list[str]:
+    """Names of the known subclasses of every class that the message says would be accepted."""
+    found: list[str] = []
+    for path in re.findall(r"[\w.]+\.[A-Z]\w+", message):
+        module, _, name = path.rpartition(".")
+        try:
+            waiting = [getattr(importlib.import_module(module), name)]
+        except (ImportError, AttributeError):
+            continue
+        while waiting:
+            kind = waiting.pop()
+            found.append(kind.__name__)
+            waiting += kind.__subclasses__() if isinstance(kind, type) else []
+    return found

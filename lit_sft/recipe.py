@@ -1,0 +1,297 @@
+"""Recipes: a YAML with ``stages:``, run one after the other, each in a process of its own.
+
+    stages:
+      - name: pretrain
+        config: quickstart/pretrain.yaml    # relative to the recipe; other keys may stand beside it
+      - name: finetune
+        config: quickstart/finetune.yaml    # starts from the stage before, or from the one that init_from names
+    test: true                              # test the last stage at the end
+
+A process a stage costs a few seconds of start-up each; it gives every stage a fresh memory, Trainer and random state,
+so that a stage of a recipe and the same stage run by hand give the same numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_sft.checkpoints import resolve
+from lit_sft.cli import check
+from lit_sft.data.prepare import write_atomically
+from lit_sft.errors import UserError, nearest
+from lit_sft.options import read_config_file, read_yaml, values_of
+from lit_sft.runs import (
+    LOGS,
+    RECORD,
+    discard_run,
+    new_run,
+    package_versions,
+    read_record,
+    run_name,
+    unfinished_run,
+    versions,
+    write_record,
+)
+
+KEYS = {"stages", "test"}
+RECORD_KEYS = {"test", "val", "seed", "seconds", "versions"}  # a stage of this name would hide them
+NAME = re.compile(r"[A-Za-z0-9_][\w-]*")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: its folder's name, config files, options of its own, and the earlier stage it starts from."""
+
+    name: str
+    configs: list[Path]
+    options: dict[str, Any]
+    init_from: str | None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe file: its stages in order and whether the last is tested. ``extra``: configs after every stage's own."""
+
+    path: Path
+    stages: list[Stage]
+    test: bool
+    extra: list[Path]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recipe under way: its folder, and for each stage to run (by name) what it starts from."""
+
+    recipe: Recipe
+    folder: Path
+    sources: dict[str, str | None]
+    flags: list[str]
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The stages of this run, in order."""
+        return [stage for stage in self.recipe.stages if stage.name in self.sources]
+
+
+def recipe_in(arguments: list[str]) -> Recipe | None:
+    """The recipe that ``--config`` names, or None where it names a single stage's config.
+
+    Raises:
+        UserError: a config that isn't there, isn't YAML, or is a recipe with a mistake in it.
+    """
+    configs = [Path(path) for path in values_of(arguments, "--config", "-c")]
+    contents = {path: read_config_file(path) for path in configs}
+    recipes = [path for path in configs if "stages" in contents[path]]
+    if not recipes:
+        return None
+    path, *more = recipes
+    if more:
+        raise UserError(f"--config {path} and {more[0]}: two recipes at once")
+    content = contents[path]
+    if extra := ", ".join(sorted(set(content) - KEYS)):
+        raise UserError(f"{path}: a recipe has the keys stages and test only, not {extra}; these belong into a stage")
+    return Recipe(
+        path, _stages(path, content["stages"]), bool(content.get("test", True)), [p for p in configs if p != path]
+    )
+
+
+def _stages(path: Path, listed: Any) -> list[Stage]:
+    """The stages as a recipe file lists them, checked."""
+    if not isinstance(listed, list) or not listed or not all(isinstance(item, dict) for item in listed):
+        raise UserError(f"{path}: stages must be a list of mappings, each with a name")
+    stages: list[Stage] = []
+    for item in listed:
+        name, earlier = item.get("name"), [stage.name for stage in stages]
+        if not isinstance(name, str) or not NAME.fullmatch(name) or name in RECORD_KEYS or name in earlier:
+            raise UserError(f"{path}: a stage needs a name of its own, of letters, digits, '-' and '_', not {name!r}")
+        start = item.get("init_from", earlier[-1] if earlier else None)
+        if start is not None and start not in earlier:
+            raise UserError(f"{path}: init_from of stage {name} names no earlier stage: {start!r}")
+        configs = item.get("config", [])
+        files = [path.parent / str(file) for file in (configs if isinstance(configs, list) else [configs])]
+        for file in files:
+            read_config_file(file)
+        options = {
+            key: str((path.parent / value).resolve()) if str(value).endswith((".yaml", ".yml")) else value
+            for key, value in item.items()
+            if key not in ("name", "config", "init_from")
+        }
+        stages.append(Stage(name, files, options, start))
+    return stages
+
+
+def run_recipe(recipe: Recipe, arguments: list[str]) -> None:
+    """Run the stages that aren't finished, test the last one, and write the recipe's record.
+
+    Every stage's options and data are looked at before the first one starts: a mistake in the last stage is told now
+    and not after the first stage's hours.
+
+    Raises:
+        UserError: a mistake in an option, an unknown stage name, or nothing to resume or start from.
+        SystemExit: a stage failed; with its exit code.
+    """
+    started = time.perf_counter()
+    options, flags = _recipe_options(arguments)
+    chosen = _chosen(recipe, options.stages)
+    dry = [bool(check_stage(recipe, stage, flags)) for stage in chosen]
+    if any(dry):
+        for stage in chosen:  # a dry run keeps no weights, so every stage starts from scratch
+            _call("fit", recipe, stage, flags)
+        return
+    run = _resumed(recipe, options, flags) if options.ckpt_path else _new(recipe, chosen, options, flags)
+    before = sum(float(read_record(run.folder / s.name).get("seconds") or 0) for s in run.stages)
+    try:
+        for stage in run.stages:
+            _run_stage(run, stage)
+    except SystemExit:
+        if not any((run.folder / stage.name).is_dir() for stage in run.stages):
+            discard_run(run.folder)
+        raise
+    last = run.stages[-1]
+    if recipe.test and "test" not in read_record(run.folder / last.name):
+        print(f"== test of {run.folder / last.name}", flush=True)
+        _call("test", recipe, last, flags, "--ckpt_path", str(run.folder / last.name))
+    _write_recipe_record(run, before + time.perf_counter() - started)
+
+
+def check_stage(recipe: Recipe, stage: Stage, flags: list[str]) -> bool:
+    """Look at a stage's options and data without running it; returns whether it is a dry run (``fast_dev_run``)."""
+    with _command("fit", recipe, stage, flags) as command:
+        return bool(check(command).trainer.fast_dev_run)
+
+
+def _recipe_options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The recipe's own options, and the flags that go to every stage."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", "-c", action="append")
+    parser.add_argument("--name")
+    parser.add_argument("--stages")
+    parser.add_argument("--ckpt_path")
+    parser.add_argument("--model.init_from", dest="init_from")
+    options, flags = parser.parse_known_args(arguments)
+    if options.ckpt_path not in (None, "last"):
+        raise UserError("a recipe resumes with --ckpt_path last; to start from a checkpoint use --model.init_from")
+    if values_of(flags, "--run_dir"):
+        raise UserError("--run_dir is an option of a single stage; a recipe's runs are in logs/NAME: give --name")
+    return options, flags
+
+
+def _chosen(recipe: Recipe, names: str | None) -> list[Stage]:
+    known = [stage.name for stage in recipe.stages]
+    wanted = known if names is None else names.split(",")
+    for name in wanted:
+        if name not in known:
+            hint = nearest(name, known)
+            raise UserError(f"--stages {name}: {hint}{recipe.path} has the stages {', '.join(known)}")
+    return [stage for stage in recipe.stages if stage.name in wanted]
+
+
+def _new(recipe: Recipe, stages: list[Stage], options: argparse.Namespace, flags: list[str]) -> Run:
+    """A new version, once it is known what every stage starts from."""
+    name = run_name(str(recipe.path), options.name)
+    given = None if options.init_from is None else str(resolve(options.init_from, "init_from"))
+    names = [stage.name for stage in stages]
+    sources: dict[str, str | None] = {}
+    for stage in stages:
+        if stage.init_from in names:
+            sources[stage.name] = None  # known when that stage has run
+        elif given is None and stage.init_from is not None:
+            sources[stage.name] = str(_finished_pretraining(LOGS / name, stage.init_from))
+        else:
+            sources[stage.name] = given
+    folder = new_run(name)
+    config = {
+        "stages": [{"name": stage.name, "init_from": stage.init_from} for stage in stages],
+        "test": recipe.test,
+        "recipe": str(recipe.path),
+        "flags": flags,
+        "sources": sources,
+    }
+    write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+    return Run(recipe, folder, sources, flags)
+
+
+def _resumed(recipe: Recipe, options: argparse.Namespace, flags: list[str]) -> Run:
+    """The newest unfinished version, with the stages and sources it began with."""
+    name = run_name(str(recipe.path), options.name)
+    folder = unfinished_run(name)
+    config = read_yaml(folder / "config.yaml")
+    known = [stage.name for stage in recipe.stages]
+    sources = config.get("sources")
+    if not isinstance(sources, dict) or not set(sources) <= set(known):
+        raise UserError(f"--ckpt_path last: {folder} is not a run of {recipe.path}; leave it out to start a new run")
+    if config.get("flags") != flags:
+        print(f"== resumed with other flags than before: {config.get('flags')} -> {flags}", flush=True)
+    return Run(recipe, folder, sources, flags)
+
+
+def _finished_pretraining(root: Path, stage: str) -> Path:
+    """The stage's folder in the newest run that has finished it."""
+    for run in reversed(versions(root)):
+        if (run / stage / RECORD).is_file():
+            return run / stage
+    raise UserError(f"no finished {stage} in {root}: run the whole recipe, or give --model.init_from RUN_OR_CKPT")
+
+
+def _run_stage(run: Run, stage: Stage) -> None:
+    """A stage as an ordinary ``fit`` into its folder: skipped if finished, resumed where there is a checkpoint."""
+    folder = run.folder / stage.name
+    if (folder / RECORD).is_file():
+        return
+    print(f"== stage {stage.name}: {folder}", flush=True)
+    source = run.sources[stage.name]
+    if stage.init_from in run.sources:
+        source = str(resolve(run.folder / stage.init_from, "ckpt_path"))
+    more = ["--run_dir", str(folder)]
+    if source is not None:
+        more += ["--model.init_from", source]
+    if (folder / "checkpoints" / "last.ckpt").is_file():
+        more += ["--ckpt_path", "last"]
+    _call("fit", run.recipe, stage, run.flags, *more)
+
+
+@contextmanager
+def _command(command: str, recipe: Recipe, stage: Stage, flags: list[str], *more: str) -> Iterator[list[str]]:
+    """The arguments of a command on a stage: its configs, its own options as one more config, flags."""
+    with tempfile.TemporaryDirectory() as temporary:
+        own = Path(temporary) / f"{stage.name}.yaml"
+        own.write_text(yaml.safe_dump(stage.options), encoding="utf-8")
+        configs = [*stage.configs, *([own] if stage.options else []), *recipe.extra]
+        yield [command, *(part for path in configs for part in ("--config", str(path))), *flags, *more]
+
+
+def _call(command: str, recipe: Recipe, stage: Stage, flags: list[str], *more: str) -> None:
+    """Run a command on a stage in a process of its own; SystemExit with its exit code when it fails."""
+    with _command(command, recipe, stage, flags, *more) as arguments:
+        code = subprocess.run([sys.executable, "-m", "lit_sft", *arguments], check=False).returncode
+    if code < 0:
+        print(f"lit_sft: {command} of stage {stage.name} was ended by signal {-code}", file=sys.stderr)
+    if code != 0:
+        raise SystemExit(code if code > 0 else 128 - code)
+
+
+def _write_recipe_record(run: Run, seconds: float) -> None:
+    """The recipe's own ``metrics.json``, made of its stages' records; the last line tells the result."""
+    records = {stage.name: read_record(run.folder / stage.name) for stage in run.stages}
+    last = records[run.stages[-1].name]
+    split = "test" if "test" in last else "val"
+    record: dict[str, Any] = {split: last[split]}
+    for name, stage in records.items():
+        figures = {f"val_{k}": v for k, v in stage["val"].items() if "/" not in k}
+        record[name] = {**figures, "tokens_per_second": stage["tokens_per_second"], "seconds": stage["seconds"]}
+    record |= {"seed": last["seed"], "seconds": seconds, "versions": package_versions()}
+    write_record(run.folder / RECORD, record)
+    shown = {k: v for k, v in record[split].items() if k in ("accuracy", "macro_f1", "perplexity", "loss")}
+    print(f"== {run.folder}: {split} " + ", ".join(f"{k} {v:.4f}" for k, v in shown.items() if v is not None))

@@ -1,0 +1,142 @@
+"""Every file in ``configs/`` parses, says what it is, and its command and the README's name what is there."""
+
+import re
+import shlex
+from collections.abc import Callable
+from itertools import takewhile
+from pathlib import Path
+
+import pytest
+import yaml
+from jsonargparse import Namespace
+
+from lit_sft import recipe as recipes
+from lit_sft.cli import LitCLI
+from lit_sft.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/**/*.yaml"))
+STAGES = [path for path in CONFIGS if re.fullmatch(r"configs/(?!(?:data|model|trainer|logger|debug)/)[^/]+/.*", path)]
+RUNNABLE = [path for path in CONFIGS if path.count("/") == 1] + STAGES  # recipes, and stages on their own
+OPTIONS = {"data": "--data", "model": "--model", "trainer": "--trainer", "logger": "--trainer.logger"}
+
+Parse = Callable[[list[str]], list[Namespace]]
+
+
+class _Parsed(Exception):
+    pass
+
+
+class ParseOnly(LitCLI):
+    """The command line up to where it would look at the data."""
+
+    def before_instantiate_classes(self) -> None:
+        raise _Parsed(self.config[self.subcommand])
+
+
+def parse_stage(arguments: list[str]) -> Namespace:
+    with pytest.raises(_Parsed) as parsed:
+        ParseOnly(arguments)
+    config: Namespace = parsed.value.args[0]
+    return config
+
+
+def parse_recorded(stages: list[Namespace]) -> Callable[[list[str]], Namespace]:
+    def parse(arguments: list[str]) -> Namespace:
+        stages.append(parse_stage(arguments))
+        return stages[-1]
+
+    return parse
+
+
+@pytest.fixture
+def parse(monkeypatch: pytest.MonkeyPatch) -> Parse:
+    """Parses the arguments of a ``fit`` as it would: of a recipe, each stage's, from the repository's root."""
+    monkeypatch.chdir(ROOT)
+    def call(arguments: list[str]) -> list[Namespace]:
+        recipe = recipes.recipe_in(arguments)
+        if recipe is None:
+            return [parse_stage(arguments)]
+        stages: list[Namespace] = []
+        monkeypatch.setattr(recipes, "check", parse_recorded(stages))
+        monkeypatch.setattr(recipes, "_call", lambda *_: None)
+        recipes.run_recipe(recipe, [*arguments[1:], "--trainer.fast_dev_run=true"])
+        return stages
+
+    return call
+
+
+def header(text: str) -> str:
+    """The comment lines that a config starts with, without their ``#``."""
+    return "\n".join(line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), text.splitlines()))
+
+
+def fit_commands(text: str) -> list[list[str]]:
+    """The arguments of every ``python -m lit_sft fit`` in a text, lines that a backslash continues joined.
+
+    Those with an ellipsis, which nobody can run, are left out.
+    """
+    commands = re.findall(r"python -m lit_sft (fit [^\n`|&;>]*)", re.sub(r"\\\n\s*", " ", text))
+    return [shlex.split(command, comments=True) for command in commands if "…" not in command and "..." not in command]
+
+
+@pytest.mark.parametrize("path", CONFIGS)
+def test_every_config_parses_where_it_belongs(path: str, parse: Parse) -> None:
+    folder = Path(path).parts[1]
+    assert parse(["fit", OPTIONS.get(folder, "--config"), path])
+
+
+@pytest.mark.parametrize("path", [path for path in CONFIGS if "/debug/" in path])
+@pytest.mark.parametrize("main", STAGES)
+def test_a_debug_config_parses_after_every_stage(path: str, main: str, parse: Parse) -> None:
+    (with_debug,), (alone,) = parse(["fit", "--config", main, "--config", path]), parse(["fit", "--config", main])
+    assert with_debug.model.encoder.class_path == alone.model.encoder.class_path
+    assert with_debug.data == alone.data
+    assert with_debug.trainer != alone.trainer
+
+
+@pytest.mark.parametrize("path", CONFIGS)
+def test_every_config_starts_by_saying_what_it_is(path: str) -> None:
+    first, *_ = (ROOT / path).read_text(encoding="utf-8").splitlines()
+    assert re.match(r"# \S+ \S+ \S+", first), "the first line is a comment: what the config does"
+
+
+@pytest.mark.parametrize("path", CONFIGS)
+def test_the_command_in_a_config_runs_that_config(path: str, parse: Parse) -> None:
+    commands = fit_commands(header((ROOT / path).read_text(encoding="utf-8")))
+    assert all(path in command for command in commands)
+    assert all(parse(command) for command in commands)
+    assert commands or path not in RUNNABLE
+
+
+@pytest.mark.parametrize("path", CONFIGS)
+def test_files_named_in_a_config_s_comments_exist(path: str) -> None:
+    assert missing_files("\n".join(re.findall(r"#.*", (ROOT / path).read_text(encoding="utf-8")))) == []
+
+
+def test_files_named_in_the_readme_exist() -> None:
+    assert missing_files(README.read_text(encoding="utf-8")) == []
+
+
+def test_every_fit_of_a_config_in_the_readme_parses(parse: Parse) -> None:
+    commands = [
+        command
+        for command in fit_commands(README.read_text(encoding="utf-8"))
+        if set(command) & set(CONFIGS) and not any(Path(word).stem == "mine" for word in command)
+    ]
+    assert commands
+    assert all(parse(command) for command in commands)
+
+
+def test_a_mistake_in_a_config_is_found(tmp_path: Path, parse: Parse) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(yaml.safe_dump({"trainer": {"max_epoch": 3}}), encoding="utf-8")
+    with pytest.raises(UserError, match="max_epochs"):
+        parse(["fit", "--config", str(path)])
+
+
+def missing_files(text: str) -> list[str]:
+    """The repository's files that a text names and that aren't there; those called ``mine`` are the reader's own."""
+    named = re.findall(r"(?<![\w./-])(?:configs|scripts|tests|lit_sft|docs)/[\w./-]+\.\w+", text)
+    return sorted(name for name in set(named) if not (ROOT / name).is_file() and Path(name).stem != "mine")

@@ -1,0 +1,261 @@
+"""Prediction: a row for each input in its order, the same numbers as in testing, an output that is whole or absent."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from conftest import SUBJECTS, Command, Files, Trained
+from lightning.pytorch.callbacks import LambdaCallback
+
+from lit_sft import Predictor, load, predictor
+from lit_sft.checkpoints import read_checkpoint, resolve
+from lit_sft.data.datamodule import TextDataModule
+from lit_sft.errors import UserError
+from lit_sft.metrics import ClassificationMetrics
+
+
+@pytest.fixture(scope="module")
+def model(trained: Trained) -> Predictor:
+    return load(trained.finetune)
+
+
+@pytest.fixture(scope="module")
+def texts(files: Files) -> list[str]:
+    with files.test.open(newline="", encoding="utf-8") as file:
+        return [row["text"] for row in csv.DictReader(file)]
+
+
+def probabilities(rows: list[dict[str, Any] | None]) -> np.ndarray:
+    return np.array([list(row["probabilities"].values()) for row in rows if row is not None])
+
+
+# ---- in Python
+
+
+def test_a_prediction_is_a_label_and_all_probabilities(model: Predictor) -> None:
+    (row,) = model.predict(["the whale near the reef"])
+    assert row is not None
+    assert list(row["probabilities"]) == model.label_names == sorted(SUBJECTS)
+    assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-6)
+    assert row["label"] == max(row["probabilities"], key=row["probabilities"].__getitem__)
+
+
+def test_predictions_equal_those_of_testing(
+    model: Predictor, trained: Trained, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same checkpoint through Lightning's test loop, over its length-bucketed batches."""
+    path = resolve(trained.finetune, "ckpt_path")
+    checkpoint = read_checkpoint(path)
+    data = TextDataModule(**checkpoint.config["data"])
+    data.adopt(checkpoint.tokenizer(), checkpoint.label_names)
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(ClassificationMetrics, "update", lambda _, probabilities, *__: seen.append(probabilities))
+    monkeypatch.setattr(ClassificationMetrics, "compute", lambda _: {})
+    indices: list[torch.Tensor] = []
+    collect = LambdaCallback(on_test_batch_start=lambda _, __, batch, *___: indices.append(batch.indices))
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[collect])
+    trainer.test(predictor.build_module(checkpoint), datamodule=data, ckpt_path=path, weights_only=True)
+    expected = np.empty((len(texts), 3), dtype=np.float32)
+    expected[torch.cat(indices)] = torch.cat(seen).numpy()
+    assert len(indices) > 1
+    assert np.abs(probabilities(model.predict(texts)) - expected).max() < 1e-6
+
+
+def test_the_accuracy_of_the_predictions_is_the_one_that_test_reports(
+    model: Predictor, trained: Trained, files: Files, texts: list[str], cli: Command
+) -> None:
+    result = cli("test", "--ckpt_path", trained.finetune, "--data.test", files.val)
+    assert result.code == 0
+    with files.val.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    found = model.predict([row["text"] for row in rows])
+    right = [p is not None and p["label"] == row["label"] for p, row in zip(found, rows, strict=True)]
+    record = json.loads((trained.finetune / f"test-{files.val.stem}.json").read_text())
+    assert np.mean(right) == pytest.approx(record["test"]["accuracy"])
+
+
+def test_order_and_count_are_kept_over_chunks(
+    model: Predictor, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = model.predict(texts)
+    monkeypatch.setattr(predictor, "TEXTS_AT_ONCE", 7)
+    monkeypatch.setattr(predictor, "TOKENS_AT_ONCE", 64)
+    pieces = model.predict(texts)
+    assert [row["label"] for row in pieces if row] == [row["label"] for row in whole if row]
+    assert np.abs(probabilities(pieces) - probabilities(whole)).max() < 1e-6
+    alone = [model.predict([text])[0] for text in texts]
+    assert np.abs(probabilities(alone) - probabilities(whole)).max() < 1e-6
+
+
+def test_a_blank_text_is_a_none_in_its_place(model: Predictor) -> None:
+    rows = model.predict(["", "the owl", "  \n\t", "the whale"])
+    assert [row is None for row in rows] == [True, False, True, False]
+    assert model.predict([]) == []
+    assert model.predict([" "]) == [None]
+    vectors = model.encode(["", "the owl"])
+    assert np.isnan(vectors[0]).all()
+    assert np.isfinite(vectors[1]).all()
+
+
+def test_the_input_is_read_as_it_is_needed(model: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictor, "TEXTS_AT_ONCE", 5)
+    taken = 0
+
+    def endless() -> Iterator[str]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield "the owl near the oak"
+
+    rows = model.predict_iter(endless())
+    for _ in range(12):
+        next(rows)
+    assert taken == 15  # three chunks: memory doesn't grow with the input
+
+
+def test_document_vectors_are_pooled_hidden_states(model: Predictor, texts: list[str]) -> None:
+    vectors = model.encode(texts)
+    assert vectors.shape == (len(texts), 36)  # concat pooling of 12 units
+    assert vectors.dtype == np.float32
+    head = model.module.net.classifier
+    assert head is not None
+    logits = torch.nn.functional.linear(torch.from_numpy(vectors), head.linear.weight, head.linear.bias)
+    assert np.abs(logits.softmax(-1).detach().numpy() - probabilities(model.predict(texts))).max() < 1e-5
+
+
+def test_a_pretraining_checkpoint_gives_vectors_of_no_classifier_and_no_labels(trained: Trained) -> None:
+    with pytest.raises(UserError, match="a pretraining checkpoint can't classify"):
+        load(trained.pretrain).predict(["the owl"])
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "nonsense"])
+def test_a_device_that_is_not_there_is_named(device: str, trained: Trained) -> None:
+    with pytest.raises(UserError, match=f"device {device}"):
+        load(trained.finetune, device=device)
+
+
+# ---- on the command line
+
+INPUTS = {
+    "rows.txt": "the whale near the reef\n\nthe owl above the oak\n",
+    "rows.csv": 'text,more\n"the whale\nnear the reef",1\n" ",2\nthe owl above the oak,3\n',
+    "rows.tsv": "more\ttext\n1\tthe whale near the reef\n2\t\n3\tthe owl above the oak\n",
+    "rows.jsonl": '{"text": "the whale near the reef"}\n{"text": null}\n{"text": "the owl above the oak"}\n',
+}
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_a_file_gives_a_json_line_a_row(name: str, cli: Command, trained: Trained, model: Predictor) -> None:
+    Path(name).write_text(INPUTS[name], encoding="utf-8")
+    assert cli("predict", "--ckpt_path", trained.finetune, "--input", name, "--output", "out.jsonl").code == 0
+    rows = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    first = "the whale\nnear the reef" if name == "rows.csv" else "the whale near the reef"
+    expected = model.predict([first, "", "the owl above the oak"])
+    assert rows[1] is None
+    assert [row and row["label"] for row in rows] == [row and row["label"] for row in expected]
+    assert np.abs(probabilities(rows) - probabilities(expected)).max() < 1e-6
+
+
+@pytest.mark.parametrize("name", ["rows.txt", "rows.csv", "rows.jsonl"])
+def test_standard_input_and_output_work_alike(
+    name: str, cli: Command, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(INPUTS[name].encode())))
+    result = cli(
+        *("predict", "--ckpt_path", trained.finetune, "--input", "-", "--output", "-"),
+        *("--format", name.split(".")[1]),
+    )
+    assert result.code == 0
+    assert [json.loads(line) is None for line in result.out.splitlines()] == [False, True, False]
+    assert result.err == ""
+
+
+def test_a_file_without_header_and_of_another_encoding_is_read(cli: Command, trained: Trained) -> None:
+    Path("rows.csv").write_bytes("1,der grüne Wal\n".encode("latin-1"))
+    where = ("--ckpt_path", trained.finetune, "--input", "rows.csv", "--output", "-")
+    assert cli("predict", *where, "--no_header", "--text_column", "1", "--encoding", "latin-1").code == 0
+
+
+def test_an_output_is_whole_or_not_there(cli: Command, trained: Trained) -> None:
+    Path("rows.jsonl").write_text('{"text": "a"}\n' * 3 + "broken\n")
+    Path("out.jsonl").write_text("what was there before\n")
+    result = cli("predict", "--ckpt_path", trained.finetune, "--input", "rows.jsonl", "--output", "out.jsonl")
+    assert result.code == 2
+    assert "rows.jsonl, row 4" in result.err
+    assert Path("out.jsonl").read_text() == "what was there before\n"
+    assert sorted(path.name for path in Path().iterdir()) == ["out.jsonl", "rows.jsonl"]
+
+
+@pytest.mark.skipif(not Path("/dev/null").exists(), reason="needs /dev/null")
+def test_a_device_file_is_written_to_and_not_replaced(cli: Command, trained: Trained, files: Files) -> None:
+    where = ("--ckpt_path", trained.finetune, "--input", files.unlabeled)
+    assert cli("predict", *where, "--output", "/dev/null").code == 0
+    assert Path("/dev/null").is_char_device()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--input", "absent.txt"], "absent.txt: no such file"),
+        (["--input", "."], ". is a folder"),
+        (["--output", "absent/out.jsonl"], "--output absent/out.jsonl: can't be written"),
+        (["--output", "."], "--output .: can't be written"),
+        (["--text_column", "body"], "no column 'body'; columns: text, label"),
+        (["--encoding", "utf8x"], "unknown encoding 'utf8x'"),
+        (["--format", "xml"], "invalid choice: 'xml'"),
+        (["--formt", "csv"], "did you mean format?"),
+        (["--ckpt_path", "absent"], "absent: no such run or checkpoint (from --ckpt_path)"),
+        (["--device", "gpu9"], "device gpu9"),
+        (["--input"], "--input: expected one argument"),
+    ],
+)
+def test_a_mistake_is_one_line(options: list[str], message: str, cli: Command, trained: Trained, files: Files) -> None:
+    result = cli(
+        *("predict", "--ckpt_path", trained.finetune, "--input", files.test, "--output", "out.jsonl"), *options
+    )
+    assert result.code == 2
+    assert message in result.err
+    assert result.err.count("\n") == 1
+    assert not Path("out.jsonl").exists()
+
+
+def test_a_pretraining_checkpoint_is_refused_before_the_output_is_touched(
+    cli: Command, trained: Trained, files: Files
+) -> None:
+    result = cli("predict", "--ckpt_path", trained.pretrain, "--input", files.test, "--output", "out.jsonl")
+    assert result.code == 2
+    assert "a pretraining checkpoint can't classify" in result.err
+    assert not Path("out.jsonl").exists()
+
+
+def test_missing_options_and_help(cli: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    result = cli("predict", "--ckpt_path", "run")
+    assert result.code == 2
+    assert "--input, --output" in result.err
+    assert cli("predict", "--help").code == 0
+
+
+def test_a_reader_that_has_had_enough_ends_it_quietly(trained: Trained, files: Files, tmp_path: Path) -> None:
+    """``predict … --output - | head -n 1``: the pipe is closed while there is more to write."""
+    texts = tmp_path / "many.txt"
+    texts.write_text("the owl near the oak\n" * 5000)
+    command = [sys.executable, "-m", "lit_sft", "predict", "--ckpt_path", str(trained.finetune)]
+    command += ["--input", str(texts), "--output", "-"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert json.loads(process.stdout.readline())
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
