@@ -1,0 +1,247 @@
+"""The same labels three ways: fine-tuned from a pretrained model, from scratch, and TF-IDF + logistic regression.
+
+    python scripts/baselines.py --config configs/pydocs/finetune.yaml --init_from logs/pydocs/version_0 \\
+        --search scripts/search/pydocs.yaml --out scripts/results/pydocs.csv
+
+One cell is one row (method) at one label count and one seed. A seed draws the subset, the initial weights and the
+order. For each method and label count the grid of the search file is run first, on the first ``search_seeds`` seeds,
+and the mean validation macro-F1 chooses; every method's grid has the same number of points and reads the same
+validation data. The chosen options then run on every seed, and only these runs are tested. Each run is an ordinary
+``lit_sft fit`` and ``test``, called in this process with flags that are printed, so any cell can be repeated by hand.
+
+The CSV grows by a line a run and is read at the start: what is there is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from report import table
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, f1_score
+
+from lit_sft.data.datamodule import TextDataModule
+from lit_sft.data.tokens import TokenArray
+from lit_sft.main import main as lit_sft
+
+FIELDS = ("method", "labels", "val", "seed", "options", "val_macro_f1", "test_macro_f1", "test_accuracy", "seconds")
+METHODS = ("pretrained", "scratch", "tfidf")
+SHOWN = ("macro_f1", "accuracy")
+Options = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the search file says of one label count: how many seeds, and for each method the points of its grid."""
+
+    labels: str
+    seeds: int
+    search_seeds: int
+    grids: dict[str, list[Options]]
+
+
+class Results:
+    """The CSV: a line a run; a run without test figures belongs to the search."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, str]] = []
+        if path.is_file():
+            with path.open(newline="", encoding="utf-8") as file:
+                self.rows = list(csv.DictReader(file))
+
+    def find(self, tested: bool, **cell: Any) -> dict[str, str] | None:
+        wanted = {key: str(value) for key, value in cell.items()}
+        for row in self.rows:
+            if all(row[k] == v for k, v in wanted.items()) and (not tested or row["test_macro_f1"]):
+                return row
+        return None
+
+    def add(self, row: dict[str, Any]) -> dict[str, str]:
+        """Append a line and let it reach the disk before the next run starts."""
+        plain = {field: str(row.get(field, "")) for field in FIELDS}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        new = not self.path.is_file()
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+            if new:
+                writer.writeheader()
+            writer.writerow(plain)
+        self.rows.append(plain)
+        return plain
+
+
+class Cells:
+    """Runs one cell of any method."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+
+    def run(self, method: str, labels: str, val: str, seed: int, options: Options, test: bool) -> dict[str, float]:
+        """Validation macro-F1, and test figures where asked for."""
+        started = time.perf_counter()
+        flags = [] if labels == "all" else [f"--data.labels_per_class={labels}"]
+        flags += [f"--data.val_labels_per_class={labels}"] if val == "small" else []
+        if method == "tfidf":
+            data = self.data(seed, None if labels == "all" else int(labels), val)
+            figures = linear_model(data, options)
+        else:
+            flags += [f"--{key}={json.dumps(v) if isinstance(v, list) else v}" for key, v in options.items()]
+            flags += [f"--seed_everything={seed}", f"--name=baselines-{self.arguments.out.stem}"]
+            if method == "pretrained":
+                flags.append(f"--model.init_from={self.arguments.init_from}")
+            folder = run_network(["--config", str(self.arguments.config), *flags], test)
+            record = record_of(folder)
+            shutil.rmtree(folder / "checkpoints")  # a table leaves hundreds of runs behind
+            figures = {f"{split}_{k}": record[split][k] for split in ("val", "test") if split in record for k in SHOWN}
+        kept = {k: v for k, v in figures.items() if test or k.startswith("val_")}
+        return {**kept, "seconds": round(time.perf_counter() - started, 1)}
+
+    def data(self, seed: int, labels: int | None, val: str) -> TextDataModule:
+        """The data module of the config, for the methods that read text."""
+        options = yaml.safe_load(self.arguments.config.read_text(encoding="utf-8")).get("data") or {}
+        if isinstance(options, str):
+            options = yaml.safe_load((self.arguments.config.parent / options).read_text(encoding="utf-8"))
+        small = labels if val == "small" else None
+        options |= {"labels_per_class": labels, "val_labels_per_class": small, "seed": seed}
+        data = TextDataModule(**options)
+        data.prepare_data()
+        data.setup()
+        return data
+
+
+def run_network(arguments: list[str], test: bool) -> Path:
+    """``lit_sft fit`` and, where asked for, ``test``, in this process; returns the run's folder."""
+    command = ["fit", *arguments, "--trainer.enable_progress_bar=false"]
+    print("python -m lit_sft", *command, flush=True)
+    before = set(Path("logs").glob("*/version_*"))
+    _check(lit_sft(command))
+    (folder,) = set(Path("logs").glob("*/version_*")) - before
+    if test:
+        _check(lit_sft(["test", "--ckpt_path", str(folder), "--trainer.enable_progress_bar=false"]))
+    return folder
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    """A finished run's ``metrics.json``."""
+    record: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return record
+
+
+def linear_model(data: TextDataModule, options: dict[str, Any]) -> dict[str, float]:
+    """TF-IDF (uni- and bigrams, sublinear) + logistic regression on the data module's own labels.
+
+    Args:
+        data: set up; its low-shot subsets of train and validation are used.
+        options: ``C`` (inverse strength of the regularisation), ``min_df`` and ``class_weight``.
+    """
+    corpus, prepared = data.corpus, data.prepared
+    chosen = {
+        "train": corpus.train.select(low_shot_positions(prepared.train, data.train)),
+        "val": corpus.val.select(low_shot_positions(prepared.val, data.val)),
+        "test": corpus.test,
+    }
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=options.get("min_df", 1))
+    model = LogisticRegression(C=options["C"], max_iter=1000, class_weight=options.get("class_weight"))
+    model.fit(vectorizer.fit_transform(chosen["train"].texts), chosen["train"].labels)
+    figures = {}
+    for split in ("val", "test"):
+        predicted = model.predict(vectorizer.transform(chosen[split].texts))
+        figures[f"{split}_macro_f1"] = float(f1_score(chosen[split].labels, predicted, average="macro"))
+        figures[f"{split}_accuracy"] = float(accuracy_score(chosen[split].labels, predicted))
+    return figures
+
+
+def low_shot_positions(whole: TokenArray, part: TokenArray) -> np.ndarray:
+    """Where the documents of a subset stand in the whole: by their place in the token array, which no two share."""
+    place = {(int(s), int(k)): i for i, (s, k) in enumerate(zip(whole.starts, whole.keys, strict=True))}
+    return np.array([place[int(s), int(k)] for s, k in zip(part.starts, part.keys, strict=True)], dtype=np.int64)
+
+
+def search(cells: Cells, results: Results, plan: Plan, method: str, val: str) -> Options:
+    """The grid's point with the best mean validation macro-F1 over the search seeds."""
+    scores = []
+    for options in plan.grids[method]:
+        found = []
+        for seed in range(plan.search_seeds):
+            cell = {"method": method, "labels": plan.labels, "val": val, "seed": seed, "options": _plain(options)}
+            row = results.find(False, **cell)
+            if row is None:
+                row = results.add({**cell, **cells.run(method, plan.labels, val, seed, options, test=False)})
+            found.append(float(row["val_macro_f1"]))
+        scores.append(float(np.mean(found)))
+    return plan.grids[method][int(np.argmax(scores))]
+
+
+def fill(cells: Cells, results: Results, plans: list[Plan], vals: list[str], methods: list[str]) -> None:
+    """Every cell that isn't there yet."""
+    for val, plan, method in itertools.product(vals, plans, methods):
+        if val == "small" and plan.labels == "all":
+            continue  # a validation set as large as all labels is the full one
+        options = search(cells, results, plan, method, val)
+        for seed in range(plan.seeds):
+            cell = {"method": method, "labels": plan.labels, "val": val, "seed": seed, "options": _plain(options)}
+            if results.find(True, **cell) is None:
+                results.add({**cell, **cells.run(method, plan.labels, val, seed, options, test=True)})
+
+
+def plans_in(path: Path) -> list[Plan]:
+    """The plans of a search file: see scripts/search/pydocs.yaml.
+
+    Raises:
+        SystemExit: the methods' grids differ in their number of points: they must have one search budget.
+    """
+    plans = []
+    for labels, content in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+        fixed = content.get("fixed") or {}
+        grids: dict[str, list[Options]] = {}
+        for method in METHODS:
+            lists = content[method]
+            points = [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
+            grids[method] = [{**(fixed if method != "tfidf" else {}), **point} for point in points]
+        if len({len(grid) for grid in grids.values()}) != 1:
+            sizes = {method: len(grid) for method, grid in grids.items()}
+            raise SystemExit(f"{path}, {labels}: every method gets the same search budget, not {sizes}")
+        plans.append(Plan(str(labels), content["seeds"], content["search_seeds"], grids))
+    return plans
+
+
+def _plain(options: Options) -> str:
+    return json.dumps(options, sort_keys=True)
+
+
+def _check(code: int) -> None:
+    if code:
+        raise SystemExit(code)
+
+
+def main() -> None:
+    """Fill the CSV, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, required=True, help="a fine-tuning config")
+    parser.add_argument("--init_from", help="the pretraining that every cell of 'pretrained' starts from")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument(
+        "--val", nargs="+", default=["full"], choices=("full", "small"), help="small: as many as labels"
+    )
+    parser.add_argument("--search", type=Path, required=True, help="YAML: seeds and grids for each label count")
+    parser.add_argument("--out", type=Path, required=True, help="the CSV of all runs")
+    arguments = parser.parse_args()
+    plans = plans_in(arguments.search)
+    fill(Cells(arguments), Results(arguments.out), plans, arguments.val, arguments.methods)
+    print(table(arguments.out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""A finished recipe's test result beside the same labels from scratch and with TF-IDF + logistic regression.
+
+    python scripts/compare.py logs/quickstart/version_0 --scratch configs/quickstart/scratch.yaml
+
+One seed, for a first look; scripts/baselines.py makes the table with seeds and intervals.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import yaml
+from baselines import linear_model, record_of, run_network
+
+from lit_sft.checkpoints import stage_folders
+from lit_sft.data.datamodule import TextDataModule
+from lit_sft.runs import read_record
+
+INVERSE_STRENGTHS = (1, 3, 10, 30, 100)  # of the linear model's regularisation, chosen on validation
+
+
+def compare(run: Path, scratch: Path) -> dict[str, dict[str, float]]:
+    """Test figures of the three rows: the same labels, the same validation data to choose on."""
+    finetune = stage_folders(run)[-1]
+    config = yaml.safe_load((finetune / "config.yaml").read_text(encoding="utf-8"))
+    rows: dict[str, dict[str, float]] = {"pretrained": read_record(finetune)["test"]}
+    seed = config["seed_everything"]
+    folder = run_network(
+        ["--config", str(scratch), f"--seed_everything={seed}", "--name=quickstart-scratch"], test=True
+    )
+    rows["from scratch"] = record_of(folder)["test"]
+    data = TextDataModule(**{**config["data"], "seed": seed})
+    data.prepare_data()
+    data.setup()
+    tried = [linear_model(data, {"C": c, "min_df": 1}) for c in INVERSE_STRENGTHS]
+    rows["TF-IDF + LR"] = max(tried, key=lambda figures: figures["val_macro_f1"])
+    return rows
+
+
+def main() -> None:
+    """Print the rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="the folder of a finished recipe")
+    parser.add_argument("--scratch", type=Path, required=True, help="the fine-tuning config of the from-scratch row")
+    arguments = parser.parse_args()
+    rows = compare(arguments.run, arguments.scratch)
+    print(f"\n{'test':<16}macro-F1  accuracy")
+    for name, figures in rows.items():
+        f1, accuracy = (100 * figures.get(k, figures.get(f"test_{k}", np.nan)) for k in ("macro_f1", "accuracy"))
+        print(f"{name:<16}{f1:8.1f}  {accuracy:8.1f}")
+
+
+if __name__ == "__main__":
+    main()
