@@ -26,6 +26,6 @@ Next, after  source .venv/bin/activate
   curves      tensorboard --logdir logs
   predict     echo "sums the values along an axis of the tensor" \\
                 | python -m lit_sft predict --ckpt_path $run --input - --output -
-  your data   python -m lit_sft fit --config configs/quickstart.yaml --data.labeled train.csv --data.test test.csv
+  your data   python -m lit_sft fit --config configs/own.yaml --data.labeled train.csv --data.test test.csv --name mine
               (columns text and label; also TSV, JSONL, Parquet; more text with --data.unlabeled more.txt)
 TEXT
