@@ -94,4 +94,3 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message="The dirpath has changed from")  # resumed into a new version
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")

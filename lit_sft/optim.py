@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 
-class Schedule:
+class Schedule(ABC):
     """A learning-rate schedule: ``schedule(step, total_steps)`` is the factor on the optimizer's rate.
 
     ``step`` counts optimizer steps from 0 to ``total_steps - 1``; later steps get the last factor.
@@ -27,9 +28,9 @@ class Schedule:
     def __call__(self, step: int, total_steps: int) -> float:
         return self.factor(min(step, max(total_steps - 1, 0)), max(total_steps, 1))
 
+    @abstractmethod
     def factor(self, step: int, total_steps: int) -> float:
         """The factor at ``step``, which is below ``total_steps``."""
-        raise NotImplementedError
 
 
 class Constant(Schedule):

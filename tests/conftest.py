@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import json
 import logging
 import random
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -106,9 +109,23 @@ Command = Callable[..., Result]
 
 
 @pytest.fixture
-def cli(workplace: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Command:
-    """``cli("fit", "--config", path, ...)``: the command line in this process, from an empty folder."""
+def cli(
+    workplace: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Command:
+    """``cli("fit", "--config", path, ...)``: the command line in this process, from an empty folder.
+
+    What Lightning logs comes as ``log`` and not on standard error, where its handlers may or may not find the capture.
+    """
+    import lightning.pytorch  # noqa: F401 - makes these handlers
+
     from lit_sft.main import main
+
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        monkeypatch.setattr(logging.getLogger(name), "handlers", [])
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
 
     def call(*arguments: object) -> Result:
         capsys.readouterr()
@@ -197,3 +214,52 @@ def trained(tmp_path_factory: pytest.TempPathFactory, files: Files, shared_cache
             Path(f"{stage}.yaml").write_text(yaml.safe_dump(options), encoding="utf-8")
             assert main(["fit", "--config", f"{stage}.yaml", "--run_dir", str(folder / stage)]) == 0
     return Trained(folder / "pretrain", folder / "finetune")
+
+
+# ---- short hands of the tests that call the command line
+
+Fit = Callable[..., Result]
+
+
+@pytest.fixture
+def fit(cli: Command, configs: Configs) -> Fit:
+    """``fit("--flag", ...)``: the tiny fine-tuning, from scratch."""
+    return lambda *arguments: cli("fit", "--config", configs.finetune, *arguments)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The commands that a recipe starts; each is run in this process."""
+    from lit_sft.main import main
+
+    seen: list[list[str]] = []
+
+    def run(command: list[str], check: bool) -> subprocess.CompletedProcess[bytes]:
+        assert command[1:3] == ["-m", "lit_sft"]
+        seen.append(command[3:])
+        return subprocess.CompletedProcess(command, main(command[3:]))
+
+    monkeypatch.setattr("lit_sft.recipe.subprocess.run", run)
+    return seen
+
+
+@pytest.fixture
+def fit_recipe(cli: Command, configs: Configs, calls: list[list[str]]) -> Fit:
+    """``fit_recipe("--flag", ...)``: the tiny recipe; ``calls`` then holds the commands of this fit alone."""
+
+    def call(*arguments: object) -> Result:
+        calls.clear()
+        return cli("fit", "--config", configs.recipe, *arguments)
+
+    return call
+
+
+def read(path: Path) -> Any:
+    """The content of a JSON or YAML file."""
+    text = path.read_text(encoding="utf-8")
+    return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+
+
+def made() -> list[str]:
+    """Every run's folder that there is, as NAME/version_K."""
+    return sorted(path.relative_to("logs").as_posix() for path in Path("logs").glob("*/*"))

@@ -161,7 +161,7 @@ def test_nothing_that_a_checkpoint_names_is_run(
 ) -> None:
     path = edited(lambda ours: ours["config"]["model"].update(encoder=spec))
     inputs = ["--input", files.unlabeled, "--output", "out.jsonl"]
-    for command in (["test"], ["validate"], ["predict", *inputs]):
+    for command in (["test"], ["predict", *inputs]):
         result = cli(command[0], "--ckpt_path", path, *command[1:])
         assert result.code == 2
         assert "encoder" in result.err

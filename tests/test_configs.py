@@ -54,6 +54,7 @@ def parse_recorded(stages: list[Namespace]) -> Callable[[list[str]], Namespace]:
 def parse(monkeypatch: pytest.MonkeyPatch) -> Parse:
     """Parses the arguments of a ``fit`` as it would: of a recipe, each stage's, from the repository's root."""
     monkeypatch.chdir(ROOT)
+
     def call(arguments: list[str]) -> list[Namespace]:
         recipe = recipes.recipe_in(arguments)
         if recipe is None:

@@ -1,0 +1,178 @@
+"""Mistaken options, and the commands themselves: how mistakes, bugs and interruptions are told."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import Command, Configs, Fit, made
+
+from lit_sft.data.datamodule import TextDataModule
+from lit_sft.errors import UserError
+
+RUN = Path("logs/tiny-finetune/version_0")
+
+# ---- options
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--trainer.max_epoch", "3"], "no option trainer.max_epoch; did you mean trainer.max_epochs?"),
+        (["--trainer.max_epoch=3"], "did you mean trainer.max_epochs?"),
+        (["--model.stag", "finetune"], "did you mean model.stage?"),
+        (["--checkpoint.monitr", "val/loss"], "did you mean checkpoint.monitor?"),
+        (
+            ["--model.encoder.hiden_size", "3"],
+            "no option model.encoder.hiden_size of lit_sft.models.LSTMEncoder; did you",
+        ),
+        (["--model.optimizer.learning_rate", "3"], "it has lr, betas"),
+        (["--model.objective.label_smoothing", "0.1"], "--model.objective: name its class first"),
+        (["--model.encoder", "GRUEncodr"], "--model.encoder GRUEncodr: no such class"),
+        (["--model.encoder", "absent.module.Encoder"], "--model.encoder absent.module.Encoder: no such class"),
+        (["--model.encoder", "torch.nn.Linear"], "torch.nn.Linear: not a subclass of Encoder"),
+        (["--model.schedule", "WarmupCosin"], "did you mean WarmupCosine?"),
+        (["--model.optimizer", "torch.optim.AdmW"], "did you mean AdamW?"),
+        (["--trainer.logger", "CSVLoger"], "did you mean CSVLogger?"),
+        (["--trainer.callbacks+", "RichProgresBar"], "did you mean RichProgressBar?"),
+        (
+            ["--model.stage", "finetun"],
+            "--model.stage finetun: expected 'pretrain', 'finetune'; did you mean finetune?",
+        ),
+        (["--trainer.max_epochs", "many"], "--trainer.max_epochs many: expected int or null"),
+        (["--data.vocab_size=1.5"], "--data.vocab_size 1.5: expected int"),
+        (["--model.optimizer.lr", "fast"], "--model.optimizer.lr fast: expected float"),
+        (["--trainer.precision", "16-mixed"], "--trainer.precision 16-mixed needs a GPU"),
+        (["--trainer.accelerator", "cuda"], "trainer: "),
+        (["--seed_everything", "-1"], "--seed_everything -1 must be at least 0"),
+        (["--stages", "finetune"], "--stages is an option of recipes"),
+        (["--data", "absent.yaml"], "absent.yaml"),
+        (["--name"], "--name: expected one argument"),
+        (["--config"], "--config: expected one argument"),
+        (["superfluous"], "unrecognized arguments: superfluous"),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the mistakes of a machine without a GPU are among them")
+def test_a_mistaken_option_is_named_with_the_right_one(flags: list[str], message: str, fit: Fit) -> None:
+    result = fit(*flags)
+    assert result.code == 2
+    assert message in result.err
+    assert result.err.count("\n") == 1
+    assert not Path("logs").exists() or made() == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("trainer.max_epoch", 3, "no option trainer.max_epoch; did you mean trainer.max_epochs?"),
+        ("modle.stage", "finetune", "no option modle.stage; did you mean model.stage?"),
+        ("data.label", "x", "no option data.label; did you mean data.labeled?"),
+        ("model.encoder.init_args.hiden_size", 3, "did you mean hidden_size?"),
+        ("model.optimizer.init_args.weigth_decay", 3, "did you mean weight_decay?"),
+        ("model.objective", {"class_path": "Supervised", "init_args": {"label_smothing": 1}}, "mean label_smoothing?"),
+        ("trainer.callbacks", [{"class_path": "Throughput", "init_args": {"warmpu": 3}}], "did you mean warmup?"),
+        ("trainer.callbacks+", [{"class_path": "lit_sft.callbacks.Througput"}], "did you mean Throughput?"),
+        ("data", [1], "data must hold options, not [1]"),
+        ("trainer", None, "trainer must hold options, not None"),
+        ("data", "absent.yaml", "absent.yaml"),
+    ],
+)
+def test_a_mistaken_key_in_yaml_is_named_with_the_right_one(
+    key: str, value: Any, message: str, cli: Command, configs: Configs
+) -> None:
+    options = yaml.safe_load(configs.finetune.read_text())
+    *parents, last = key.split(".")
+    group = options
+    for parent in parents:
+        group = group.setdefault(parent, {})
+    group[last] = value
+    configs.finetune.write_text(yaml.safe_dump(options))
+    result = cli("fit", "--config", configs.finetune)
+    assert result.code == 2
+    assert message in result.err
+    assert result.err.count("\n") == 1
+    assert not Path("logs").exists()
+
+
+# ---- the commands themselves
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_usage_names_every_command(arguments: list[str], cli: Command) -> None:
+    result = cli(*arguments)
+    assert result.code == 0
+    assert all(f"  {command} " in result.out for command in ("fit", "validate", "test", "predict", "env"))
+
+
+def test_an_unknown_command_is_named_with_the_right_one(cli: Command) -> None:
+    result = cli("fti")
+    assert result.code == 2
+    assert result.err == "lit_sft: error: no command 'fti': did you mean fit? python -m lit_sft --help lists them\n"
+
+
+def test_env_tells_what_a_bug_report_needs(cli: Command, shared_cache: Path) -> None:
+    result = cli("env")
+    assert result.code == 0
+    assert all(name in result.out for name in ("python", "torch", "lightning", "cores", "precision", str(shared_cache)))
+
+
+def test_debug_shows_the_traceback_of_a_mistake(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIT_SFT_DEBUG", "1")
+    result = cli("fit", "--config", "absent.yaml")
+    assert result.code == 2
+    assert result.err.startswith("Traceback")
+    assert result.err.endswith("lit_sft: error: --config absent.yaml: no such file\n")
+    monkeypatch.setenv("LIT_SFT_DEBUG", "0")
+    assert "Traceback" not in cli("fit", "--config", "absent.yaml").err
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ValueError, KeyError, TypeError, AttributeError])
+def test_a_bug_of_ours_is_not_hidden(error: type[Exception], fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*_: object) -> None:
+        raise error("a bug")
+
+    monkeypatch.setattr(TextDataModule, "train_dataloader", bug)
+    with pytest.raises(error, match="a bug"):
+        fit()
+
+
+def test_an_interrupted_run_can_go_on(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TextDataModule, "val_dataloader", interrupt)
+        assert fit().code != 0
+    assert not (RUN / "metrics.json").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(TextDataModule, "check_sources", interrupt)
+        result = fit()
+        assert result.code == 130
+        assert "Traceback" not in result.err
+    assert fit("--ckpt_path", "last").code == 0
+    assert (RUN / "metrics.json").exists()
+
+
+def test_a_mistake_in_a_real_process_is_one_line_on_standard_error(configs: Configs) -> None:
+    command = [sys.executable, "-m", "lit_sft", "fit", "--config", str(configs.finetune)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--data.labels_per_class", "41"], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("lit_sft: error: --data.labels_per_class 41: class 'sea' has 40 documents")
+    assert done.stderr.count("\n") == 1
+    assert not Path("logs").exists()
+
+
+def test_a_user_error_is_told_in_one_line_however_it_was_written(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def mistake(*_: object) -> str:
+        raise UserError("first line\n   second line")
+
+    monkeypatch.setattr("lit_sft.environment.report", mistake)
+    assert cli("env").err == "lit_sft: error: first line second line\n"

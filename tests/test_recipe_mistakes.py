@@ -1,0 +1,139 @@
+"""Mistakes in recipes and their options: told before the first stage has cost its time."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import Command, Configs, Fit
+
+from lit_sft import recipe as recipes
+from lit_sft.errors import UserError
+from lit_sft.recipe import recipe_in
+
+RUN = Path("logs/tiny/version_0")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--stages", "fintune"], "did you mean finetune?"),
+        (["--stage", "finetune"], "no option stage"),
+        (["--ckpt_path", "some.ckpt"], "a recipe resumes with --ckpt_path last"),
+        (["--ckpt_path", "last"], "nothing to resume in logs/tiny"),
+        (["--run_dir", "here"], "--run_dir is an option of a single stage"),
+        (["--model.init_from", "nowhere"], "nowhere: no such run or checkpoint"),
+        (["--data.labeled", "absent.csv", "--stages", "finetune"], "absent.csv: no such file"),  # before weights
+        (["--data.labels_per_class", "41"], "class 'sea' has 40 documents"),
+        (["--trainer.max_epoch", "3"], "did you mean trainer.max_epochs?"),
+        (["--name", "a/b"], "--name a/b"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_made(
+    flags: list[str], message: str, fit_recipe: Fit, calls: list[list[str]]
+) -> None:
+    result = fit_recipe(*flags)
+    assert result.code == 2
+    assert message in result.err
+    assert result.err.count("\n") == 1
+    assert calls == []
+    assert not Path("logs").exists()
+
+
+def test_a_mistake_in_the_last_stage_is_told_before_the_first_has_run(
+    fit_recipe: Fit, calls: list[list[str]], configs: Configs
+) -> None:
+    options = yaml.safe_load(configs.finetune.read_text())
+    options["model"]["encoder"]["init_args"]["hiden_size"] = 3
+    configs.finetune.write_text(yaml.safe_dump(options))
+    result = fit_recipe()
+    assert result.code == 2
+    assert "hiden_size of lit_sft.models.LSTMEncoder; did you mean hidden_size?" in result.err
+    assert calls == []
+
+
+def test_a_first_stage_that_fails_ends_the_recipe_and_leaves_nothing(fit_recipe: Fit, calls: list[list[str]]) -> None:
+    result = fit_recipe("--model.optimizer.lr=-1")  # no parser knows that this can't be
+    assert result.code == 2
+    assert len(calls) == 1
+    assert not list(Path("logs").iterdir())
+
+
+def test_a_later_stage_that_fails_leaves_the_finished_one(
+    fit_recipe: Fit, calls: list[list[str]], configs: Configs
+) -> None:
+    options = yaml.safe_load(configs.finetune.read_text())
+    options["model"]["encoder"]["init_args"]["hidden_size"] = 13
+    configs.finetune.write_text(yaml.safe_dump(options))
+    result = fit_recipe()
+    assert result.code == 2
+    assert "the encoder doesn't fit" in result.err
+    assert [command[0] for command in calls] == ["fit", "fit"]
+    assert [path.name for path in sorted(RUN.iterdir())] == ["config.yaml", "pretrain"]
+
+
+def test_a_stage_ended_by_a_signal_is_told(cli: Command, configs: Configs, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed = subprocess.CompletedProcess([], -9)
+    monkeypatch.setattr(recipes.subprocess, "run", lambda *_, **__: killed)
+    result = cli("fit", "--config", configs.recipe)
+    assert result.code == 137
+    assert "fit of stage pretrain was ended by signal 9" in result.err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("stages: {a: 1}", "stages must be a list"),
+        ("stages: []", "stages must be a list"),
+        ("stages: [pretrain]", "stages must be a list of mappings"),
+        ("stages: [{config: a.yaml}]", "needs a name"),
+        ("stages: [{name: a}, {name: a}]", "needs a name of its own"),
+        ("stages: [{name: ../a}]", "not '../a'"),
+        ("stages: [{name: test}]", "not 'test'"),
+        ("stages: [{name: 3}]", "not 3"),
+        ("stages: [{name: a}]\ndata: {}", "has the keys stages and test only, not data"),
+        ("stages: [{name: a, init_from: b}, {name: b}]", "init_from of stage a names no earlier stage: 'b'"),
+        ("stages: [{name: a, config: absent.yaml}]", "absent.yaml: no such file"),
+        ("stages: [", "not valid YAML"),
+        ("- stages", "a config is a mapping"),
+    ],
+)
+def test_a_mistake_in_the_recipe_is_named(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message.replace("[", r"\[")) as error:
+        recipe_in(["fit", "--config", str(path)])
+    assert "recipe.yaml" in str(error.value) or "absent.yaml" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--config", "A"], ["--config=A"], ["-c", "A"], ["--trainer.x", "1", "--config", "A"]]
+)
+def test_a_recipe_is_known_by_its_stages_however_it_is_given(arguments: list[str], configs: Configs) -> None:
+    given = [argument.replace("A", str(configs.recipe)) for argument in arguments]
+    recipe = recipe_in(["fit", *given])
+    assert recipe is not None
+    assert [stage.name for stage in recipe.stages] == ["pretrain", "finetune"]
+    assert recipe_in(["fit", "--config", str(configs.finetune)]) is None
+    assert recipe_in(["fit"]) is None
+
+
+def test_two_recipes_at_once_are_refused(configs: Configs) -> None:
+    with pytest.raises(UserError, match="two recipes at once"):
+        recipe_in(["fit", "--config", str(configs.recipe), "--config", str(configs.recipe)])
+
+
+def test_a_stage_uses_this_python(configs: Configs, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str], check: bool) -> subprocess.CompletedProcess[bytes]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(recipes.subprocess, "run", run)
+    recipe = recipe_in(["fit", "--config", str(configs.recipe)])
+    assert recipe is not None
+    recipes._call("test", recipe, recipe.stages[0], ["--flag"], "--more")
+    path = str(configs.recipe.parent / "tiny/pretrain.yaml")
+    assert commands == [[sys.executable, "-m", "lit_sft", "test", "--config", path, "--flag", "--more"]]
