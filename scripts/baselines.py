@@ -196,8 +196,8 @@ def fill(cells: Cells, results: Results, plans: list[Plan], vals: list[str], met
                 results.add({**cell, **cells.run(method, plan.labels, val, seed, options, test=True)})
 
 
-def plans_in(path: Path) -> list[Plan]:
-    """The plans of a search file: see scripts/search/pydocs.yaml.
+def plans_in(path: Path, only: list[str] | None = None) -> list[Plan]:
+    """The plans of a search file (see scripts/search/pydocs.yaml), or those of some label counts.
 
     Raises:
         SystemExit: the methods' grids differ in their number of points: they must have one search budget.
@@ -214,7 +214,7 @@ def plans_in(path: Path) -> list[Plan]:
             sizes = {method: len(grid) for method, grid in grids.items()}
             raise SystemExit(f"{path}, {labels}: every method gets the same search budget, not {sizes}")
         plans.append(Plan(str(labels), content["seeds"], content["search_seeds"], grids))
-    return plans
+    return [plan for plan in plans if only is None or plan.labels in only]
 
 
 def _plain(options: Options) -> str:
@@ -232,13 +232,14 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True, help="a fine-tuning config")
     parser.add_argument("--init_from", help="the pretraining that every cell of 'pretrained' starts from")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--labels", nargs="+", help="some of the search file's label counts")
     parser.add_argument(
         "--val", nargs="+", default=["full"], choices=("full", "small"), help="small: as many as labels"
     )
     parser.add_argument("--search", type=Path, required=True, help="YAML: seeds and grids for each label count")
     parser.add_argument("--out", type=Path, required=True, help="the CSV of all runs")
     arguments = parser.parse_args()
-    plans = plans_in(arguments.search)
+    plans = plans_in(arguments.search, arguments.labels)
     fill(Cells(arguments), Results(arguments.out), plans, arguments.val, arguments.methods)
     print(table(arguments.out))
 

@@ -118,12 +118,13 @@ def test_groups_are_referenced_and_callbacks_appended(cli: Command, configs: Con
     for group in ("data", "model"):
         (configs.finetune.parent / f"{group}.yaml").write_text(yaml.safe_dump(options[group]))
         options[group] = f"{group}.yaml"
-    options["trainer"]["callbacks+"] = [{"class_path": "lightning.pytorch.callbacks.DeviceStatsMonitor"}]
+    timer = "lightning.pytorch.callbacks.Timer"
+    options["trainer"]["callbacks+"] = [{"class_path": timer, "init_args": {"interval": "step"}}]
     configs.finetune.write_text(yaml.safe_dump(options))
     assert cli("fit", "--config", configs.finetune, "--trainer.limit_train_batches=1").code == 0
     callbacks = [callback["class_path"] for callback in read(RUN / "config.yaml")["trainer"]["callbacks"]]
     assert callbacks[0] == "lit_sft.callbacks.Throughput"
-    assert callbacks[-1] == "lightning.pytorch.callbacks.DeviceStatsMonitor"
+    assert callbacks[-1] == timer
     assert cli("test", "--ckpt_path", RUN).code == 0
 
 

@@ -1,0 +1,123 @@
+"""What each part of a recipe gives: variants that change it in one place, measured on validation data alone.
+
+    python scripts/parts.py --parts scripts/search/pydocs_parts.yaml --out scripts/results/pydocs_parts.csv
+
+A variant's pretraining is run once (variants that only change the fine-tuning share the recipe's), its fine-tuning for
+each label count and seed. The CSV grows by a line a run and is read at the start: what is there is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from baselines import record_of, run_network
+
+FIELDS = ("variant", "labels", "seed", "perplexity", "bits_per_byte", "macro_f1", "accuracy")
+Flags = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts file: see scripts/search/pydocs_parts.yaml."""
+
+    pretrain: Path
+    finetune: Path
+    seeds: int
+    labels: dict[int, Flags]
+    variants: dict[str, dict[str, Flags]]
+
+    @classmethod
+    def read(cls, path: Path) -> Parts:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return cls(**content | {stage: Path(content[stage]) for stage in ("pretrain", "finetune")})
+
+
+def pretrained(parts: Parts, flags: Flags) -> Path:
+    """The folder of the pretraining with these flags, run if it isn't there yet."""
+    name = "parts-" + hashlib.sha256(json.dumps(flags, sort_keys=True).encode()).hexdigest()[:8]
+    for folder in sorted(Path("logs", name).glob("version_*")):
+        if (folder / "metrics.json").is_file():
+            return folder
+    return run_network(["--config", str(parts.pretrain), *_as_arguments(flags), f"--name={name}"], test=False)
+
+
+def run(parts: Parts, variant: str, path: Path) -> None:
+    """Every fine-tuning of one variant that the CSV doesn't have."""
+    changes = parts.variants[variant]
+    both = changes.get("both", {})
+    for labels, options in parts.labels.items():
+        for seed in set(range(parts.seeds)) - {int(r["seed"]) for r in rows_of(path, variant, labels)}:
+            model = pretrained(parts, both | changes.get("pretrain", {}))
+            flags = options | both | changes.get("finetune", {})
+            flags |= {"data.labels_per_class": labels, "seed_everything": seed, "model.init_from": str(model)}
+            folder = run_network(["--config", str(parts.finetune), *_as_arguments(flags), "--name=parts"], test=False)
+            shutil.rmtree(folder / "checkpoints")
+            found = record_of(model)["val"] | record_of(folder)["val"]
+            add(path, {"variant": variant, "labels": labels, "seed": seed} | {k: found[k] for k in FIELDS[3:]})
+
+
+def rows_of(path: Path, variant: str, labels: int) -> list[dict[str, str]]:
+    """The CSV's lines of one variant and label count."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [r for r in csv.DictReader(file) if (r["variant"], r["labels"]) == (variant, str(labels))]
+
+
+def add(path: Path, row: dict[str, Any]) -> None:
+    """Append a line and let it reach the disk before the next run starts."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.is_file()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def table(parts: Parts, path: Path) -> str:
+    """A Markdown table: a line a variant, validation macro-F1 in percent, mean ± standard deviation over seeds."""
+    counts = list(parts.labels)
+    lines = [
+        "| variant | perplexity | bits per byte | " + " | ".join(f"{n} labels a class" for n in counts) + " |",
+        "| --- | --- | --- |" + " --- |" * len(counts),
+    ]
+    for variant in parts.variants:
+        cells = [rows_of(path, variant, labels) for labels in counts]
+        if not all(cells):
+            continue
+        language_model = [f"{float(cells[0][0][k]):.{n}f}" for k, n in (("perplexity", 1), ("bits_per_byte", 3))]
+        scores = [[100 * float(row["macro_f1"]) for row in cell] for cell in cells]
+        figures = [f"{np.mean(s):.1f} ± {np.std(s, ddof=1):.1f}" for s in scores]
+        lines.append(f"| {' | '.join([variant, *language_model, *figures])} |")
+    return "\n".join(lines)
+
+
+def _as_arguments(flags: Flags) -> list[str]:
+    return [f"--{key}={'null' if value is None else value}" for key, value in flags.items()]
+
+
+def main() -> None:
+    """Fill the CSV, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", type=Path, required=True, help="YAML: configs, label counts, seeds, variants")
+    parser.add_argument("--out", type=Path, required=True, help="the CSV of all runs")
+    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="these variants alone")
+    arguments = parser.parse_args()
+    parts = Parts.read(arguments.parts)
+    for variant in arguments.only or parts.variants:
+        run(parts, variant, arguments.out)
+    print(table(parts, arguments.out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""What only a CUDA device can show: the same figures as on the CPU, every precision, and a step that never waits."""
+
+from __future__ import annotations
+
+import copy
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Command, Configs, Files, read
+from training import data_of, module_of, trainer_of
+
+import lit_sft
+from lit_sft.data.datamodule import TextDataModule
+from lit_sft.module import LitSFT
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+STAGES = ("pretrain", "finetune")
+
+
+def loaded(stage: str, files: Files, cache: Path, folder: Path, dropout: bool) -> tuple[LitSFT, TextDataModule]:
+    """A module and its data, as they stand when a fit begins."""
+    data, module = data_of(files, cache), module_of(stage, dropout=dropout)
+    trainer_of(folder, accelerator="gpu", max_steps=0, max_epochs=-1).fit(module, datamodule=data)
+    return module, data
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_loss_and_gradients_are_those_of_the_cpu(stage: str, files: Files, shared_cache: Path, tmp_path: Path) -> None:
+    module, data = loaded(stage, files, shared_cache, tmp_path, dropout=False)
+    network = module.net.double().cpu()
+    kind, loader = next(iter(data.train_dataloader().items()))
+    batch = next(iter(loader))
+    found = {}
+    for device in ("cpu", "cuda"):
+        twin = copy.deepcopy(network).to(device)
+        loss = module.objective(twin, {kind: batch.to(device)}, None).total
+        loss.backward()
+        found[device] = loss.item(), {n: p.grad.cpu() for n, p in twin.named_parameters() if p.grad is not None}
+    assert found["cuda"][0] == pytest.approx(found["cpu"][0], rel=1e-9)
+    for name, gradient in found["cpu"][1].items():
+        torch.testing.assert_close(found["cuda"][1][name], gradient, rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_training_step_never_waits_for_the_device(
+    stage: str, files: Files, shared_cache: Path, tmp_path: Path
+) -> None:
+    module, data = loaded(stage, files, shared_cache, tmp_path, dropout=True)
+    module.net.to("cuda").train()
+    kind, loader = next(iter(data.train_dataloader().items()))
+    batches = [batch.to("cuda") for batch in loader]
+    state = None
+    torch.cuda.synchronize()
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        for batch in batches:
+            loss = module.objective(module.net, {kind: batch}, state)
+            loss.total.backward()
+            state = loss.state
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.isfinite(loss.total)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+def test_both_stages_train_in_every_precision_and_predict_on_a_cpu(
+    precision: str, cli: Command, configs: Configs, files: Files, tmp_path: Path
+) -> None:
+    gpu = ("--trainer.accelerator=gpu", f"--trainer.precision={precision}", "--trainer.max_epochs=3")
+    assert cli("fit", "--config", configs.pretrain, *gpu).code == 0
+    assert cli("fit", "--config", configs.finetune, *gpu, "--model.init_from=logs/tiny-pretrain/version_0").code == 0
+    run = Path("logs/tiny-finetune/version_0")
+    assert read(run / "metrics.json")["val"]["macro_f1"] > 0.5  # a constant answer: 0.17
+    assert cli("test", "--ckpt_path", run).code == 0
+
+    # The same weights on a CPU, through predict: the labels of `test`, counted by hand.
+    with files.test.open(newline="", encoding="utf-8") as file:
+        texts, labels = zip(*((row["text"], row["label"]) for row in csv.DictReader(file)), strict=True)
+    predicted = lit_sft.load(run, device="cpu").predict(list(texts))
+    right = sum(p["label"] == y for p, y in zip(predicted, labels, strict=True)) / len(labels)
+    assert right == pytest.approx(read(run / "metrics.json")["test"]["accuracy"])
+
+
+def test_a_run_cut_on_the_device_goes_on_there(cli: Command, configs: Configs) -> None:
+    gpu = ("--trainer.accelerator=gpu",)
+    assert cli("fit", "--config", configs.pretrain, *gpu).code == 0
+    Path("logs/tiny-pretrain/version_0/metrics.json").unlink()
+    more = ("--trainer.max_epochs=2", "--ckpt_path=last")
+    assert cli("fit", "--config", configs.pretrain, *gpu, *more).code == 0
+    steps = read(Path("logs/tiny-pretrain/version_0/metrics.json"))["steps"]
+    assert steps > 0
+    assert steps % 2 == 0
