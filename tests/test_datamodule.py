@@ -107,10 +107,14 @@ def test_little_is_padding(files: Files, shared_cache: Path, tmp_path: Path) -> 
     rows = [(" ".join(["tide"] * int(n)), "ab"[i % 2]) for i, n in enumerate(rng.lognormal(4, 0.8, 1500).clip(3, 400))]
     path = str(write_csv(tmp_path / "long.csv", rows))
     data = ready(files, shared_cache, labeled=path, val=path, test=None, max_length=400, max_documents=32)
-    assert data.document_dataset(data.train, shuffle=True).padding_share() < 0.1
-    for batch in data.document_loader("train"):
+    training, evaluation = data.document_loader("train"), data.document_loader("val")
+    assert training.dataset.padding_share() < 0.1
+    for batch in training:
         assert batch.input_ids.numel() <= data.max_tokens
         assert len(batch.labels) <= 32
+    served = list(evaluation)
+    assert all(batch.input_ids.numel() <= data.max_tokens for batch in served)
+    assert max(len(batch.labels) for batch in served) > 32, "evaluation has the budget of tokens alone"
 
 
 def test_an_adopted_tokenizer_takes_the_place_of_the_option(files: Files, shared_cache: Path) -> None:

@@ -135,6 +135,7 @@ def test_a_batch_can_be_learnt_by_heart(stage: str, data: TextDataModule, tmp_pa
 def test_the_number_of_steps_is_known_beforehand(
     options: dict[str, Any], expected: int, data: TextDataModule, tmp_path: Path
 ) -> None:
+    data.max_tokens = 512  # two batches of validation: half of them is one
     module = module_of("finetune", schedule=WarmupCosine(warmup=0.3))
     seen = Losses()
     trainer = trainer_of(tmp_path, callbacks=[seen], **options)
@@ -211,7 +212,7 @@ def test_evaluation_drops_nothing_and_equals_a_loop_over_documents(
     assert {name.replace("test/", "val/"): value for name, value in test.items()} == pytest.approx(figures)
     losses, hits = [], []
     module.eval()
-    dataset = data.document_dataset(data.val, shuffle=False)
+    dataset = data.document_loader("val").dataset
     for i in range(len(data.val)):
         ids = [dataset.eos_id, *data.val.document(i)[:32].tolist(), dataset.eos_id]
         hidden = F.embedding(torch.tensor([ids]), module.net.encoder.embedding.weight)

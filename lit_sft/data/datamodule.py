@@ -50,7 +50,7 @@ class TextDataModule(L.LightningDataModule):
         batch_size: streams read side by side in pretraining.
         bptt: tokens of each stream in a batch: gradients stop there, the hidden state goes on.
         max_tokens: padded tokens in a batch of documents, at most.
-        max_documents: documents in a batch, at most.
+        max_documents: documents in a training batch, at most; evaluation, which needs no gradients, has no such cap.
         labels_per_class: train on this many documents of each class: nested in the number, balanced, drawn by ``seed``.
         val_labels_per_class: the same for validation, drawn by ``split_seed``.
         seed: order of documents and batches, and the low-shot subset. The command line sets it to ``seed_everything``.
@@ -216,13 +216,12 @@ class TextDataModule(L.LightningDataModule):
         self._check_not_empty(array, split)
         if not self.label_names:
             raise UserError("fine-tuning needs labels: give --data.labeled a file with a label column")
-        return self._loader(self.document_dataset(array, shuffle=split == "train" and not self._overfits()))
-
-    def document_dataset(self, array: TokenArray, shuffle: bool) -> DocumentDataset:
-        """Documents in batches as this data module's options say."""
+        training, shuffle = split == "train", split == "train" and not self._overfits()
         eos, pad = self.tokenizer.eos_id, self.tokenizer.pad_id
-        limits = (self.max_tokens, self.max_documents)
-        return DocumentDataset(array, eos, pad, self.max_length, self.truncation, *limits, self.seed, shuffle)
+        limits = (self.max_tokens, self.max_documents if training else self.max_tokens)
+        return self._loader(
+            DocumentDataset(array, eos, pad, self.max_length, self.truncation, *limits, self.seed, shuffle)
+        )
 
     def train_dataloader(self) -> dict[str, StatefulLoader]:
         """A loader for each kind of batch that the objective needs; after ``load_state_dict`` they go on from there."""
