@@ -9,7 +9,8 @@ and the mean validation macro-F1 chooses; every method's grid has the same numbe
 validation data. The chosen options then run on every seed, and only these runs are tested. Each run is an ordinary
 ``lit_sft fit`` and ``test``, called in this process with flags that are printed, so any cell can be repeated by hand.
 
-The CSV grows by a line a run and is read at the start: what is there is not run again.
+The CSV grows by a line a run and is read at the start: what is there is not run again. Two calls for different
+``--methods`` or ``--labels`` may run side by side.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import csv
 import itertools
 import json
 import shutil
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,9 @@ from sklearn.metrics import accuracy_score, f1_score
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.data.tokens import TokenArray
 from lit_sft.main import main as lit_sft
+from lit_sft.runs import LOGS, versions
 
-FIELDS = ("method", "labels", "val", "seed", "options", "val_macro_f1", "test_macro_f1", "test_accuracy", "seconds")
+FIELDS = ("method", "labels", "val", "seed", "options", "val_macro_f1", "test_macro_f1", "test_accuracy")
 METHODS = ("pretrained", "scratch", "tfidf")
 SHOWN = ("macro_f1", "accuracy")
 Options = dict[str, Any]
@@ -90,7 +91,6 @@ class Cells:
 
     def run(self, method: str, labels: str, val: str, seed: int, options: Options, test: bool) -> dict[str, float]:
         """Validation macro-F1, and test figures where asked for."""
-        started = time.perf_counter()
         flags = [] if labels == "all" else [f"--data.labels_per_class={labels}"]
         flags += [f"--data.val_labels_per_class={labels}"] if val == "small" else []
         if method == "tfidf":
@@ -98,15 +98,15 @@ class Cells:
             figures = linear_model(data, options)
         else:
             flags += [f"--{key}={json.dumps(v) if isinstance(v, list) else v}" for key, v in options.items()]
-            flags += [f"--seed_everything={seed}", f"--name=baselines-{self.arguments.out.stem}"]
+            flags.append(f"--seed_everything={seed}")
             if method == "pretrained":
                 flags.append(f"--model.init_from={self.arguments.init_from}")
-            folder = run_network(["--config", str(self.arguments.config), *flags], test)
+            name = f"baselines-{self.arguments.out.stem}-{method}-{labels}"
+            folder = run_network(["--config", str(self.arguments.config), *flags], name, test)
             record = record_of(folder)
             shutil.rmtree(folder / "checkpoints")  # a table leaves hundreds of runs behind
             figures = {f"{split}_{k}": record[split][k] for split in ("val", "test") if split in record for k in SHOWN}
-        kept = {k: v for k, v in figures.items() if test or k.startswith("val_")}
-        return {**kept, "seconds": round(time.perf_counter() - started, 1)}
+        return {k: v for k, v in figures.items() if test or k.startswith("val_")}
 
     def data(self, seed: int, labels: int | None, val: str) -> TextDataModule:
         """The data module of the config, for the methods that read text."""
@@ -121,13 +121,13 @@ class Cells:
         return data
 
 
-def run_network(arguments: list[str], test: bool) -> Path:
-    """``lit_sft fit`` and, where asked for, ``test``, in this process; returns the run's folder."""
-    command = ["fit", *arguments, "--trainer.enable_progress_bar=false"]
+def run_network(arguments: list[str], name: str, test: bool) -> Path:
+    """``lit_sft fit`` and, where asked for, ``test``, in this process; returns the run's folder, in ``logs/NAME``."""
+    command = ["fit", *arguments, f"--name={name}", "--trainer.enable_progress_bar=false"]
     print("python -m lit_sft", *command, flush=True)
-    before = set(Path("logs").glob("*/version_*"))
+    before = versions(LOGS / name)
     _check(lit_sft(command))
-    (folder,) = set(Path("logs").glob("*/version_*")) - before
+    (folder,) = [version for version in versions(LOGS / name) if version not in before]
     if test:
         _check(lit_sft(["test", "--ckpt_path", str(folder), "--trainer.enable_progress_bar=false"]))
     return folder

@@ -27,9 +27,7 @@ def compare(run: Path, scratch: Path) -> dict[str, dict[str, float]]:
     config = yaml.safe_load((finetune / "config.yaml").read_text(encoding="utf-8"))
     rows: dict[str, dict[str, float]] = {"pretrained": read_record(finetune)["test"]}
     seed = config["seed_everything"]
-    folder = run_network(
-        ["--config", str(scratch), f"--seed_everything={seed}", "--name=quickstart-scratch"], test=True
-    )
+    folder = run_network(["--config", str(scratch), f"--seed_everything={seed}"], "quickstart-scratch", test=True)
     rows["from scratch"] = record_of(folder)["test"]
     data = TextDataModule(**{**config["data"], "seed": seed})
     data.prepare_data()

@@ -47,7 +47,7 @@ def pretrained(parts: Parts, flags: Flags) -> Path:
     for folder in sorted(Path("logs", name).glob("version_*")):
         if (folder / "metrics.json").is_file():
             return folder
-    return run_network(["--config", str(parts.pretrain), *_as_arguments(flags), f"--name={name}"], test=False)
+    return run_network(["--config", str(parts.pretrain), *_as_arguments(flags)], name, test=False)
 
 
 def run(parts: Parts, variant: str, path: Path) -> None:
@@ -59,7 +59,7 @@ def run(parts: Parts, variant: str, path: Path) -> None:
             model = pretrained(parts, both | changes.get("pretrain", {}))
             flags = options | both | changes.get("finetune", {})
             flags |= {"data.labels_per_class": labels, "seed_everything": seed, "model.init_from": str(model)}
-            folder = run_network(["--config", str(parts.finetune), *_as_arguments(flags), "--name=parts"], test=False)
+            folder = run_network(["--config", str(parts.finetune), *_as_arguments(flags)], "parts", test=False)
             shutil.rmtree(folder / "checkpoints")
             found = record_of(model)["val"] | record_of(folder)["val"]
             add(path, {"variant": variant, "labels": labels, "seed": seed} | {k: found[k] for k in FIELDS[3:]})

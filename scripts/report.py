@@ -14,17 +14,15 @@ import numpy as np
 from scipy import stats
 
 Seeds = dict[int, float]
+VALS = {"full": "all validation data", "small": "as many as labels"}  # what chose, as scripts/baselines.py names it
 
 
-def paired_interval(first: Seeds, second: Seeds) -> tuple[float, float, float]:
-    """Mean of ``first - second`` over the seeds that both have, and its 95% interval (Student's t)."""
+def paired_difference(first: Seeds, second: Seeds) -> str:
+    """Mean of ``first - second`` over the seeds that both have, with its 95% interval (Student's t)."""
     shared = sorted(set(first) & set(second))
-    differences = np.array([first[seed] - second[seed] for seed in shared])
-    mean = float(differences.mean())
-    if len(differences) < 2:
-        return mean, float("nan"), float("nan")
-    half = float(stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences))
-    return mean, mean - half, mean + half
+    a, b = (np.array([figures[seed] for seed in shared]) for figures in (first, second))
+    low, high = stats.ttest_rel(a, b).confidence_interval(0.95)
+    return f"{np.mean(a - b):+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def read(path: Path) -> dict[tuple[str, str, str], dict[str, Seeds]]:
@@ -40,27 +38,33 @@ def read(path: Path) -> dict[tuple[str, str, str], dict[str, Seeds]]:
 
 
 def table(path: Path) -> str:
-    """A Markdown table: a line for each validation set, label count and method."""
+    """A Markdown table: a line for each label count and method, columns for each validation set that chose."""
     cells = read(path)
-    lines = [
-        "| validation | labels a class | method | seeds | macro-F1 | accuracy | pretrained minus it, macro-F1 [95%] |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for (val, labels, method), metrics in cells.items():
-        f1, accuracy = metrics["macro_f1"], metrics["accuracy"]
-        pretrained = cells.get((val, labels, "pretrained"))
-        difference = ""
-        if pretrained is not None and method != "pretrained":
-            mean, low, high = paired_interval(pretrained["macro_f1"], f1)
-            difference = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
-        lines.append(
-            f"| {val} | {labels} | {method} | {len(f1)} | {_spread(f1)} | {_spread(accuracy)} | {difference} |"
-        )
+    vals = [val for val in VALS if any(val == cell[0] for cell in cells)]
+    head = ["labels a class", "method", "seeds"]
+    for val in vals:
+        head += [f"{title}, {VALS[val]}" for title in ("macro-F1", "accuracy", "pretrained minus it, macro-F1 [95%]")]
+    lines = [_line(head), _line(["---"] * len(head))]
+    rows = {cell[1:] for cell in cells}
+    for labels, method in sorted(rows, key=lambda row: (float("inf" if row[0] == "all" else row[0]), row[1])):
+        row = [labels, method, str(max(len(cells[val, labels, method]["macro_f1"]) for val in vals))]
+        for val in vals:
+            f1, accuracy = (cells[val, labels, method][metric] for metric in ("macro_f1", "accuracy"))
+            pretrained = cells[val, labels, "pretrained"]["macro_f1"]
+            compared = f1 and pretrained and method != "pretrained"
+            row += [_spread(f1), _spread(accuracy), paired_difference(pretrained, f1) if compared else ""]
+        lines.append(_line(row))
     return "\n".join(lines)
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _spread(seeds: Seeds) -> str:
     values = list(seeds.values())
+    if not values:
+        return ""
     spread = np.std(values, ddof=1) if len(values) > 1 else float("nan")
     return f"{np.mean(values):.1f} ± {spread:.1f}"
 
