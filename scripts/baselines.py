@@ -52,15 +52,31 @@ class Plan:
     grids: dict[str, list[Options]]
 
 
+def read_lines(path: Path) -> list[dict[str, str]]:
+    """The lines of a CSV, or none where there is no file yet."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def append_line(path: Path, row: dict[str, str]) -> None:
+    """Append a line to a CSV, under a header if it is the first, before the next run starts."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.is_file()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, row.keys(), lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
 class Results:
     """The CSV: a line a run; a run without test figures belongs to the search."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows: list[dict[str, str]] = []
-        if path.is_file():
-            with path.open(newline="", encoding="utf-8") as file:
-                self.rows = list(csv.DictReader(file))
+        self.rows = read_lines(path)
 
     def find(self, tested: bool, **cell: Any) -> dict[str, str] | None:
         wanted = {key: str(value) for key, value in cell.items()}
@@ -70,15 +86,9 @@ class Results:
         return None
 
     def add(self, row: dict[str, Any]) -> dict[str, str]:
-        """Append a line and let it reach the disk before the next run starts."""
+        """Append a run's line."""
         plain = {field: str(row.get(field, "")) for field in FIELDS}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        new = not self.path.is_file()
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow(plain)
+        append_line(self.path, plain)
         self.rows.append(plain)
         return plain
 

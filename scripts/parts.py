@@ -3,13 +3,13 @@
     python scripts/parts.py --parts scripts/search/pydocs_parts.yaml --out scripts/results/pydocs_parts.csv
 
 A variant's pretraining is run once (variants that only change the fine-tuning share the recipe's), its fine-tuning for
-each label count and seed. The CSV grows by a line a run and is read at the start: what is there is not run again.
+each label count and seed. The CSV grows by a line a run and is read at the start: what is there is not run again. Two
+calls with ``--only`` different variants may run side by side.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import json
 import shutil
@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 import yaml
-from baselines import record_of, run_network
+from baselines import append_line, read_lines, record_of, run_network
 
-FIELDS = ("variant", "labels", "seed", "perplexity", "bits_per_byte", "macro_f1", "accuracy")
+FIGURES = ("perplexity", "bits_per_byte", "macro_f1", "accuracy")  # of validation; first the language model's
 Flags = dict[str, Any]
 
 
@@ -43,7 +43,7 @@ class Parts:
 
 def pretrained(parts: Parts, flags: Flags) -> Path:
     """The folder of the pretraining with these flags, run if it isn't there yet."""
-    name = "parts-" + hashlib.sha256(json.dumps(flags, sort_keys=True).encode()).hexdigest()[:8]
+    name = _name(flags)
     for folder in sorted(Path("logs", name).glob("version_*")):
         if (folder / "metrics.json").is_file():
             return folder
@@ -59,29 +59,17 @@ def run(parts: Parts, variant: str, path: Path) -> None:
             model = pretrained(parts, both | changes.get("pretrain", {}))
             flags = options | both | changes.get("finetune", {})
             flags |= {"data.labels_per_class": labels, "seed_everything": seed, "model.init_from": str(model)}
-            folder = run_network(["--config", str(parts.finetune), *_as_arguments(flags)], "parts", test=False)
+            arguments = ["--config", str(parts.finetune), *_as_arguments(flags)]
+            folder = run_network(arguments, _name({"variant": variant}), test=False)
             shutil.rmtree(folder / "checkpoints")
             found = record_of(model)["val"] | record_of(folder)["val"]
-            add(path, {"variant": variant, "labels": labels, "seed": seed} | {k: found[k] for k in FIELDS[3:]})
+            row = {"variant": variant, "labels": labels, "seed": seed} | {k: found[k] for k in FIGURES}
+            append_line(path, {k: str(v) for k, v in row.items()})
 
 
 def rows_of(path: Path, variant: str, labels: int) -> list[dict[str, str]]:
     """The CSV's lines of one variant and label count."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [r for r in csv.DictReader(file) if (r["variant"], r["labels"]) == (variant, str(labels))]
-
-
-def add(path: Path, row: dict[str, Any]) -> None:
-    """Append a line and let it reach the disk before the next run starts."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.is_file()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+    return [r for r in read_lines(path) if (r["variant"], r["labels"]) == (variant, str(labels))]
 
 
 def table(parts: Parts, path: Path) -> str:
@@ -100,6 +88,10 @@ def table(parts: Parts, path: Path) -> str:
         figures = [f"{np.mean(s):.1f} ± {np.std(s, ddof=1):.1f}" for s in scores]
         lines.append(f"| {' | '.join([variant, *language_model, *figures])} |")
     return "\n".join(lines)
+
+
+def _name(flags: Flags) -> str:
+    return "parts-" + hashlib.sha256(json.dumps(flags, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _as_arguments(flags: Flags) -> list[str]:
