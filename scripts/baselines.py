@@ -44,9 +44,14 @@ Options = dict[str, Any]
 
 @dataclass(frozen=True)
 class Plan:
-    """What the search file says of one label count: how many seeds, and for each method the points of its grid."""
+    """What the search file says of one label count: how many seeds, and for each method the points of its grid.
+
+    ``small_val``: documents a class in the small validation set, which has no more than the training labels; None: no
+    such set is measured.
+    """
 
     labels: str
+    small_val: int | None
     seeds: int
     search_seeds: int
     grids: dict[str, list[Options]]
@@ -99,33 +104,31 @@ class Cells:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
 
-    def run(self, method: str, labels: str, val: str, seed: int, options: Options, test: bool) -> dict[str, float]:
+    def run(self, plan: Plan, method: str, val: str, seed: int, options: Options, test: bool) -> dict[str, float]:
         """Validation macro-F1, and test figures where asked for."""
-        flags = [] if labels == "all" else [f"--data.labels_per_class={labels}"]
-        flags += [f"--data.val_labels_per_class={labels}"] if val == "small" else []
+        subsets = {"labels_per_class": None if plan.labels == "all" else int(plan.labels)}
+        subsets["val_labels_per_class"] = plan.small_val if val == "small" else None
         if method == "tfidf":
-            data = self.data(seed, None if labels == "all" else int(labels), val)
-            figures = linear_model(data, options)
+            figures = linear_model(self.data(seed, subsets), options)
         else:
+            flags = [f"--data.{key}={value}" for key, value in subsets.items() if value is not None]
             flags += [f"--{key}={json.dumps(v) if isinstance(v, list) else v}" for key, v in options.items()]
             flags.append(f"--seed_everything={seed}")
             if method == "pretrained":
                 flags.append(f"--model.init_from={self.arguments.init_from}")
-            name = f"baselines-{self.arguments.out.stem}-{method}-{labels}"
+            name = f"baselines-{self.arguments.out.stem}-{method}-{plan.labels}"
             folder = run_network(["--config", str(self.arguments.config), *flags], name, test)
             record = record_of(folder)
             shutil.rmtree(folder / "checkpoints")  # a table leaves hundreds of runs behind
             figures = {f"{split}_{k}": record[split][k] for split in ("val", "test") if split in record for k in SHOWN}
         return {k: v for k, v in figures.items() if test or k.startswith("val_")}
 
-    def data(self, seed: int, labels: int | None, val: str) -> TextDataModule:
+    def data(self, seed: int, subsets: dict[str, int | None]) -> TextDataModule:
         """The data module of the config, for the methods that read text."""
         options = yaml.safe_load(self.arguments.config.read_text(encoding="utf-8")).get("data") or {}
         if isinstance(options, str):
             options = yaml.safe_load((self.arguments.config.parent / options).read_text(encoding="utf-8"))
-        small = labels if val == "small" else None
-        options |= {"labels_per_class": labels, "val_labels_per_class": small, "seed": seed}
-        data = TextDataModule(**options)
+        data = TextDataModule(**options | subsets | {"seed": seed})
         data.prepare_data()
         data.setup()
         return data
@@ -188,7 +191,7 @@ def search(cells: Cells, results: Results, plan: Plan, method: str, val: str) ->
             cell = {"method": method, "labels": plan.labels, "val": val, "seed": seed, "options": _plain(options)}
             row = results.find(False, **cell)
             if row is None:
-                row = results.add({**cell, **cells.run(method, plan.labels, val, seed, options, test=False)})
+                row = results.add({**cell, **cells.run(plan, method, val, seed, options, test=False)})
             found.append(float(row["val_macro_f1"]))
         scores.append(float(np.mean(found)))
     return plan.grids[method][int(np.argmax(scores))]
@@ -197,13 +200,13 @@ def search(cells: Cells, results: Results, plan: Plan, method: str, val: str) ->
 def fill(cells: Cells, results: Results, plans: list[Plan], vals: list[str], methods: list[str]) -> None:
     """Every cell that isn't there yet."""
     for val, plan, method in itertools.product(vals, plans, methods):
-        if val == "small" and plan.labels == "all":
-            continue  # a validation set as large as all labels is the full one
+        if val == "small" and plan.small_val is None:
+            continue
         options = search(cells, results, plan, method, val)
         for seed in range(plan.seeds):
             cell = {"method": method, "labels": plan.labels, "val": val, "seed": seed, "options": _plain(options)}
             if results.find(True, **cell) is None:
-                results.add({**cell, **cells.run(method, plan.labels, val, seed, options, test=True)})
+                results.add({**cell, **cells.run(plan, method, val, seed, options, test=True)})
 
 
 def plans_in(path: Path, only: list[str] | None = None) -> list[Plan]:
@@ -223,7 +226,7 @@ def plans_in(path: Path, only: list[str] | None = None) -> list[Plan]:
         if len({len(grid) for grid in grids.values()}) != 1:
             sizes = {method: len(grid) for method, grid in grids.items()}
             raise SystemExit(f"{path}, {labels}: every method gets the same search budget, not {sizes}")
-        plans.append(Plan(str(labels), content["seeds"], content["search_seeds"], grids))
+        plans.append(Plan(str(labels), content.get("small_val"), content["seeds"], content["search_seeds"], grids))
     return [plan for plan in plans if only is None or plan.labels in only]
 
 
@@ -244,7 +247,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--labels", nargs="+", help="some of the search file's label counts")
     parser.add_argument(
-        "--val", nargs="+", default=["full"], choices=("full", "small"), help="small: as many as labels"
+        "--val", nargs="+", default=["full"], choices=("full", "small"), help="small: no more than training labels"
     )
     parser.add_argument("--search", type=Path, required=True, help="YAML: seeds and grids for each label count")
     parser.add_argument("--out", type=Path, required=True, help="the CSV of all runs")
