@@ -26,9 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import Namespace
 
 from lit_sft.checkpoints import resolve
 from lit_sft.cli import check
+from lit_sft.data.corpus import PYDOCS
 from lit_sft.data.prepare import write_atomically
 from lit_sft.errors import UserError, nearest
 from lit_sft.options import read_config_file, read_yaml, values_of
@@ -144,9 +146,9 @@ def run_recipe(recipe: Recipe, arguments: list[str]) -> None:
     """
     started = time.perf_counter()
     options, flags = _recipe_options(arguments)
-    chosen = _chosen(recipe, options.stages)
-    dry = [bool(check_stage(recipe, stage, flags)) for stage in chosen]
-    if any(dry):
+    chosen = _chosen(recipe, None if options.ckpt_path else options.stages)
+    options_of = {stage.name: check_stage(recipe, stage, flags) for stage in chosen}
+    if any(stage_options.trainer.fast_dev_run for stage_options in options_of.values()):
         for stage in chosen:  # a dry run keeps no weights, so every stage starts from scratch
             _call("fit", recipe, stage, flags)
         return
@@ -160,16 +162,23 @@ def run_recipe(recipe: Recipe, arguments: list[str]) -> None:
             discard_run(run.folder)
         raise
     last = run.stages[-1]
-    if recipe.test and "test" not in read_record(run.folder / last.name):
+    if recipe.test and not _has_test_data(options_of[last.name]):
+        print(f"== no test data: python -m lit_sft test --ckpt_path {run.folder} --data.test FILE", flush=True)
+    elif recipe.test and "test" not in read_record(run.folder / last.name):
         print(f"== test of {run.folder / last.name}", flush=True)
         _call("test", recipe, last, flags, "--ckpt_path", str(run.folder / last.name))
     _write_recipe_record(run, before + time.perf_counter() - started)
 
 
-def check_stage(recipe: Recipe, stage: Stage, flags: list[str]) -> bool:
-    """Look at a stage's options and data without running it; returns whether it is a dry run (``fast_dev_run``)."""
+def check_stage(recipe: Recipe, stage: Stage, flags: list[str]) -> Namespace:
+    """Look at a stage's options and data without running it; returns the options."""
     with _command("fit", recipe, stage, flags) as command:
-        return bool(check(command).trainer.fast_dev_run)
+        return check(command)
+
+
+def _has_test_data(options: Namespace) -> bool:
+    labeled = options.data.labeled
+    return bool(options.data.test) or PYDOCS in (labeled if isinstance(labeled, list) else [labeled])
 
 
 def _recipe_options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:

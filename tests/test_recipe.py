@@ -61,6 +61,16 @@ def test_stages_run_in_order_each_from_the_best_of_the_one_before(fit_recipe: Fi
     assert sorted(path.name for path in RUN.iterdir()) == ["config.yaml", "finetune", "metrics.json", "pretrain"]
 
 
+def test_without_test_data_a_recipe_ends_with_its_validation(fit_recipe: Fit, calls: list[list[str]]) -> None:
+    result = fit_recipe("--data.test", "null")
+    assert result.code == 0
+    assert [command[0] for command in calls] == ["fit", "fit"]
+    assert f"no test data: python -m lit_sft test --ckpt_path {RUN} --data.test FILE" in result.out
+    record = read(RUN / "metrics.json")
+    assert record["val"] == read(RUN / "finetune/metrics.json")["val"]
+    assert "test" not in record
+
+
 def test_a_stage_is_a_process_of_its_own(
     cli: Command, configs: Configs, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
