@@ -195,6 +195,7 @@ class LitCLI(LightningCLI):
         if config.ckpt_path:
             self.source = read_checkpoint(resolve(config.ckpt_path, "ckpt_path"))
             check_resumable(self.source, config.model.stage, config.data.clone(with_meta=False).as_dict())
+            check_tokenizer(self.source, data.preparation.kind)
             config.ckpt_path = str(self.source.path)
             data.adopt(self.source.tokenizer(), self.source.label_names or None)
         elif config.model.init_from:
@@ -216,8 +217,11 @@ class LitCLI(LightningCLI):
             options = logger.init_args
             if "save_dir" in options:
                 options.save_dir = str(self.folder)
-            if logger.class_path.rsplit(".", 1)[-1] in ("TensorBoardLogger", "CSVLogger"):
+            kind = logger.class_path.rsplit(".", 1)[-1]
+            if kind in ("TensorBoardLogger", "CSVLogger"):
                 options.name, options.version = "", ""
+            if kind == "CSVLogger" and (earlier := list(self.folder.rglob("metrics.csv"))):
+                options.version = f"{self.subcommand}-{len(earlier)}"  # in the same place Lightning would delete it
 
     # ---- after
 

@@ -30,9 +30,9 @@ def check_resumable(source: Checkpoint, stage: str, data: dict[str, Any]) -> Non
 
 
 def check_tokenizer(source: Checkpoint, kind: str) -> None:
-    """Raise a UserError where ``--data.tokenizer`` is a file that holds another tokenizer than ``init_from``."""
+    """Raise a UserError where ``--data.tokenizer`` is a file that holds another tokenizer than the checkpoint."""
     if kind not in ("bpe", "word") and Tokenizer.from_file(kind).digest != source.tokenizer().digest:
         raise UserError(
-            f"--data.tokenizer {kind} doesn't fit {source.path}: fine-tuning takes the tokenizer of its init_from; "
-            "leave out --data.tokenizer"
+            f"--data.tokenizer {kind} doesn't fit {source.path}: a run takes the tokenizer of the checkpoint that it "
+            "starts from or goes on with; leave out --data.tokenizer"
         )

@@ -127,6 +127,28 @@ def test_a_figure_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
     assert record._best == {"val/auroc": 0.4}
 
 
+def test_another_monitor_after_a_resume_chooses_anew(tmp_path: Path) -> None:
+    class Trainer:
+        sanity_checking = False
+        progress_bar_callback = object()
+
+        def __init__(self, best: BestCheckpoint, macro_f1: float, loss: float) -> None:
+            self.checkpoint_callbacks = (best,)
+            self.callback_metrics = {"val/macro_f1": macro_f1, "val/loss": loss}
+
+    by_f1, by_loss = BestCheckpoint("val/macro_f1", "max"), BestCheckpoint("val/loss", "min")
+    before, record = RunRecord(tmp_path, CONFIG, False), RunRecord(tmp_path, CONFIG, True)
+    before.on_validation_end(Trainer(by_f1, 0.8, 0.9), None)  # type: ignore[arg-type]
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "best.ckpt").touch()
+    record.load_state_dict(before.state_dict())
+    assert record._best == {"val/macro_f1": 0.8, "val/loss": 0.9}
+    record.on_validation_end(Trainer(by_f1, 0.7, 0.95), None)  # type: ignore[arg-type]
+    assert record._best["val/loss"] == 0.9
+    record.on_validation_end(Trainer(by_loss, 0.7, 0.95), None)  # type: ignore[arg-type]
+    assert record._best["val/loss"] == 0.95
+
+
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_a_resumed_run_keeps_its_first_config_its_best_and_its_seconds_and_tells_what_changed(
     files: Files, shared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -165,3 +187,10 @@ def test_early_stopping_waits_for_its_patience_and_never_at_zero(
     trainer = trainer_of(tmp_path, max_epochs=4, limit_val_batches=1.0, callbacks=[stop])
     trainer.fit(module_of("finetune"), datamodule=data_of(files, shared_cache))
     assert trainer.current_epoch == epochs
+
+
+def test_the_patience_of_a_resumed_run_is_its_own() -> None:
+    before, now = EarlyStop("val/loss", "min", patience=2), EarlyStop("val/loss", "min", patience=5)
+    before.wait_count = 1
+    now.load_state_dict(before.state_dict())
+    assert (now.patience, now.wait_count) == (5, 1)

@@ -11,6 +11,7 @@ import yaml
 from conftest import Command, Configs, Files, Fit, Trained, made, read
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lit_sft.data.tokenization import Tokenizer
 from lit_sft.metrics import FIGURES
 
 RUN = Path("logs/tiny-finetune/version_0")
@@ -111,6 +112,34 @@ def test_a_run_may_log_elsewhere_or_nowhere(fit: Fit) -> None:
     assert fit(*quick, "--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "x", "--name", "csv").code == 0
     assert "val/loss" in Path("logs/csv/version_0/metrics.csv").read_text()
     assert not Path("x").exists()
+
+
+def test_testing_and_resuming_leave_the_curves_of_a_csv_logger(fit: Fit, cli: Command) -> None:
+    csv_logger = ("--trainer.log_every_n_steps", "1", "--trainer.logger", "CSVLogger")
+    folder = Path("logs/csv/version_0")
+    assert fit(*csv_logger, "--name", "csv").code == 0
+    curves = (folder / "metrics.csv").read_text()
+    assert cli("test", "--ckpt_path", folder, *csv_logger).code == 0
+    (folder / "metrics.json").unlink()
+    assert fit(*csv_logger, "--name", "csv", "--ckpt_path", "last", "--trainer.max_epochs", "2").code == 0
+    assert (folder / "metrics.csv").read_text() == curves
+    assert "test/loss" in (folder / "test-1/metrics.csv").read_text()
+    assert "val/loss" in (folder / "fit-2/metrics.csv").read_text()
+
+
+def test_a_fit_that_ends_before_a_validation_keeps_its_weights(fit: Fit, cli: Command) -> None:
+    folder = Path("logs/tiny-finetune/version_0")
+    assert fit("--trainer.check_val_every_n_epoch", "2").code == 0
+    record = read(folder / "metrics.json")
+    assert record["val"] == {}
+    assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == record["steps"]
+    assert cli("test", "--ckpt_path", folder).code == 0
+    assert fit("--trainer.check_val_every_n_epoch", "2", "--trainer.max_epochs", "3", "--name", "odd").code == 0
+    steps = {
+        name: torch.load(f"logs/odd/version_0/checkpoints/{name}.ckpt", weights_only=True)["global_step"]
+        for name in ("best", "last")
+    }
+    assert steps == {"best": 2 * record["steps"], "last": 3 * record["steps"]}
 
 
 def test_groups_are_referenced_and_callbacks_appended(cli: Command, configs: Configs) -> None:
@@ -299,3 +328,11 @@ def test_a_conflict_on_resume_is_one_line_and_harms_nothing(
     assert result.err.count("\n") == 1
     assert (cut_off / "checkpoints/last.ckpt").is_file()
     assert fit("--ckpt_path", "last", "--trainer.max_epochs", "3").code == 0
+
+
+def test_another_tokenizer_file_on_resume_is_refused(cut_off: Path, fit: Fit, files: Files) -> None:
+    Path("other.json").write_text(Tokenizer.train([files.train.read_text()], "bpe", 280).to_json())
+    result = fit("--ckpt_path", "last", "--data.tokenizer", "other.json")
+    assert result.code == 2
+    assert "--data.tokenizer other.json doesn't fit" in result.err
+    assert fit("--ckpt_path", "last", "--data.tokenizer", cut_off / "tokenizer.json").code == 0

@@ -39,6 +39,7 @@ class RunRecord(L.Callback):
     def __init__(self, folder: Path, config: dict[str, Any], resumed: bool) -> None:
         self.folder, self.config, self.resumed = folder, config, resumed
         self._best: dict[str, float] = {}
+        self._chosen_by: tuple[str, str] | None = None  # the monitor and mode of the score
         self._best_score: float | None = None
         self._seconds_before = 0.0
         self._started = time.perf_counter()
@@ -69,6 +70,8 @@ class RunRecord(L.Callback):
         if checkpoint is None or checkpoint.monitor not in figures:
             self._best = figures
             return
+        if self._chosen_by != (checkpoint.monitor, checkpoint.mode):  # also after a resume with another monitor
+            self._chosen_by, self._best_score = (checkpoint.monitor, checkpoint.mode), None
         score = figures[checkpoint.monitor] * (1 if checkpoint.mode == "max" else -1)
         if math.isnan(score):
             score = -math.inf  # as the checkpoint callback takes it
@@ -93,7 +96,7 @@ class RunRecord(L.Callback):
 
     @rank_zero_only
     def _next_steps(self, module: L.LightningModule) -> None:
-        rank_zero_info(f"done: {self.folder} (best validation: {_shown(self._best)})")
+        rank_zero_info(f"done: {self.folder} (best validation: {_shown(self._best) or 'none'})")
         if module.stage == "pretrain":
             rank_zero_info(f"fine-tune it:  python -m lit_sft fit --config … --model.init_from {self.folder}")
         else:
@@ -101,11 +104,14 @@ class RunRecord(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         seconds = self._seconds_before + time.perf_counter() - self._started
-        return {"best": self._best, "best_score": self._best_score, "seconds": seconds}
+        chosen_by = None if self._chosen_by is None else list(self._chosen_by)
+        return {"best": self._best, "best_score": self._best_score, "chosen_by": chosen_by, "seconds": seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if (self.folder / "checkpoints" / "best.ckpt").is_file():  # else it stays in the folder it was made in
             self._best, self._best_score = state_dict["best"], state_dict["best_score"]
+            chosen_by = state_dict.get("chosen_by")
+            self._chosen_by = None if chosen_by is None else (chosen_by[0], chosen_by[1])
         self._seconds_before = state_dict["seconds"]
 
 

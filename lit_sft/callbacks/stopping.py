@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
 from lit_sft.errors import UserError, nearest
@@ -48,13 +49,18 @@ class BestCheckpoint(_InFolder):
 
 
 class LastCheckpoint(_InFolder):
-    """``checkpoints/last.ckpt``, rewritten after every validation: what ``--ckpt_path last`` goes on from.
+    """``checkpoints/last.ckpt``, what ``--ckpt_path last`` goes on from: written after every validation and at the end.
 
     (``save_last`` of the callback above writes only when the best changes.)
     """
 
     def __init__(self) -> None:
         super().__init__(filename="last", monitor=None, save_top_k=1, enable_version_counter=False)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the last steps' weights where no validation followed them."""
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
 
 class EarlyStop(EarlyStopping):
@@ -72,6 +78,10 @@ class EarlyStop(EarlyStopping):
         super().__init__(
             monitor=monitor, mode=mode, patience=patience or 10**9, min_delta=min_delta, check_on_train_epoch_end=False
         )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The count goes on; the patience is the resumed run's own option and not the checkpoint's."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
 
 
 def check_monitors(callbacks: Iterable[Callback], heads: frozenset[str]) -> None:
