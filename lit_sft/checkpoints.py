@@ -45,6 +45,13 @@ class Checkpoint:
         """The tokenizer that the run used."""
         return Tokenizer.from_json(self.tokenizer_json)
 
+    @property
+    def precision(self) -> str:
+        """The Trainer's precision of the run."""
+        trainer = self.config.get("trainer")
+        found = trainer.get("precision") if isinstance(trainer, dict) else None
+        return found if isinstance(found, str) else "32-true"
+
     def network_weights(self) -> dict[str, Tensor]:
         """The network's weights, named as in ``Network.state_dict()``."""
         return {n.removeprefix(NETWORK): w for n, w in self.state_dict.items() if n.startswith(NETWORK)}
@@ -192,9 +199,7 @@ def stored_config(checkpoint: Checkpoint, named: dict[str, str], without: tuple[
             continue
         chosen[key] = _class_spec(checkpoint.path, key, spec, named.get(key))
     data = {k: _plain(v) for k, v in checkpoint.config.get("data", {}).items() if k not in LOCAL_DATA_OPTIONS}
-    trainer = checkpoint.config.get("trainer")
-    precision = trainer.get("precision") if isinstance(trainer, dict) else None
-    return {"data": data, "model": chosen, "trainer": {"precision": _plain(precision)} if precision else {}}
+    return {"data": data, "model": chosen, "trainer": {"precision": checkpoint.precision}}
 
 
 def own_class(name: str, base: type) -> type | None:

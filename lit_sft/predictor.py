@@ -32,14 +32,18 @@ from lit_sft.options import one_line
 
 TEXTS_AT_ONCE = 2048  # sorted by length together; memory stays at this many, whatever the input's size
 TOKENS_AT_ONCE = 16_384
+MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # a run in one of these is tested in it, too
 
 
 class Predictor:
     """A trained model with its tokenizer and label names. Made by :func:`load`."""
 
-    def __init__(self, module: LitSFT, data: dict[str, Any], device: torch.device) -> None:
+    def __init__(self, module: LitSFT, data: dict[str, Any], device: torch.device, precision: str = "32-true") -> None:
         self.module = module.to(device).eval()
         self.device = device
+        self.autocast_to = MIXED.get(precision)
+        if device.type == "cpu" and self.autocast_to == torch.float16:
+            self.autocast_to = None  # the CPU has no float16 LSTM
         self.max_length = int(data.get("max_length") or 400)
         self.truncation: Truncation = data.get("truncation") or "head"
 
@@ -77,8 +81,11 @@ class Predictor:
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Document vectors, float32 of shape (texts, units): pooled as for the classifier; NaN for a blank text."""
         rows = list(self._in_order(texts, self._vectors))
-        size = next((len(row) for row in rows if row is not None), 0)
-        return np.stack([np.full(size, np.nan, np.float32) if row is None else row.numpy() for row in rows])
+        vectors = np.full((len(rows), next((len(row) for row in rows if row is not None), 0)), np.nan, np.float32)
+        for vector, row in zip(vectors, rows, strict=True):
+            if row is not None:
+                vector[:] = row.numpy()
+        return vectors
 
     @torch.inference_mode()
     def _in_order(
@@ -106,7 +113,9 @@ class Predictor:
                 )
                 for index in range(len(dataset)):
                     batch = dataset[index].to(self.device)
-                    for position, row in zip(batch.indices.tolist(), compute(batch).cpu(), strict=True):
+                    with torch.autocast(self.device.type, self.autocast_to, enabled=self.autocast_to is not None):
+                        result = compute(batch)
+                    for position, row in zip(batch.indices.tolist(), result.cpu(), strict=True):
                         rows[filled[position]] = row
             yield from rows
 
@@ -138,7 +147,7 @@ def load(
     module = build_module(checkpoint, encoder)
     try:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return Predictor(module, checkpoint.config.get("data", {}), chosen)
+        return Predictor(module, checkpoint.config.get("data", {}), chosen, checkpoint.precision)
     except (RuntimeError, AssertionError) as error:  # what torch raises for a device that isn't there
         raise UserError(f"device {device}: {str(error).splitlines()[0]}") from error
 

@@ -3,6 +3,7 @@
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,6 +53,19 @@ def test_a_source_that_is_not_there_or_a_folder(option: str, fit: Fit) -> None:
     refused(fit(f"--data.{option}", "absent.csv"), "absent.csv: no such file")
     refused(fit(f"--data.{option}", "folder"), "folder")
     refused(fit(f"--data.{option}", "trian.csv"), "trian.csv: no such file")
+
+
+def test_a_source_that_may_not_be_read(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("secret.csv").write_text(GOOD)
+    opened = Path.open
+
+    def refuse(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.name == "secret.csv":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    refused(fit("--data.labeled", "secret.csv"), "secret.csv: can't be read: Permission denied")
 
 
 @pytest.mark.parametrize("option", ["val", "test"])

@@ -50,25 +50,30 @@ def test_a_prediction_is_a_label_and_all_probabilities(model: Predictor) -> None
     assert row["label"] == max(row["probabilities"], key=row["probabilities"].__getitem__)
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_predictions_equal_those_of_testing(
-    model: Predictor, trained: Trained, texts: list[str], monkeypatch: pytest.MonkeyPatch
+    precision: Any, trained: Trained, texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same checkpoint through Lightning's test loop, over its length-bucketed batches."""
     path = resolve(trained.finetune, "ckpt_path")
     checkpoint = read_checkpoint(path)
-    data = TextDataModule(**checkpoint.config["data"])
+    data = TextDataModule(**checkpoint.config["data"] | {"max_tokens": 256})  # several batches
     data.adopt(checkpoint.tokenizer(), checkpoint.label_names)
     seen: list[torch.Tensor] = []
     monkeypatch.setattr(ClassificationMetrics, "update", lambda _, probabilities, *__: seen.append(probabilities))
     monkeypatch.setattr(ClassificationMetrics, "compute", lambda _: {})
     indices: list[torch.Tensor] = []
     collect = LambdaCallback(on_test_batch_start=lambda _, __, batch, *___: indices.append(batch.indices))
-    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[collect])
+    options: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+    trainer = L.Trainer(**options, precision=precision, callbacks=[collect])
     trainer.test(predictor.build_module(checkpoint), datamodule=data, ckpt_path=path, weights_only=True)
     expected = np.empty((len(texts), 3), dtype=np.float32)
     expected[torch.cat(indices)] = torch.cat(seen).numpy()
     assert len(indices) > 1
-    assert np.abs(probabilities(model.predict(texts)) - expected).max() < 1e-6
+    model = Predictor(predictor.build_module(checkpoint), checkpoint.config["data"], torch.device("cpu"), precision)
+    found = probabilities(model.predict(texts))
+    assert np.abs(found - expected).max() < 1e-6
+    assert (np.abs(found - probabilities(predictor.load(path).predict(texts))).max() > 1e-6) == (precision != "32-true")
 
 
 def test_the_accuracy_of_the_predictions_is_the_one_that_test_reports(
@@ -102,6 +107,7 @@ def test_a_blank_text_is_a_none_in_its_place(model: Predictor) -> None:
     assert [row is None for row in rows] == [True, False, True, False]
     assert model.predict([]) == []
     assert model.predict([" "]) == [None]
+    assert model.encode([]).shape == (0, 0)
     vectors = model.encode(["", "the owl"])
     assert np.isnan(vectors[0]).all()
     assert np.isfinite(vectors[1]).all()

@@ -218,5 +218,8 @@ def _digest(source: str, encoding: str) -> str:
     if source == PYDOCS:
         return pydocs.fingerprint()
     iter_rows(source, encoding=encoding)  # reads nothing yet, but names what is wrong with the file
-    with Path(source).expanduser().open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()
+    try:
+        with Path(source).expanduser().open("rb") as file:
+            return hashlib.file_digest(file, "blake2b").hexdigest()
+    except OSError as error:
+        raise UserError(f"{source}: can't be read: {error.strerror}") from error

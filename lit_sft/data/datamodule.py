@@ -31,7 +31,7 @@ class TextDataModule(L.LightningDataModule):
     Args:
         labeled: labeled training data: ``pydocs``, or files (CSV, TSV, JSONL, Parquet).
         unlabeled: more text for the language model, which reads the labeled training documents in any case.
-        val: validation data; without it a stratified part of ``labeled`` is held out.
+        val: validation data; without it a seeded part of ``labeled`` is held out, with every label in it.
         test: test data; nothing but ``test`` reads it.
         text_column: the column that holds the text ("text", or the only column of strings).
         label_column: the column that holds the label ("label").
