@@ -8,6 +8,7 @@ One seed, for a first look; scripts/baselines.py makes the table with seeds and 
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +27,14 @@ def compare(run: Path, scratch: Path) -> dict[str, dict[str, float]]:
     finetune = stage_folders(run)[-1]
     config = yaml.safe_load((finetune / "config.yaml").read_text(encoding="utf-8"))
     rows: dict[str, dict[str, float]] = {"pretrained": read_record(finetune)["test"]}
-    seed = config["seed_everything"]
-    folder = run_network(["--config", str(scratch), f"--seed_everything={seed}"], "quickstart-scratch", test=True)
+    seed, options = config["seed_everything"], {k: v for k, v in config["data"].items() if k != "seed"}
+    with tempfile.TemporaryDirectory() as temporary:
+        same_data = Path(temporary) / "data.yaml"
+        same_data.write_text(yaml.safe_dump({"data": options}), encoding="utf-8")
+        arguments = ["--config", str(scratch), "--config", str(same_data), f"--seed_everything={seed}"]
+        folder = run_network(arguments, "quickstart-scratch", test=True)
     rows["from scratch"] = record_of(folder)["test"]
-    data = TextDataModule(**{**config["data"], "seed": seed})
+    data = TextDataModule(**options, seed=seed)
     data.prepare_data()
     data.setup()
     tried = [linear_model(data, {"C": c, "min_df": 1}) for c in INVERSE_STRENGTHS]

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to a measured model: makes .venv and installs if need be, then pretrains, fine-tunes and tests.
-# Arguments go to fit:
+# Arguments go to fit (the run's name is always quickstart):
 #   bash scripts/quickstart.sh [--seed_everything 1] [--data.labels_per_class 20] …
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -15,7 +15,7 @@ if getconf GNU_LIBC_VERSION >/dev/null 2>&1; then
 fi
 
 # ---- the job
-.venv/bin/python -m lit_sft fit --config configs/quickstart.yaml --name quickstart "$@"
+.venv/bin/python -m lit_sft fit --config configs/quickstart.yaml "$@" --name quickstart
 run=$(ls -td logs/quickstart/version_* | head -n 1)
 .venv/bin/python scripts/compare.py "$run" --scratch configs/quickstart/scratch.yaml
 
