@@ -5,8 +5,8 @@ from __future__ import annotations
 import tempfile
 from argparse import ArgumentError
 from pathlib import Path
+from typing import Literal
 
-import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -20,7 +20,7 @@ from lit_sft.checkpoints import CLASS_OPTIONS, Checkpoint, read_checkpoint, reso
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.errors import UserError
 from lit_sft.module import LitSFT
-from lit_sft.options import explain, read_config_file, reason, values_of
+from lit_sft.options import check_trainer, explain, read_config_file, reason, values_of
 from lit_sft.resume import check_resumable, check_tokenizer
 from lit_sft.runs import RECORD, discard_run, named_run, new_run, run_folder_of, run_name, unfinished_run, write_test
 
@@ -147,8 +147,14 @@ class LitCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        _check_trainer(config.trainer)
+        check_trainer(config.trainer)
         data = TextDataModule(**config.data.clone(with_meta=False).as_dict())
+        if self.source is not None:
+            data.adopt(self.source.tokenizer(), self.source.label_names)
+            split: Literal["val", "test"] = "test" if self.subcommand == "test" else "val"
+            before = self.source.config.get("data", {})
+            if config.data[split] != before.get(split) and config.data.labeled == before.get("labeled"):
+                data.read_only(split)  # new data are measured where the training data are not
         data.check_sources()
         if self.only_check:
             data.check_documents()
@@ -159,7 +165,6 @@ class LitCLI(LightningCLI):
             assert self.source is not None
             config.ckpt_path = str(self.source.path)
             self.folder = run_folder_of(self.source.path)
-            data.adopt(self.source.tokenizer(), self.source.label_names)
             data.prepare_data()
         self.prepared_data = data
         self._place_loggers(config)
@@ -284,16 +289,3 @@ def check(arguments: list[str]) -> Namespace:
     except Checked as checked:
         return checked.config
     raise AssertionError("a LitCLI that only checks ends by Checked")
-
-
-def _check_trainer(trainer: Namespace) -> None:
-    """Raise a UserError for Trainer options that Lightning takes without a word, and that can't work."""
-    precision, accelerator = str(trainer.precision), str(trainer.accelerator)
-    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
-    if precision in ("16", "16-mixed", "16-true") and on_cpu:
-        raise UserError(
-            f"--trainer.precision {precision} needs a GPU: the CPU has no float16 LSTM; use 32-true or bf16-mixed"
-        )
-    for name, least in (("accumulate_grad_batches", 1), ("gradient_clip_val", 0)):
-        if trainer[name] is not None and trainer[name] < least:
-            raise UserError(f"--trainer.{name} {trainer[name]} must be at least {least}")

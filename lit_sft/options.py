@@ -158,3 +158,18 @@ def _subclasses(message: str) -> list[str]:
             found.append(kind.__name__)
             waiting += kind.__subclasses__() if isinstance(kind, type) else []
     return found
+
+
+def check_trainer(trainer: Any) -> None:
+    """Raise a UserError for Trainer options that Lightning takes without a word, and that can't work."""
+    import torch  # takes a second, which --help doesn't have to wait for
+
+    precision, accelerator = str(trainer.precision), str(trainer.accelerator)
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
+    if precision in ("16", "16-mixed", "16-true") and on_cpu:
+        raise UserError(
+            f"--trainer.precision {precision} needs a GPU: the CPU has no float16 LSTM; use 32-true or bf16-mixed"
+        )
+    for name, least in (("accumulate_grad_batches", 1), ("gradient_clip_val", 0)):
+        if trainer[name] is not None and trainer[name] < least:
+            raise UserError(f"--trainer.{name} {trainer[name]} must be at least {least}")

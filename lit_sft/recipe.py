@@ -101,12 +101,10 @@ def recipe_in(arguments: list[str]) -> Recipe | None:
     path, *more = recipes
     if more:
         raise UserError(f"--config {path} and {more[0]}: two recipes at once")
-    content = contents[path]
-    if extra := ", ".join(sorted(set(content) - KEYS)):
+    if extra := ", ".join(sorted(set(contents[path]) - KEYS)):
         raise UserError(f"{path}: a recipe has the keys stages and test only, not {extra}; these belong into a stage")
-    return Recipe(
-        path, _stages(path, content["stages"]), bool(content.get("test", True)), [p for p in configs if p != path]
-    )
+    content, others = contents[path], [p for p in configs if p != path]
+    return Recipe(path, _stages(path, content["stages"]), bool(content.get("test", True)), others)
 
 
 def _stages(path: Path, listed: Any) -> list[Stage]:
@@ -162,7 +160,8 @@ def run_recipe(recipe: Recipe, arguments: list[str]) -> None:
             discard_run(run.folder)
         raise
     last = run.stages[-1]
-    if recipe.test and not _has_test_data(options_of[last.name]):
+    data = options_of[last.name].data
+    if recipe.test and not data.test and data.labeled not in (PYDOCS, [PYDOCS]):
         print(f"== no test data: python -m lit_sft test --ckpt_path {run.folder} --data.test FILE", flush=True)
     elif recipe.test and "test" not in read_record(run.folder / last.name):
         print(f"== test of {run.folder / last.name}", flush=True)
@@ -174,11 +173,6 @@ def check_stage(recipe: Recipe, stage: Stage, flags: list[str]) -> Namespace:
     """Look at a stage's options and data without running it; returns the options."""
     with _command("fit", recipe, stage, flags) as command:
         return check(command)
-
-
-def _has_test_data(options: Namespace) -> bool:
-    labeled = options.data.labeled
-    return bool(options.data.test) or PYDOCS in (labeled if isinstance(labeled, list) else [labeled])
 
 
 def _recipe_options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -202,8 +196,7 @@ def _chosen(recipe: Recipe, names: str | None) -> list[Stage]:
     wanted = known if names is None else names.split(",")
     for name in wanted:
         if name not in known:
-            hint = nearest(name, known)
-            raise UserError(f"--stages {name}: {hint}{recipe.path} has the stages {', '.join(known)}")
+            raise UserError(f"--stages {name}: {nearest(name, known)}{recipe.path} has the stages {', '.join(known)}")
     return [stage for stage in recipe.stages if stage.name in wanted]
 
 
@@ -263,9 +256,7 @@ def _run_stage(run: Run, stage: Stage) -> None:
     source = run.sources[stage.name]
     if stage.init_from in run.sources:
         source = str(resolve(run.folder / stage.init_from, "ckpt_path"))
-    more = ["--run_dir", str(folder)]
-    if source is not None:
-        more += ["--model.init_from", source]
+    more = ["--run_dir", str(folder), *(["--model.init_from", source] if source is not None else [])]
     if (folder / "checkpoints" / "last.ckpt").is_file():
         more += ["--ckpt_path", "last"]
     _call("fit", run.recipe, stage, run.flags, *more)

@@ -1,5 +1,6 @@
 """The command line: what a stage leaves, how it is resumed and tested, how mistakes and bugs are told."""
 
+import csv
 import json
 import re
 import shutil
@@ -8,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import Command, Configs, Files, Fit, Trained, made, read
+from conftest import Command, Configs, Files, Fit, Trained, made, read, write_csv
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lit_sft import load
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.metrics import FIGURES
 
@@ -179,6 +181,26 @@ def test_a_test_is_put_into_the_record_once_and_never_overwritten(tuned: Path, c
     assert cli("validate", "--ckpt_path", tuned).code == 0
     assert made() == ["tiny-finetune/version_0"]  # no new version for validate and test
     assert not Path("lightning_logs").exists()
+
+
+def test_new_data_are_tested_without_the_training_data(fit: Fit, cli: Command, files: Files) -> None:
+    shutil.copy(files.train, "mine.csv")
+    assert fit("--data.labeled", "mine.csv", "--data.labels_per_class", "10").code == 0
+    Path("mine.csv").unlink()
+    folder = Path("logs/tiny-finetune/version_0")
+    with files.test.open(newline="", encoding="utf-8") as file:
+        rows = [(row["text"], row["label"]) for row in csv.DictReader(file)]
+    known = [row for row in rows if row[1] != "sky"]  # a class is missing
+    write_csv(Path("new.csv"), known)
+    assert cli("test", "--ckpt_path", folder, "--data.test", "new.csv").code == 0
+    predicted = load(folder).predict([text for text, _ in known])
+    right = [p is not None and p["label"] == label for p, (_, label) in zip(predicted, known, strict=True)]
+    assert read(folder / "test-new.json")["test"]["accuracy"] == pytest.approx(sum(right) / len(right))
+    assert cli("validate", "--ckpt_path", folder, "--data.val", "new.csv").code == 0
+    write_csv(Path("new.csv"), [*rows, ("the owl", "city")])
+    result = cli("test", "--ckpt_path", folder, "--data.test", "new.csv")
+    assert result.code == 2
+    assert "'city'" in result.err
 
 
 def test_a_checkpoint_on_its_own_is_tested_without_a_trace(tuned: Path, cli: Command) -> None:

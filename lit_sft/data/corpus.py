@@ -37,6 +37,7 @@ class CorpusConfig:
     label_names: dict[str, str] | None = None
     val_fraction: float = 0.1
     split_seed: int = 0
+    only: Literal["val", "test"] | None = None
 
     @classmethod
     def of(
@@ -51,6 +52,12 @@ class CorpusConfig:
             raise UserError(f"--data.val_fraction {options['val_fraction']} must lie between 0 and 1")
         names = None if label_names is None else {str(key): str(name) for key, name in label_names.items()}
         return cls(_listed(labeled), _listed(unlabeled), _listed(val), _listed(test), label_names=names, **options)
+
+    def measuring(self, split: Literal["val", "test"], label_names: list[str]) -> CorpusConfig:
+        """The sources of one split alone, whose labels are those of a trained model."""
+        names = self.label_names or {name: name for name in label_names}
+        sources: dict[str, Any] = {"labeled": [], "unlabeled": [], "val": [], "test": []}
+        return replace(self, **sources | {split: getattr(self, split)}, label_names=names, only=split)
 
     def fingerprint(self) -> str:
         """A hash of the options and of every source's bytes: equal fingerprints, equal splits.
@@ -95,6 +102,8 @@ def load_corpus(config: CorpusConfig, cache_dir: Path) -> Corpus:
     Raises:
         UserError: a source that can't be read, a label in val or test that train doesn't have, one class only.
     """
+    if config.only:
+        return _measured_corpus(config, config.only)
     if not config.labeled and not config.unlabeled:
         raise UserError("no training text: give --data.labeled or --data.unlabeled a file, or 'pydocs'")
     notes: list[str] = []
@@ -125,6 +134,15 @@ def _unlabeled_corpus(config: CorpusConfig, notes: list[str]) -> Corpus:
         train, val = hold_out(train, config.val_fraction, config.split_seed)
     test = _read(config, "test", notes, labeled=False) if config.test else Documents([])
     return Corpus(_without_copies(train, val, test, notes), val, test, Documents([]), [], notes)
+
+
+def _measured_corpus(config: CorpusConfig, split: Literal["val", "test"]) -> Corpus:
+    notes: list[str] = []
+    names = list(dict.fromkeys((config.label_names or {}).values()))
+    nothing = Documents([], [] if names else None)
+    documents = _read(config, split, notes, config.label_names, labeled=bool(names))
+    val, test = (documents, nothing) if split == "val" else (nothing, documents)
+    return Corpus(nothing, val, test, Documents([]), names, notes)
 
 
 def _pydocs_corpus(config: CorpusConfig, cache_dir: Path, notes: list[str]) -> Corpus:

@@ -122,6 +122,10 @@ class TextDataModule(L.LightningDataModule):
         """Use a checkpoint's tokenizer (and label names) instead of training one: call before ``prepare_data``."""
         self._adopted, self._adopted_labels = tokenizer, label_names
 
+    def read_only(self, split: Literal["val", "test"]) -> None:
+        """Leave all other sources unread, to measure a model on this split: call after ``adopt``."""
+        self.corpus_config = self.preparation.config = self.corpus_config.measuring(split, self._adopted_labels or [])
+
     def check_sources(self) -> None:
         """Raise a UserError where a named source isn't there."""
         self.preparation.fingerprint  # noqa: B018 - reads every source once
@@ -168,7 +172,7 @@ class TextDataModule(L.LightningDataModule):
         self, option: str, labels: np.ndarray, keys: np.ndarray, seed: int, names: list[str]
     ) -> np.ndarray | None:
         per_class = getattr(self, option)
-        if per_class is None or not names:
+        if per_class is None or not names or len(labels) == 0:
             return None
         try:
             return low_shot(labels, keys, per_class, seed, names=names)
