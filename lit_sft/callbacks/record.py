@@ -39,7 +39,7 @@ class RunRecord(L.Callback):
     def __init__(self, folder: Path, config: dict[str, Any], resumed: bool) -> None:
         self.folder, self.config, self.resumed = folder, config, resumed
         self._best: dict[str, float] = {}
-        self._chosen_by: tuple[str, str] | None = None  # the monitor and mode of the score
+        self._chosen_by: list[str] | None = None  # the monitor and mode of the score
         self._best_score: float | None = None
         self._seconds_before = 0.0
         self._started = time.perf_counter()
@@ -70,8 +70,8 @@ class RunRecord(L.Callback):
         if checkpoint is None or checkpoint.monitor not in figures:
             self._best = figures
             return
-        if self._chosen_by != (checkpoint.monitor, checkpoint.mode):  # also after a resume with another monitor
-            self._chosen_by, self._best_score = (checkpoint.monitor, checkpoint.mode), None
+        if self._chosen_by != [checkpoint.monitor, checkpoint.mode]:  # also after a resume with another monitor
+            self._chosen_by, self._best_score = [checkpoint.monitor, checkpoint.mode], None
         score = figures[checkpoint.monitor] * (1 if checkpoint.mode == "max" else -1)
         if math.isnan(score):
             score = -math.inf  # as the checkpoint callback takes it
@@ -104,14 +104,13 @@ class RunRecord(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         seconds = self._seconds_before + time.perf_counter() - self._started
-        chosen_by = None if self._chosen_by is None else list(self._chosen_by)
-        return {"best": self._best, "best_score": self._best_score, "chosen_by": chosen_by, "seconds": seconds}
+        chosen = {"best": self._best, "best_score": self._best_score, "chosen_by": self._chosen_by}
+        return {**chosen, "seconds": seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if (self.folder / "checkpoints" / "best.ckpt").is_file():  # else it stays in the folder it was made in
             self._best, self._best_score = state_dict["best"], state_dict["best_score"]
-            chosen_by = state_dict.get("chosen_by")
-            self._chosen_by = None if chosen_by is None else (chosen_by[0], chosen_by[1])
+            self._chosen_by = state_dict.get("chosen_by")
         self._seconds_before = state_dict["seconds"]
 
 
