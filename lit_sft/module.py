@@ -34,7 +34,7 @@ Batch = StreamBatch | DocumentBatch
 class LitSFT(L.LightningModule):
     """An LSTM that is pretrained on unlabeled text or fine-tuned on labels, one stage a run.
 
-    The network is built in ``setup``, when the data module knows the vocabulary and the labels.
+    The network is built in ``configure_model``, when the data module knows the vocabulary and the labels.
 
     Args:
         stage: ``pretrain`` (language modelling) or ``finetune`` (classification).
@@ -127,8 +127,11 @@ class LitSFT(L.LightningModule):
             )
         return Network(encoder, lm_head, classifier)
 
-    def setup(self, stage: str) -> None:
-        """Build the network from the data module's vocabulary."""
+    def configure_model(self) -> None:
+        """Build the network from the data module's vocabulary.
+
+        Here and not in ``setup``: Lightning's weight averaging copies the module before its ``setup``.
+        """
         if self.network is None:
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             self.build(data.tokenizer, data.label_names)
@@ -144,7 +147,7 @@ class LitSFT(L.LightningModule):
     def net(self) -> Network:
         """The network; a RuntimeError where it isn't built yet."""
         if self.network is None:
-            raise RuntimeError("the network is built in setup, from the data module's vocabulary; or call build()")
+            raise RuntimeError("the network is built in configure_model, from the data module's vocabulary; or call build()")
         return self.network
 
     # ---- training
