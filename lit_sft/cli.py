@@ -14,14 +14,15 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 
-from lit_sft.callbacks import BestCheckpoint, EarlyStop, LastCheckpoint, RunRecord
+from lit_sft.callbacks import BestCheckpoint, EarlyStop, LastCheckpoint, RunRecord, StopOnSignal
 from lit_sft.callbacks.stopping import check_monitors
 from lit_sft.checkpoints import CLASS_OPTIONS, Checkpoint, read_checkpoint, resolve, stored_config
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.errors import UserError
+from lit_sft.loggers import place_loggers
 from lit_sft.module import LitSFT
 from lit_sft.options import check_trainer, explain, read_config_file, reason, values_of
-from lit_sft.resume import check_resumable, check_tokenizer
+from lit_sft.resume import check_resumable, check_tokenizer, last_checkpoint
 from lit_sft.runs import RECORD, discard_run, named_run, new_run, run_folder_of, run_name, unfinished_run, write_test
 
 DEFAULTS = Path(__file__).with_name("defaults.yaml")
@@ -98,6 +99,7 @@ class LitCLI(LightningCLI):
         )
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.add_lightning_class_args(EarlyStop, "early_stopping")
+        parser.add_lightning_class_args(LastCheckpoint, "saving")
         parser.link_arguments("seed_everything", "data.seed")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -167,7 +169,8 @@ class LitCLI(LightningCLI):
             self.folder = run_folder_of(self.source.path)
             data.prepare_data()
         self.prepared_data = data
-        self._place_loggers(config)
+        step = self.source.global_step if self.source is not None and self.resumed else None
+        place_loggers(config.trainer, self.folder, str(self.subcommand), step)
 
     def _prepare_fit(self, config: Namespace, data: TextDataModule) -> None:
         """Find what to start from, prepare the data, and only then make the run's folder."""
@@ -189,16 +192,17 @@ class LitCLI(LightningCLI):
     def _find_source(self, config: Namespace, name: str, data: TextDataModule) -> None:
         """What this run goes on with (``ckpt_path``) or starts from (``init_from``); the data take its tokenizer."""
         given = Path(config.run_dir) if config.run_dir else None
+        if config.ckpt_path != "last" and given and (given / RECORD).is_file():
+            raise UserError(f"--run_dir {given} holds a finished run: give another folder, or leave it out")
         if config.ckpt_path == "last":
             self.folder, self.resumed = given or unfinished_run(name), True
-            last = self.folder / "checkpoints" / "last.ckpt"
-            if given and not last.is_file():
+            self.source = last_checkpoint(self.folder)
+            if given and self.source is None:
                 raise UserError(f"--ckpt_path last: nothing to resume in {given}")
-            config.ckpt_path = str(last) if last.is_file() else None
-        elif given and (given / RECORD).is_file():
-            raise UserError(f"--run_dir {given} holds a finished run: give another folder, or leave it out")
-        if config.ckpt_path:
+            config.ckpt_path = None
+        elif config.ckpt_path:
             self.source = read_checkpoint(resolve(config.ckpt_path, "ckpt_path"))
+        if self.source is not None:
             check_resumable(self.source, config.model.stage, config.data.clone(with_meta=False).as_dict())
             check_tokenizer(self.source, data.preparation.kind)
             config.ckpt_path = str(self.source.path)
@@ -208,25 +212,6 @@ class LitCLI(LightningCLI):
             config.model.init_from = str(self.source.path)
             check_tokenizer(self.source, data.preparation.kind)
             data.adopt(self.source.tokenizer())
-
-    def _place_loggers(self, config: Namespace) -> None:
-        """Every logger writes into the run's folder; a checkpoint on its own has none to write to."""
-        loggers = config.trainer.logger
-        if self.folder is None:
-            config.trainer.logger = False
-            return
-        config.trainer.default_root_dir = str(self.folder)
-        for logger in loggers if isinstance(loggers, list) else [loggers]:
-            if not isinstance(logger, Namespace):
-                continue
-            options = logger.init_args
-            if "save_dir" in options:
-                options.save_dir = str(self.folder)
-            kind = logger.class_path.rsplit(".", 1)[-1]
-            if kind in ("TensorBoardLogger", "CSVLogger"):
-                options.name, options.version = "", ""
-            if kind == "CSVLogger" and (earlier := list(self.folder.rglob("metrics.csv"))):
-                options.version = f"{self.subcommand}-{len(earlier)}"  # in the same place Lightning would delete it
 
     # ---- after
 
@@ -250,11 +235,13 @@ class LitCLI(LightningCLI):
             check_monitors(callbacks, self.model.objective.heads)
         if self.subcommand != "fit" or self.folder is None:
             return
-        callbacks += [RunRecord(self.folder, plain, self.resumed), LastCheckpoint()]
+        (last,) = (callback for callback in callbacks if isinstance(callback, LastCheckpoint))
+        callbacks += [RunRecord(self.folder, plain, self.resumed), StopOnSignal(last)]
         for callback in callbacks:
-            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+            if isinstance(callback, (ModelCheckpoint, LastCheckpoint)) and callback.dirpath is None:
                 callback.dirpath = str(self.folder / "checkpoints")
-        callbacks.sort(key=lambda callback: isinstance(callback, ModelCheckpoint))
+        order = (ModelCheckpoint, LastCheckpoint, StopOnSignal)  # after all others, whose states they save
+        callbacks.sort(key=lambda callback: next((i for i, c in enumerate(order) if isinstance(callback, c)), -1))
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:

@@ -25,6 +25,8 @@ from lit_sft.models.dropout import check_dropout
 from lit_sft.objectives import MLE, Objective, Supervised
 from lit_sft.objectives.supervised import class_probabilities, num_outputs
 from lit_sft.optim import Schedule, WarmupCosine, build_optimizer
+from lit_sft.random_states import random_states, set_random_states
+from lit_sft.ranks import of_all_ranks, of_this_rank
 from lit_sft.transfer import first_misfit, load_pretrained
 
 Stage = Literal["pretrain", "finetune"]
@@ -78,6 +80,7 @@ class LitSFT(L.LightningModule):
         self.label_names: list[str] = []
         self._state: LSTMState | None = None  # carried from one training batch of the stream to the next
         self._eval_state: LSTMState | None = None
+        self._random: dict[str, Any] | None = None  # the states that a resumed run goes on from
         self._initialized = False  # whether init_from was dealt with: it must not undo a training in this process
         self._total_steps = 0
         self._fresh_groups: list[dict[str, Any]] = []
@@ -147,7 +150,7 @@ class LitSFT(L.LightningModule):
     def net(self) -> Network:
         """The network; a RuntimeError where it isn't built yet."""
         if self.network is None:
-            raise RuntimeError("the network is built in configure_model, from the data module's vocabulary; or call build()")
+            raise RuntimeError("the network is built in configure_model; without a Trainer, call build()")
         return self.network
 
     # ---- training
@@ -199,6 +202,9 @@ class LitSFT(L.LightningModule):
         """After a resume the config's optimizer options win over the checkpoint's; what changed is printed."""
         if self._state is not None:
             self._state = tuple(tuple(t.to(self.device) for t in layer) for layer in self._state)
+        if self._random is not None:  # only now: building the model has drawn from the generators
+            set_random_states(self._random)
+            self._random = None
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, torch.optim.Optimizer)
         scheduler = self.lr_schedulers()
@@ -272,15 +278,16 @@ class LitSFT(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         assert self.tokenizer is not None
-        checkpoint["lit_sft"] = contents(
-            self.stage, self.tokenizer.to_json(), self.label_names, self.config, self._state
-        )
+        ranks = of_all_ranks(self.trainer, {"state": self._state, "random": random_states()})
+        checkpoint["lit_sft"] = contents(self.stage, self.tokenizer.to_json(), self.label_names, self.config, ranks)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the carried state; a checkpoint of another shape is the user's mistake, named here and not by torch."""
         if "lit_sft" not in checkpoint:
             raise UserError("the checkpoint to resume from is not one of lit_sft's")
-        self._state = checkpoint["lit_sft"]["state"]
+        if self.trainer.state.fn == "fit":
+            own = of_this_rank(self.trainer, checkpoint["lit_sft"]["ranks"])
+            self._state, self._random = own["state"], own["random"]
         if misfit := first_misfit(self.state_dict(), checkpoint["state_dict"]):
             raise UserError(f"the checkpoint doesn't fit the model: {misfit}; give --model the options of its run")
         if self.trainer.state.fn != "fit":

@@ -28,6 +28,7 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 
+from lit_sft.checkpoint_io import saved
 from lit_sft.checkpoints import resolve
 from lit_sft.cli import check
 from lit_sft.data.corpus import PYDOCS
@@ -257,7 +258,7 @@ def _run_stage(run: Run, stage: Stage) -> None:
     if stage.init_from in run.sources:
         source = str(resolve(run.folder / stage.init_from, "ckpt_path"))
     more = ["--run_dir", str(folder), *(["--model.init_from", source] if source is not None else [])]
-    if (folder / "checkpoints" / "last.ckpt").is_file():
+    if saved(folder / "checkpoints" / "last.ckpt"):
         more += ["--ckpt_path", "last"]
     _call("fit", run.recipe, stage, run.flags, *more)
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from lit_sft.checkpoints import Checkpoint
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lit_sft.checkpoint_io import saved
+from lit_sft.checkpoints import Checkpoint, read_checkpoint
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.errors import UserError
 
@@ -36,3 +40,22 @@ def check_tokenizer(source: Checkpoint, kind: str) -> None:
             f"--data.tokenizer {kind} doesn't fit {source.path}: a run takes the tokenizer of the checkpoint that it "
             "starts from or goes on with; leave out --data.tokenizer"
         )
+
+
+def last_checkpoint(folder: Path) -> Checkpoint | None:
+    """What ``--ckpt_path last`` goes on from: the newest checkpoint of a run that is whole; None where there is none.
+
+    Raises:
+        UserError: there are some, and all of them are damaged.
+    """
+    files = saved(folder / "checkpoints" / "last.ckpt")
+    for file in files:
+        try:
+            found = read_checkpoint(file)
+        except UserError as error:
+            if file == files[-1]:
+                raise
+            rank_zero_warn(f"{error}; going on from the one before")
+        else:
+            return found
+    return None

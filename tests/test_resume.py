@@ -1,6 +1,4 @@
-"""Checkpoints, resuming and starting from a pretrained run. Dropout is off where bits are compared: what torch's
-random generator would draw next is not in a checkpoint yet.
-"""
+"""Checkpoints, resuming and starting from a pretrained run. Dropout is on: the masks that follow are in a checkpoint."""
 
 from __future__ import annotations
 
@@ -36,7 +34,7 @@ def every(steps: int) -> ModelCheckpoint:
 
 def train(stage: str, data: TextDataModule, folder: Path, callback: Any, **options: Any) -> tuple[LitSFT, Losses]:
     """A fit of 3 epochs that may end in a power cut (``stop_at``) or go on from ``ckpt_path``."""
-    module = options.pop("module", None) or module_of(stage, schedule=WarmupCosine(0.2), layer_decay=0.7)
+    module = options.pop("module", None) or module_of(stage, dropout=True, schedule=WarmupCosine(0.2), layer_decay=0.7)
     seen = Losses(options.pop("stop_at", None))
     path = options.pop("ckpt_path", None)
     callback.dirpath = str(folder)
@@ -89,10 +87,10 @@ def test_the_last_checkpoint_written_after_a_validation_goes_on_with_the_next_ba
     stage: str, passes: int, options: dict[str, Any], files: Files, shared_cache: Path, tmp_path: Path
 ) -> None:
     data = data_of(files, shared_cache)
-    whole, losses = train(stage, data, tmp_path / "whole", LastCheckpoint(), **options)
+    whole, losses = train(stage, data, tmp_path / "whole", LastCheckpoint(keep=1), **options)
     length = len(losses.values) // 3
     done = passes * length + options.get("val_check_interval", 0)
-    train(stage, data_of(files, shared_cache), tmp_path / "cut", LastCheckpoint(), stop_at=done + 2, **options)
+    train(stage, data_of(files, shared_cache), tmp_path / "cut", LastCheckpoint(keep=1), stop_at=done + 2, **options)
     assert [path.name for path in (tmp_path / "cut").glob("*.ckpt")] == ["last.ckpt"]
     path = tmp_path / "cut" / "last.ckpt"
     assert torch.load(path, weights_only=True)["global_step"] == done
@@ -105,8 +103,8 @@ def test_the_last_checkpoint_written_after_a_validation_goes_on_with_the_next_ba
 def test_the_hidden_state_is_what_makes_the_difference(data: TextDataModule, tmp_path: Path) -> None:
     _, losses = train("pretrain", data, tmp_path, every(5), max_epochs=1)
     checkpoint = torch.load(tmp_path / "step=5.ckpt", weights_only=True)
-    assert all(t.any() and not t.requires_grad for layer in checkpoint["lit_sft"]["state"] for t in layer)
-    checkpoint["lit_sft"]["state"] = None
+    assert all(t.any() and not t.requires_grad for layer in checkpoint["lit_sft"]["ranks"][0]["state"] for t in layer)
+    checkpoint["lit_sft"]["ranks"][0]["state"] = None
     torch.save(checkpoint, tmp_path / "forgot.ckpt")
     _, rest = train("pretrain", data, tmp_path, every(5), max_epochs=1, ckpt_path=tmp_path / "forgot.ckpt")
     assert rest.values[0] != losses.values[5]

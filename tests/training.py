@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 from conftest import Files
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch import Tensor
 
 from lit_sft.data.datamodule import TextDataModule
@@ -61,7 +61,7 @@ def trainer_of(folder: Path, **options: Any) -> L.Trainer:
         "logger": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
-        "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks),
+        "enable_checkpointing": any(isinstance(c, Checkpoint) for c in callbacks),
         "num_sanity_val_steps": 0,
         "limit_val_batches": 0,
         "log_every_n_steps": 1,

@@ -13,7 +13,7 @@ import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from lit_sft.callbacks.stopping import BestCheckpoint
+from lit_sft.callbacks.saving import BestCheckpoint
 from lit_sft.callbacks.throughput import Throughput
 from lit_sft.checkpoints import read_config
 from lit_sft.data.prepare import write_atomically

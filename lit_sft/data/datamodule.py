@@ -248,14 +248,9 @@ class TextDataModule(L.LightningDataModule):
         """Where the training loaders stand.
 
         Lightning stores this too, but doesn't load it from a checkpoint taken after the last batch of an epoch: the
-        next one would repeat the order of the first. There a loader that was cut short starts its next pass.
+        next one would repeat the order of the first.
         """
-        ended = self.trainer is not None and self.trainer.is_last_batch
-        positions = {kind: loader.state_dict() for kind, loader in self._training.items()}
-        for position in positions.values():
-            if ended and position["served"]:
-                position.update(epoch=position["epoch"] + 1, served=0)
-        return positions
+        return {kind: loader.state_dict() for kind, loader in self._training.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Hand the position to the loaders that ``train_dataloader`` makes next."""
@@ -291,7 +286,11 @@ class TextDataModule(L.LightningDataModule):
             raise UserError(f"there are no {split} documents: set {option}")
 
     def _loader(self, dataset: StreamDataset | DocumentDataset) -> StatefulLoader:
-        return StatefulLoader(dataset, num_workers=self.num_workers, pin_memory=torch.cuda.is_available())
+        pinned = torch.cuda.is_available()
+        return StatefulLoader(dataset, self.num_workers, pinned, cut_short=self._epoch_ends_here)
+
+    def _epoch_ends_here(self) -> bool:
+        return self.trainer is not None and self.trainer.is_last_batch
 
 
 def _check_at_least(least: int, **options: int) -> None:

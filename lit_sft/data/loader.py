@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import signal
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic
 
 import torch
@@ -41,13 +42,14 @@ class StatefulLoader(DataLoader[BatchT], Generic[BatchT]):
     A resumed run makes one iterator more than an unbroken one, so none draws from torch's global generator
     (a plain DataLoader draws a number a pass, which would shift every dropout mask after it).
 
-    Not covered: several processes; and a run resumed at the end of a pass that Lightning cut short itself
-    (``limit_train_batches``, a short loader cycled beside a long one): it reads the rest of that epoch first.
+    Not covered: several processes.
 
     Args:
         dataset: map-style over batches.
         num_workers: processes that prepare batches; they are started anew each epoch, with the epoch's order.
         pin_memory: hand batches out in page-locked memory.
+        cut_short: asked for a state, whether the pass under way ends here, before the data set's last batch
+            (``limit_train_batches``, a short loader cycled beside a long one): then the next one is a new epoch.
 
     Attributes:
         epoch: the epoch of the last batch handed out (of the first one, before that).
@@ -57,7 +59,13 @@ class StatefulLoader(DataLoader[BatchT], Generic[BatchT]):
     dataset: BatchDataset[BatchT]
     sampler: CursorSampler
 
-    def __init__(self, dataset: BatchDataset[BatchT], num_workers: int = 0, pin_memory: bool = False) -> None:
+    def __init__(
+        self,
+        dataset: BatchDataset[BatchT],
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        cut_short: Callable[[], bool] | None = None,
+    ) -> None:
         super().__init__(
             dataset,
             batch_size=None,  # the data set makes whole batches
@@ -65,9 +73,11 @@ class StatefulLoader(DataLoader[BatchT], Generic[BatchT]):
             num_workers=num_workers,
             pin_memory=pin_memory,
             generator=torch.Generator(),
+            worker_init_fn=_leave_signals_to_the_main_process,
         )
         self.epoch = dataset.epoch
         self.served = 0
+        self.cut_short = cut_short
         self._broken_off = False  # a pass has begun and nobody has said where the next one starts
 
     def __iter__(self) -> Iterator[BatchT]:  # type: ignore[override]  # DataLoader promises its own iterator class
@@ -88,7 +98,7 @@ class StatefulLoader(DataLoader[BatchT], Generic[BatchT]):
 
     def state_dict(self) -> dict[str, int]:
         """Where the next batch stands: ``epoch``, ``served`` of it; and ``batches`` an epoch, as a check."""
-        ended = self.served == len(self)
+        ended = self.served == len(self) or (self.served > 0 and self.cut_short is not None and self.cut_short())
         return {
             "epoch": self.epoch + ended,
             "served": 0 if ended else self.served,
@@ -113,3 +123,10 @@ class StatefulLoader(DataLoader[BatchT], Generic[BatchT]):
                 "restore data and batch sizes, or start a new run"
             )
         self._start(state["epoch"], state["served"])
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """A terminal, or a scheduler, signals the whole group: the main process needs its workers until it has stopped."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -1,0 +1,188 @@
+"""What is saved and when: the best checkpoint, and the last one, from which a run goes on exactly."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info
+
+from lit_sft.checkpoint_io import AtomicCheckpointIO
+from lit_sft.ranks import agreed
+
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+SAME_PRESS = 1.0  # seconds: a recipe hands on a signal that the terminal may have sent to its stage, too
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """``checkpoints/best.ckpt``: the best validation so far by the monitored figure.
+
+    Args:
+        monitor: a validation figure, such as ``val/loss`` or ``val/macro_f1``.
+        mode: ``min`` where less is better, ``max`` where more is.
+    """
+
+    def __init__(self, monitor: str = "val/loss", mode: Literal["min", "max"] = "min") -> None:
+        super().__init__(
+            filename="best",
+            monitor=monitor,
+            mode=mode,
+            save_top_k=1,
+            enable_version_counter=False,
+            auto_insert_metric_name=False,
+            save_on_train_epoch_end=False,  # after the validation, so that the last checkpoint knows of it
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """A run's folder may be moved, or named from elsewhere, before it is resumed.
+
+        Lightning compares the folder's old name with the new one, and forgets the best score when they differ: the
+        first validation would then overwrite a better checkpoint.
+        """
+        path = str(Path(str(self.dirpath)) / f"{self.filename}{self.FILE_EXTENSION}")
+        if Path(path).is_file():
+            scores = dict(zip([path], state_dict["best_k_models"].values(), strict=False))  # one at most
+            paths = {"best_model_path": path, "kth_best_model_path": path if scores else ""}
+            state_dict = {**state_dict, "dirpath": self.dirpath, "best_k_models": scores, **paths}
+        super().load_state_dict(state_dict)
+
+
+class LastCheckpoint(Checkpoint):
+    """``checkpoints/last.ckpt``, what ``--ckpt_path last`` goes on from, bit for bit.
+
+    It is written after every validation, at the end of the training, and between by the clock or by steps. Not after
+    any batch, though: gradients under accumulation are in no checkpoint, and resumed at a batch that a validation
+    follows, Lightning would leave that validation out. There it waits for the next batch that will do.
+
+    Args:
+        every_minutes: time between two saves; 0 saves after validations alone.
+        every_steps: optimizer steps between two saves, beside the clock; 0 is none.
+        keep: how many are kept; if the last is damaged, a run goes on from the one before, ``last-1.ckpt``.
+    """
+
+    def __init__(self, every_minutes: float = 5.0, every_steps: int = 0, keep: int = 2) -> None:
+        if every_minutes < 0 or every_steps < 0 or keep < 1:
+            raise ValueError(
+                f"saving: every_minutes={every_minutes} and every_steps={every_steps} must be at least 0, "
+                f"keep={keep} at least 1"
+            )
+        self.every_minutes, self.every_steps, self.keep = every_minutes, every_steps, keep
+        self.dirpath: str | None = None  # the run's checkpoints/
+        self._saved_step = -1
+        self._saved_at = time.monotonic()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._due(trainer) and resumes_exactly(trainer):
+            # Lightning logs this step after the hook: a run that is killed in between would never log it.
+            trainer._logger_connector.update_train_step_metrics()
+            self.save(trainer)
+
+    def _due(self, trainer: Trainer) -> bool:
+        by_steps = self.every_steps > 0 and trainer.global_step - self._saved_step >= self.every_steps
+        by_clock = self.every_minutes > 0 and time.monotonic() - self._saved_at >= 60 * self.every_minutes
+        return agreed(trainer, (by_steps or by_clock) and trainer.global_step > self._saved_step)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
+        if fitting and not trainer.fit_loop._should_accumulate():
+            self.save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the last steps' weights where no validation followed them."""
+        if self._saved_step != trainer.global_step:
+            self.save(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        """Write it now, after all that was logged before."""
+        if trainer.fast_dev_run or self.dirpath is None:  # type: ignore[attr-defined]
+            return
+        for logger in trainer.loggers:
+            logger.save()
+        atomic = isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO)
+        options = {"keep": self.keep} if atomic else None  # a plugin that the user chose knows no such option
+        trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt", weights_only=False, storage_options=options)
+        self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
+
+
+class StopOnSignal(Callback):
+    """Ctrl-C, SIGTERM and SIGUSR1 (the warning that a job scheduler can send) end a fit at a step it can go on from.
+
+    The run is saved at the next such step, which during a validation is its end, and the process ends with the exit
+    code that shells expect, 128 plus the signal's number. The same signal again, a second later or more, stops at once.
+    """
+
+    def __init__(self, last: LastCheckpoint) -> None:
+        self.last = last
+        self.received: int | None = None
+        self._received_at = 0.0
+        self._before: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._receive) for number in STOPPING}
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.received is None:
+            self.received, self._received_at = number, now
+            name = signal.Signals(number).name
+            print(f"{name}: saving at the next step, then stopping; again to stop at once", file=sys.stderr, flush=True)
+        elif now - self._received_at > SAME_PRESS:
+            raise SystemExit(128 + number)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if agreed(trainer, self.received is not None) and resumes_exactly(trainer):
+            trainer._logger_connector.update_train_step_metrics()
+            self._stop(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
+        stopping = agreed(trainer, self.received is not None)
+        if stopping and fitting and not trainer.fit_loop._should_accumulate():
+            self._stop(trainer)
+
+    def _stop(self, trainer: Trainer) -> None:
+        if self.last._saved_step != trainer.global_step:
+            self.last.save(trainer)
+        rank_zero_info(f"stopped at step {trainer.global_step}: fit goes on with --ckpt_path last")
+        raise SystemExit(128 + (self.received or signal.SIGTERM))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restore()
+        if self.received is not None:  # the fit was over before it could stop; what would follow must not begin
+            raise SystemExit(128 + self.received)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+
+def resumes_exactly(trainer: Trainer) -> bool:
+    """Whether a run that is saved at the end of this batch goes on as if it had never been stopped."""
+    loop = trainer.fit_loop.epoch_loop
+    fetcher = trainer.fit_loop._data_fetcher
+    assert fetcher is not None
+    return not (loop._should_accumulate() or loop.batch_progress.is_last_batch or loop._should_check_val_fx(fetcher))

@@ -1,0 +1,77 @@
+"""How a checkpoint gets onto the disk: whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from lit_sft.errors import UserError
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes to a temporary file, syncs it to the disk, then renames: a reader finds the old file or the new one.
+
+    ``storage_options={"keep": k}`` keeps the last ``k`` of a name: the one before ``last.ckpt`` is ``last-1.ckpt``.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """As Lightning's.
+
+        Raises:
+            UserError: it can't be written (a full disk, a quota, no permission); what was there stays.
+        """
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.tmp")  # one name: what a killed run leaves is written over
+        buffer = io.BytesIO()  # torch's writer ends the process where the disk is full
+        torch.save(checkpoint, buffer)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                file.write(buffer.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            kept = [path, *(older(path, age) for age in range(1, (storage_options or {}).get("keep", 1)))]
+            for newer, place in reversed(list(pairwise(kept))):
+                if newer.is_file():
+                    newer.replace(place)
+            temporary.replace(path)
+            _sync_folder(path.parent)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise UserError(
+                f"{path}: can't be written: {error.strerror or error}; the checkpoints before it are kept: "
+                "make room, then go on with --ckpt_path last"
+            ) from error
+
+
+def older(path: Path, age: int) -> Path:
+    """The name of the checkpoint that many saves before the one of ``path``."""
+    return path.with_name(f"{path.stem}-{age}{path.suffix}")
+
+
+def saved(path: Path) -> list[Path]:
+    """What there is of a checkpoint and the ones before it, from the newest to the oldest."""
+    numbers = {path: 0}
+    for file in path.parent.glob(f"{path.stem}-*{path.suffix}"):
+        age = file.stem.removeprefix(f"{path.stem}-")
+        if age.isdigit():
+            numbers[file] = int(age)
+    return sorted((file for file in numbers if file.is_file()), key=numbers.__getitem__)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last through a power cut; not every system lets a folder be opened."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
