@@ -37,7 +37,7 @@ from lit_sft.main import main as lit_sft
 from lit_sft.runs import LOGS, versions
 
 FIELDS = ("method", "labels", "val", "seed", "options", "val_macro_f1", "test_macro_f1", "test_accuracy")
-METHODS = ("pretrained", "scratch", "tfidf")
+METHODS = ("pretrained", "scratch", "tfidf", "tfidf_balanced")  # the last weighs classes by their inverse counts
 SHOWN = ("macro_f1", "accuracy")
 Options = dict[str, Any]
 
@@ -108,7 +108,7 @@ class Cells:
         """Validation macro-F1, and test figures where asked for."""
         subsets = {"labels_per_class": None if plan.labels == "all" else int(plan.labels)}
         subsets["val_labels_per_class"] = plan.small_val if val == "small" else None
-        if method == "tfidf":
+        if method.startswith("tfidf"):
             figures = linear_model(self.data(seed, subsets), options)
         else:
             flags = [f"--data.{key}={value}" for key, value in subsets.items() if value is not None]
@@ -200,7 +200,7 @@ def search(cells: Cells, results: Results, plan: Plan, method: str, val: str) ->
 def fill(cells: Cells, results: Results, plans: list[Plan], vals: list[str], methods: list[str]) -> None:
     """Every cell that isn't there yet."""
     for val, plan, method in itertools.product(vals, plans, methods):
-        if val == "small" and plan.small_val is None:
+        if (val == "small" and plan.small_val is None) or method not in plan.grids:
             continue
         options = search(cells, results, plan, method, val)
         for seed in range(plan.seeds):
@@ -220,9 +220,11 @@ def plans_in(path: Path, only: list[str] | None = None) -> list[Plan]:
         fixed = content.get("fixed") or {}
         grids: dict[str, list[Options]] = {}
         for method in METHODS:
-            lists = content[method]
+            lists = content.get(method)
+            if lists is None and method == "tfidf_balanced":
+                continue  # low-shot subsets are balanced by themselves
             points = [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
-            grids[method] = [{**(fixed if method != "tfidf" else {}), **point} for point in points]
+            grids[method] = [{**(fixed if not method.startswith("tfidf") else {}), **point} for point in points]
         if len({len(grid) for grid in grids.values()}) != 1:
             sizes = {method: len(grid) for method, grid in grids.items()}
             raise SystemExit(f"{path}, {labels}: every method gets the same search budget, not {sizes}")

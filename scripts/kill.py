@@ -1,0 +1,177 @@
+"""Does a run that is killed again and again end as one that never was? Counts the runs that do, to the bit.
+
+    python scripts/kill.py                                   # configs/debug/kill.yaml, 20 kills in one run
+    python scripts/kill.py --kills 5 --repeats 10            # ten runs of five kills each
+    python scripts/kill.py --signal TERM                     # a signal that the run saves at, instead of SIGKILL
+
+The recipe runs once unbroken, then ``--repeats`` times with ``--kills`` kills at random moments, each followed by
+``--ckpt_path last``. Compared are the weights, optimizer and other states of every stage's checkpoints, the figures of
+``metrics.json`` (timings aside), and every logged value by step, the last one where a step was logged twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+TIMINGS = ("seconds", "tokens_per_second")
+
+
+def run(config: Path, name: str, flags: list[str], resume: bool, after: float | None, number: int) -> tuple[int, float]:
+    """Start or resume the run; after that many seconds its whole process group gets the signal.
+
+    Returns:
+        The exit code (negative where the signal ended it), and the seconds that it ran.
+    """
+    command = [sys.executable, "-m", "lit_sft", "fit", "--config", str(config), "--name", name]
+    command += [*flags, "--trainer.enable_progress_bar=false", *(["--ckpt_path", "last"] if resume else [])]
+    started = time.monotonic()
+    with subprocess.Popen(
+        command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as process:
+        try:
+            _, errors = process.communicate(timeout=after)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, number)
+            _, errors = process.communicate()
+    code = process.returncode
+    if code > 0 and code != 128 + number:
+        raise SystemExit(f"{' '.join(command)}\nended with {code}:\n{errors.decode()[-2000:]}")
+    return code, time.monotonic() - started
+
+
+def unbroken(config: Path, name: str, flags: list[str]) -> tuple[Path, float]:
+    """The run that is never killed: its folder, and its seconds."""
+    _, seconds = run(config, name, flags, resume=False, after=None, number=signal.SIGKILL)
+    return newest(name), seconds
+
+
+def killed(config: Path, name: str, flags: list[str], moments: Iterator[float], number: int) -> tuple[Path, int]:
+    """A run that is killed after each of ``moments`` (seconds) and resumed; then it runs to its end.
+
+    Returns:
+        Its folder, and how many of the kills came before it ended.
+    """
+    count, resume = 0, False
+    for after in [*moments, None]:
+        code, _ = run(config, name, flags, resume, after, number)
+        if code == 0:
+            break
+        count += 1
+        resume = resume or any(Path("logs", name).glob("version_*/config.yaml"))  # else it had not begun yet
+    return newest(name), count
+
+
+def newest(name: str) -> Path:
+    """The folder of the newest run of a name."""
+    return max(Path("logs", name).glob("version_*"), key=lambda folder: int(folder.name[8:]))
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """What is not the same in two runs' folders, a line each."""
+    found = []
+    files = {path.relative_to(folder) for folder in (one, other) for path in folder.rglob("*.ckpt")}
+    for file in sorted(file for file in files if file.name in ("best.ckpt", "last.ckpt")):
+        if not (one / file).is_file() or not (other / file).is_file():
+            found.append(f"{file}: in one run only")
+            continue
+        states = [_comparable(torch.load(f / file, map_location="cpu", weights_only=True)) for f in (one, other)]
+        found += [f"{file}: {place}" for place in _unequal(*states, "")]
+    for file in sorted(path.relative_to(one) for path in one.rglob("metrics.json")):
+        records = [_without_timings(json.loads((folder / file).read_text())) for folder in (one, other)]
+        found += [f"{file}: {place}" for place in _unequal(*records, "")]
+    for folder in sorted({path.parent.relative_to(one) for path in one.rglob("events.out.tfevents.*")}):
+        found += [f"{folder}: {place}" for place in _unequal(_logged(one / folder), _logged(other / folder), "")]
+    return found
+
+
+def _comparable(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint without what tells the time or the folder."""
+    callbacks = checkpoint.pop("callbacks")
+    for key in list(callbacks):
+        if key.startswith(("Throughput", "RunRecord", "BestCheckpoint")):
+            callbacks[key] = {
+                k: v for k, v in callbacks[key].items() if k in ("best", "best_score", "best_model_score")
+            }
+    checkpoint["lit_sft"]["config"]["model"].pop("init_from", None)
+    return {**checkpoint, "callbacks": callbacks}
+
+
+def _without_timings(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_timings(v) for key, v in value.items() if key not in TIMINGS}
+    return value
+
+
+def _logged(folder: Path) -> dict[str, dict[int, float]]:
+    """Every scalar by tag and step over all event files, in the order they were written, timings aside."""
+    found: dict[str, dict[int, float]] = {}
+    for file in sorted(folder.glob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime):
+        events = EventAccumulator(str(file), size_guidance={"scalars": 0}, purge_orphaned_data=False).Reload()
+        for tag in events.Tags()["scalars"]:
+            if not tag.startswith("perf/"):
+                found.setdefault(tag, {}).update({event.step: event.value for event in events.Scalars(tag)})
+    return found
+
+
+def _unequal(one: Any, other: Any, place: str) -> list[str]:
+    """The places where two nested values differ; tensors and floats to the bit."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        missing = [f"{place}{key} in one only" for key in one.keys() ^ other.keys()]
+        return missing + [
+            p for key in one.keys() & other.keys() for p in _unequal(one[key], other[key], f"{place}{key}.")
+        ]
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)) and len(one) == len(other):
+        return [p for i, pair in enumerate(zip(one, other, strict=True)) for p in _unequal(*pair, f"{place}{i}.")]
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return [] if torch.equal(one, other) else [f"{place} differs"]
+    same = one == other or (one != one and other != other)
+    return [] if same else [f"{place} {one!r:.60} and {other!r:.60}"]
+
+
+def main() -> None:
+    """Run and compare; exit code 1 where a run differs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=Path("configs/debug/kill.yaml"))
+    parser.add_argument("--kills", type=int, default=20, help="in each run")
+    parser.add_argument("--repeats", type=int, default=1, help="runs that are killed")
+    parser.add_argument("--signal", default="KILL", choices=("KILL", "TERM", "INT"))
+    parser.add_argument("--seed", type=int, default=0, help="draws the moments")
+    parser.add_argument("--start", type=float, default=10.0, help="seconds that a start takes before training")
+    parser.add_argument("--name", default="kill", help="the runs' folders: logs/NAME-unbroken and logs/NAME-killed")
+    arguments, flags = parser.parse_known_args()
+    number = signal.Signals[f"SIG{arguments.signal}"]
+    whole, seconds = unbroken(arguments.config, f"{arguments.name}-unbroken", flags)
+    print(f"unbroken: {whole}, {seconds:.0f} s", flush=True)
+    drawn, equal = random.Random(arguments.seed), 0
+    for repeat in range(arguments.repeats):
+        # between two kills a start, and on the whole the training once: some come in a start, most in the training
+        share = 2 * max(seconds - arguments.start, 1.0) / (arguments.kills + 1)
+        moments = (arguments.start * drawn.random() * 1.2 + share * drawn.random() for _ in range(arguments.kills))
+        folder, count = killed(arguments.config, f"{arguments.name}-killed", flags, moments, number)
+        found = differences(whole, folder)
+        equal += not found
+        print(
+            f"run {repeat + 1}: {count} kills, {folder}: {'equal to the bit' if not found else 'DIFFERS'}", flush=True
+        )
+        for line in found[:20]:
+            print(f"  {line}", flush=True)
+    print(f"{equal} of {arguments.repeats} killed runs ended as the unbroken one")
+    raise SystemExit(equal != arguments.repeats)
+
+
+if __name__ == "__main__":
+    main()
