@@ -147,7 +147,9 @@ class LitSFT(L.LightningModule):
     def net(self) -> Network:
         """The network; a RuntimeError where it isn't built yet."""
         if self.network is None:
-            raise RuntimeError("the network is built in configure_model, from the data module's vocabulary; or call build()")
+            raise RuntimeError(
+                "the network is built in configure_model, from the data module's vocabulary; or call build()"
+            )
         return self.network
 
     # ---- training
