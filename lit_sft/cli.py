@@ -5,16 +5,18 @@ from __future__ import annotations
 import tempfile
 from argparse import ArgumentError
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_sft.callbacks import BestCheckpoint, EarlyStop, LastCheckpoint, RunRecord, StopOnSignal
+from lit_sft.callbacks.progress import progress_for
 from lit_sft.callbacks.stopping import check_monitors
 from lit_sft.checkpoints import CLASS_OPTIONS, Checkpoint, read_checkpoint, resolve, stored_config
 from lit_sft.data.datamodule import TextDataModule
@@ -221,6 +223,10 @@ class LitCLI(LightningCLI):
         except (ValueError, MisconfigurationException) as error:  # an option's value that its class refuses
             trainer = "trainer: " if isinstance(error, MisconfigurationException) else ""
             raise UserError(trainer + reason(error)) from error
+
+    def instantiate_trainer(self, **options: Any) -> Trainer:
+        self.trainer_defaults["callbacks"] = progress_for(self.config_init[self.subcommand].trainer)
+        return super().instantiate_trainer(**options)
 
     def after_instantiate_classes(self) -> None:
         self.datamodule = self.prepared_data

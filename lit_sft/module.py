@@ -160,10 +160,15 @@ class LitSFT(L.LightningModule):
         loss = self.objective(self.net, batch, self._state)
         self._state = loss.state
         size = sum(b.num_tokens for b in batch.values())
-        self.log("train/loss", loss.total.detach(), batch_size=size, prog_bar=True)
+        self.log("train/loss", loss.total.detach(), batch_size=size, prog_bar=self._bar_needs_loss())
         if len(loss.parts) > 1:
             self.log_dict({f"train/{name}": value for name, value in loss.parts.items()}, batch_size=size)
         return loss.total
+
+    def _bar_needs_loss(self) -> bool:
+        """Whether a bar is to be given the loss at every step, for which Lightning waits for the device."""
+        bar = getattr(self._trainer, "progress_bar_callback", None)
+        return bar is not None and not getattr(bar, "reads_loss", False)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer, a parameter group or two a layer, and the schedule by optimizer step."""

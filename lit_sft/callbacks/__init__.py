@@ -1,8 +1,18 @@
 """What happens beside the training steps, one callback a file."""
 
+from lit_sft.callbacks.progress import LogProgress, TerminalProgress
 from lit_sft.callbacks.record import RunRecord
 from lit_sft.callbacks.saving import BestCheckpoint, LastCheckpoint, StopOnSignal
 from lit_sft.callbacks.stopping import EarlyStop
 from lit_sft.callbacks.throughput import Throughput
 
-__all__ = ["BestCheckpoint", "EarlyStop", "LastCheckpoint", "RunRecord", "StopOnSignal", "Throughput"]
+__all__ = [
+    "BestCheckpoint",
+    "EarlyStop",
+    "LastCheckpoint",
+    "LogProgress",
+    "RunRecord",
+    "StopOnSignal",
+    "TerminalProgress",
+    "Throughput",
+]

@@ -65,7 +65,7 @@ class RunRecord(L.Callback):
             return
         checkpoint = next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
         figures = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-        if trainer.progress_bar_callback is None:  # type: ignore[attr-defined]
+        if trainer.progress_bar_callback is None:  # type: ignore[attr-defined] # else that one tells them
             rank_zero_info(f"step {trainer.global_step}: {_shown(figures)}")
         if checkpoint is None or checkpoint.monitor not in figures:
             self._best = figures
