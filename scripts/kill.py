@@ -1,6 +1,6 @@
 """Does a run that is killed again and again end as one that never was? Counts the runs that do, to the bit.
 
-    python scripts/kill.py                                   # configs/debug/kill.yaml, 20 kills in one run
+    python scripts/kill.py                                   # scripts/kill.yaml, 20 kills in one run
     python scripts/kill.py --kills 5 --repeats 10            # ten runs of five kills each
     python scripts/kill.py --signal TERM                     # a signal that the run saves at, instead of SIGKILL
 
@@ -89,10 +89,10 @@ def differences(one: Path, other: Path) -> list[str]:
             found.append(f"{file}: in one run only")
             continue
         states = [_comparable(torch.load(f / file, map_location="cpu", weights_only=True)) for f in (one, other)]
-        found += [f"{file}: {place}" for place in _unequal(*states, "")]
+        found += [f"{file}: {place}" for place in _unequal(states[0], states[1], "")]
     for file in sorted(path.relative_to(one) for path in one.rglob("metrics.json")):
         records = [_without_timings(json.loads((folder / file).read_text())) for folder in (one, other)]
-        found += [f"{file}: {place}" for place in _unequal(*records, "")]
+        found += [f"{file}: {place}" for place in _unequal(records[0], records[1], "")]
     for folder in sorted({path.parent.relative_to(one) for path in one.rglob("events.out.tfevents.*")}):
         found += [f"{folder}: {place}" for place in _unequal(_logged(one / folder), _logged(other / folder), "")]
     return found
@@ -135,7 +135,7 @@ def _unequal(one: Any, other: Any, place: str) -> list[str]:
             p for key in one.keys() & other.keys() for p in _unequal(one[key], other[key], f"{place}{key}.")
         ]
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)) and len(one) == len(other):
-        return [p for i, pair in enumerate(zip(one, other, strict=True)) for p in _unequal(*pair, f"{place}{i}.")]
+        return [p for i, (a, b) in enumerate(zip(one, other, strict=True)) for p in _unequal(a, b, f"{place}{i}.")]
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return [] if torch.equal(one, other) else [f"{place} differs"]
     same = one == other or (one != one and other != other)
@@ -145,7 +145,7 @@ def _unequal(one: Any, other: Any, place: str) -> list[str]:
 def main() -> None:
     """Run and compare; exit code 1 where a run differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=Path("configs/debug/kill.yaml"))
+    parser.add_argument("--config", type=Path, default=Path("scripts/kill.yaml"))
     parser.add_argument("--kills", type=int, default=20, help="in each run")
     parser.add_argument("--repeats", type=int, default=1, help="runs that are killed")
     parser.add_argument("--signal", default="KILL", choices=("KILL", "TERM", "INT"))

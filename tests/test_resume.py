@@ -1,4 +1,4 @@
-"""Checkpoints, resuming and starting from a pretrained run. Dropout is on: the masks that follow are in a checkpoint."""
+"""Checkpoints, resuming and starting from a pretrained run. Dropout is on: a checkpoint knows the masks to come."""
 
 from __future__ import annotations
 
