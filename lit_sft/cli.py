@@ -14,11 +14,11 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 
-from lit_sft.callbacks import BestCheckpoint, EarlyStop, LastCheckpoint, RunRecord
+from lit_sft.callbacks import BestCheckpoint, EarlyStop, Health, LastCheckpoint, RunRecord
 from lit_sft.callbacks.stopping import check_monitors
 from lit_sft.checkpoints import CLASS_OPTIONS, Checkpoint, read_checkpoint, resolve, stored_config
 from lit_sft.data.datamodule import TextDataModule
-from lit_sft.errors import UserError
+from lit_sft.errors import SickRun, UserError
 from lit_sft.module import LitSFT
 from lit_sft.options import check_trainer, explain, read_config_file, reason, values_of
 from lit_sft.resume import check_resumable, check_tokenizer
@@ -56,8 +56,8 @@ class LitCLI(LightningCLI):
         self.args, self.only_check = args, only_check
         try:
             self._run()
-        except UserError:
-            if self.folder is not None and self.made_folder:
+        except UserError as error:
+            if self.folder is not None and self.made_folder and not isinstance(error, SickRun):
                 discard_run(self.folder)
             raise
 
@@ -98,6 +98,7 @@ class LitCLI(LightningCLI):
         )
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.add_lightning_class_args(EarlyStop, "early_stopping")
+        parser.add_lightning_class_args(Health, "health")
         parser.link_arguments("seed_everything", "data.seed")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
