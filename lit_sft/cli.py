@@ -15,12 +15,12 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 
-from lit_sft.callbacks import BestCheckpoint, EarlyStop, LastCheckpoint, RunRecord, StopOnSignal
+from lit_sft.callbacks import BestCheckpoint, EarlyStop, Health, LastCheckpoint, RunRecord, StopOnSignal
 from lit_sft.callbacks.progress import progress_for
 from lit_sft.callbacks.stopping import check_monitors
 from lit_sft.checkpoints import CLASS_OPTIONS, Checkpoint, read_checkpoint, resolve, stored_config
 from lit_sft.data.datamodule import TextDataModule
-from lit_sft.errors import UserError
+from lit_sft.errors import SickRun, UserError
 from lit_sft.loggers import place_loggers
 from lit_sft.module import LitSFT
 from lit_sft.options import check_trainer, explain, read_config_file, reason, values_of
@@ -59,8 +59,8 @@ class LitCLI(LightningCLI):
         self.args, self.only_check = args, only_check
         try:
             self._run()
-        except UserError:
-            if self.folder is not None and self.made_folder:
+        except UserError as error:
+            if self.folder is not None and self.made_folder and not isinstance(error, SickRun):
                 discard_run(self.folder)
             raise
 
@@ -102,6 +102,7 @@ class LitCLI(LightningCLI):
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.add_lightning_class_args(EarlyStop, "early_stopping")
         parser.add_lightning_class_args(LastCheckpoint, "saving")
+        parser.add_lightning_class_args(Health, "health")
         parser.link_arguments("seed_everything", "data.seed")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:

@@ -12,6 +12,13 @@ class UserError(Exception):
     """
 
 
+class SickRun(UserError):
+    """A fit that is ended because it can't come to anything: the message says what was seen, where, and what to do.
+
+    Its folder stays, unlike that of a run that ends by another mistake: the curves show how it came to this.
+    """
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """``did you mean X? `` for the nearest known name, or nothing."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

@@ -94,4 +94,5 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message="The dirpath has changed from")  # resumed into a new version
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*WeightAveraging callback with a model that overrides.*")  # no shards
+    warnings.filterwarnings("ignore", message="`training_step` returned `None`")  # a skipped spike, which is told
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")

@@ -118,6 +118,13 @@ class ClassificationMetrics(nn.Module):
             metrics |= {f"{name}/{label}": float(v) for label, v in zip(self.label_names, scores[name], strict=True)}
         return metrics
 
+    def only_prediction(self) -> str | None:
+        """The label that every document got though they have several; None where the predictions differ."""
+        confusion = self.scores["confusion"].compute()  # (classes, classes): rows are the labels
+        predicted = confusion.sum(0).nonzero().flatten().tolist()
+        alone = len(predicted) == 1 and int((confusion.sum(1) > 0).sum()) > 1
+        return self.label_names[predicted[0]] if alone else None
+
     def reset(self) -> None:
         """Forget all batches."""
         self.loss.reset()

@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import lightning as L
-import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_sft.checkpoints import contents, read_checkpoint, resolve
@@ -24,10 +23,11 @@ from lit_sft.models import ClassifierHead, Encoder, LMHead, LSTMEncoder, LSTMSta
 from lit_sft.models.dropout import check_dropout
 from lit_sft.objectives import MLE, Objective, Supervised
 from lit_sft.objectives.supervised import class_probabilities, num_outputs
-from lit_sft.optim import Schedule, WarmupCosine, build_optimizer
+from lit_sft.optim import Schedule, WarmupCosine, build_optimizer, clip_gradients, take_options
 from lit_sft.random_states import random_states, set_random_states
 from lit_sft.ranks import of_all_ranks, of_this_rank
 from lit_sft.transfer import first_misfit, load_pretrained
+from lit_sft.watch import Watcher
 
 Stage = Literal["pretrain", "finetune"]
 Batch = StreamBatch | DocumentBatch
@@ -82,8 +82,8 @@ class LitSFT(L.LightningModule):
         self._eval_state: LSTMState | None = None
         self._random: dict[str, Any] | None = None  # the states that a resumed run goes on from
         self._initialized = False  # whether init_from was dealt with: it must not undo a training in this process
-        self._total_steps = 0
         self._fresh_groups: list[dict[str, Any]] = []
+        self._watcher = Watcher()
 
     # ---- building
 
@@ -155,15 +155,32 @@ class LitSFT(L.LightningModule):
 
     # ---- training
 
-    def training_step(self, batch: Mapping[str, Batch], batch_idx: int) -> Tensor:
-        """One step of the objective; the stream's hidden state is carried over, without its gradient."""
+    def training_step(self, batch: Mapping[str, Batch], batch_idx: int) -> Tensor | None:
+        """One step of the objective; the stream's hidden state is carried over, without its gradient.
+
+        None, with which Lightning goes on to the next batch, where the watcher refuses this one; its state is kept.
+        """
         loss = self.objective(self.net, batch, self._state)
         self._state = loss.state
         size = sum(b.num_tokens for b in batch.values())
         self.log("train/loss", loss.total.detach(), batch_size=size, prog_bar=self._bar_needs_loss())
         if len(loss.parts) > 1:
             self.log_dict({f"train/{name}": value for name, value in loss.parts.items()}, batch_size=size)
-        return loss.total
+        return loss.total if self._watcher.accepts(self.trainer, loss.total.detach()) else None
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip as the Trainer is told, and log the gradient's norm from before."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            # The gradient is still scaled, and only Lightning says why it can't be clipped then.
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        norm = clip_gradients(optimizer, gradient_clip_val or 0.0, by_value=gradient_clip_algorithm == "value")
+        if norm is not None:
+            self.log("train/grad_norm", norm, batch_size=1)
+            self._watcher.see_gradient(self.trainer, norm, optimizer)
 
     def _bar_needs_loss(self) -> bool:
         """Whether a bar is to be given the loss at every step, for which Lightning waits for the device."""
@@ -178,7 +195,7 @@ class LitSFT(L.LightningModule):
             optimizer = build_optimizer(self.make_optimizer, list(zip(names, layers, strict=True)), self.layer_decay)
         except ValueError as error:
             raise UserError(f"model.optimizer: {error}") from error
-        self._total_steps = total = self.total_steps()
+        total = self.total_steps()
         schedule = LambdaLR(optimizer, lambda step: self.schedule(step, total))
         self._fresh_groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
@@ -210,20 +227,12 @@ class LitSFT(L.LightningModule):
         if self._random is not None:  # only now: building the model has drawn from the generators
             set_random_states(self._random)
             self._random = None
-        optimizer = self.optimizers(use_pl_optimizer=False)
-        assert isinstance(optimizer, torch.optim.Optimizer)
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        self._watcher = next((c for c in callbacks if isinstance(c, Watcher)), Watcher())
         scheduler = self.lr_schedulers()
         assert isinstance(scheduler, LambdaLR)
-        changed: dict[str, str] = {}
-        for index, (group, fresh) in enumerate(zip(optimizer.param_groups, self._fresh_groups, strict=True)):
-            for key, value in fresh.items():
-                if key != "lr" and group.get(key) != value:
-                    changed[f"{key} of {fresh.get('name', index)}"] = f"{group.get(key)} -> {value}"
-                    group[key] = value
-            scheduler.base_lrs[index] = group["initial_lr"]
-            group["lr"] = group["initial_lr"] * self.schedule(scheduler.last_epoch, self._total_steps)
-        if changed:
-            rank_zero_info("resumed with changed options: " + "; ".join(f"{k}: {v}" for k, v in changed.items()))
+        if changed := take_options(scheduler, self._fresh_groups):
+            rank_zero_info("resumed with changed options: " + "; ".join(changed))
 
     # ---- evaluation
 
@@ -283,6 +292,7 @@ class LitSFT(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         assert self.tokenizer is not None
+        self._watcher.before_saving(self.trainer)
         ranks = of_all_ranks(self.trainer, {"state": self._state, "random": random_states()})
         checkpoint["lit_sft"] = contents(self.stage, self.tokenizer.to_json(), self.label_names, self.config, ranks)
 

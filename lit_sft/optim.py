@@ -13,8 +13,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 
 class Schedule(ABC):
@@ -161,3 +163,54 @@ def fuse(optimizer: Optimizer) -> Optimizer:
     for group in optimizer.param_groups:
         group["fused"] = True
     return optimizer
+
+
+def clip_gradients(optimizer: Optimizer, limit: float, by_value: bool) -> Tensor | None:
+    """Clip the gradients of an optimizer's parameters and return their norm from before; None where there are none.
+
+    The norm is what clipping by norm needs anyway. Nothing is read back from the device.
+
+    Args:
+        optimizer: its parameters are meant, all groups together.
+        limit: of the norm, or of each value; 0 clips nothing.
+        by_value: clip each value by itself and not the norm.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if not parameters:
+        return None
+    norm = get_total_norm([p.grad for p in parameters])
+    if limit > 0 and by_value:
+        clip_grad_value_(parameters, limit)
+    elif limit > 0:
+        clip_grads_with_norm_(parameters, limit, norm)
+    return norm
+
+
+def take_options(scheduler: LambdaLR, fresh: list[dict[str, Any]]) -> list[str]:
+    """Give the groups of a resumed optimizer the options of the run's config, and the rate of the step they stand at.
+
+    Args:
+        scheduler: where its checkpoint left it; the groups of its optimizer still have the checkpoint's options.
+        fresh: the options of each group as the config makes them; a scheduler has put the rate into ``initial_lr``.
+
+    Returns:
+        What changed, as in ``lr: 0.01 -> 0.002`` or, for some of the groups, ``weight_decay of head: 0 -> 0.1``.
+    """
+    changed: dict[tuple[str, str], list[str]] = {}
+    groups = scheduler.optimizer.param_groups
+    for index, (group, options) in enumerate(zip(groups, fresh, strict=True)):
+        for key, value in options.items():
+            if key != "lr" and group.get(key) != value:  # lr itself is what the scheduler makes of the rate
+                change = f"{_short(group.get(key))} -> {_short(value)}"
+                changed.setdefault((key.removeprefix("initial_"), change), []).append(str(options.get("name", index)))
+                group[key] = value
+        scheduler.base_lrs[index] = group["initial_lr"]
+        group["lr"] = group["initial_lr"] * scheduler.lr_lambdas[index](scheduler.last_epoch)
+    return [
+        f"{key}: {change}" if len(names) == len(groups) else f"{key} of {', '.join(names)}: {change}"
+        for (key, change), names in changed.items()
+    ]
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

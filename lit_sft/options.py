@@ -15,7 +15,7 @@ import yaml
 
 from lit_sft.errors import UserError, nearest
 
-GROUPS = ("data", "model", "trainer", "checkpoint", "early_stopping")
+GROUPS = ("data", "model", "trainer", "checkpoint", "early_stopping", "health")
 
 UNKNOWN = re.compile(r"unrecognized arguments: --([\w.+-]+)|does not accept option '([\w.+-]+)'")
 UNKNOWN_IN_CLASS = re.compile(

@@ -148,6 +148,13 @@ def test_without_shuffle_documents_come_from_longest_to_shortest_in_every_epoch(
     assert (lengths.diff() <= 0).all()
 
 
+def test_the_documents_of_a_batch_are_those_of_its_rows() -> None:
+    data = dataset(corpus())
+    data.set_epoch(3)
+    for batch in range(len(data)):
+        assert data.documents(batch).tolist() == sorted(data[batch].indices.tolist())
+
+
 def test_a_selection_numbers_its_documents_from_zero() -> None:
     tokens = corpus().select([9, 200, 41])
     seen = {

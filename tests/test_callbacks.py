@@ -62,7 +62,12 @@ def test_the_event_file_holds_every_group_of_tags_and_the_config(
         figures |= {f"{name}/{label}" for name in ("precision", "recall") for label in ("sea", "sky", "wood")}
     rates = {"embedding", "layer1", "layer1.bias", "layer2", "layer2.bias", "head", "head.bias"}
     expected = {f"{split}/{name}" for split in ("val", "test") for name in figures}
-    assert tags == expected | {f"lr/{name}" for name in rates} | {"train/loss", "perf/tokens_per_second", "epoch"}
+    assert tags == expected | {f"lr/{name}" for name in rates} | {
+        "train/loss",
+        "train/grad_norm",
+        "perf/tokens_per_second",
+        "epoch",
+    }
     assert [e.value for e in events.Scalars("train/loss")] == pytest.approx(seen.values)
     assert [e.value for e in events.Scalars("lr/head")] == pytest.approx(seen.rates)
     total = len(seen.values)

@@ -121,6 +121,20 @@ def test_only_one_class_leaves_the_ranking_undefined_and_the_rest_numbers(classe
     assert figures["mcc"] == 0.0
 
 
+@pytest.mark.parametrize(
+    ("predicted", "labels", "expected"),
+    [([1, 1, 1], [0, 1, 2], "b"), ([1, 1, 2], [0, 1, 2], None), ([1, 1, 1], [1, 1, 1], None), ([2, 2], [1, 1], None)],
+)
+def test_the_only_prediction_is_one_where_the_labels_differ(
+    predicted: list[int], labels: list[int], expected: str | None
+) -> None:
+    metrics = ClassificationMetrics(["a", "b", "c"])
+    for p, y in zip(predicted, labels, strict=True):  # a batch each
+        metrics.update(torch.eye(3)[[p]] * 0.4 + 0.2, torch.tensor([y]), torch.zeros(1))
+    metrics.compute()
+    assert metrics.only_prediction() == expected
+
+
 def lm_batches(seed: int = 0) -> list[tuple[Tensor, Tensor]]:
     """Batches of unequal numbers of kept targets, one of them without any."""
     generator = torch.Generator().manual_seed(seed)

@@ -206,9 +206,8 @@ def test_optimizer_options_changed_on_resume_win_and_are_told(
     groups = changed.optimizers(use_pl_optimizer=False).param_groups
     assert {g["weight_decay"] for g in groups if not g["name"].endswith(".bias")} == {0.3}
     (line,) = told
-    assert "initial_lr of head: 0.01 -> 0.002" in line
-    assert "weight_decay of layer1: 0.01 -> 0.3" in line
-    assert "weight_decay of head.bias" not in line
+    assert "lr of head, head.bias: 0.01 -> 0.002" in line
+    assert "weight_decay of embedding, layer1, layer2, head: 0.01 -> 0.3" in line
     told.clear()
     train("finetune", data, tmp_path, every(5), ckpt_path=tmp_path / "step=5.ckpt")
     assert told == []

@@ -129,6 +129,22 @@ def test_number_of_batches_is_the_same_every_epoch() -> None:
     assert len(lengths) == 1
 
 
+@pytest.mark.parametrize(("batch_size", "bptt"), [(4, 7), (1, 3), (9, 50), (64, 2)])
+def test_the_documents_of_a_batch_are_those_that_its_targets_come_from(batch_size: int, bptt: int) -> None:
+    stream = dataset(corpus(), batch_size, bptt)
+    stream.set_epoch(2)
+    owner = [n for n in stream._order.tolist() for _ in range(int(stream.tokens.lengths[n]) + 1)]
+    for batch in range(len(stream)):
+        begin, end = batch * bptt, min((batch + 1) * bptt, stream.lane_length)
+        lanes = [
+            range(lane * stream.lane_length + begin, lane * stream.lane_length + end) for lane in range(batch_size)
+        ]
+        expected = {owner[position] for lane in lanes for position in lane if position < len(owner)}
+        assert stream.documents(batch).tolist() == sorted(expected)
+    with pytest.raises(IndexError):
+        stream.documents(len(stream))
+
+
 def test_a_selection_streams_only_the_selected_documents() -> None:
     documents = corpus()
     chosen = [3, 30, 8]

@@ -1,5 +1,6 @@
 """What happens beside the training steps, one callback a file."""
 
+from lit_sft.callbacks.health import Health
 from lit_sft.callbacks.progress import LogProgress, TerminalProgress
 from lit_sft.callbacks.record import RunRecord
 from lit_sft.callbacks.saving import BestCheckpoint, LastCheckpoint, StopOnSignal
@@ -9,6 +10,7 @@ from lit_sft.callbacks.throughput import Throughput
 __all__ = [
     "BestCheckpoint",
     "EarlyStop",
+    "Health",
     "LastCheckpoint",
     "LogProgress",
     "RunRecord",

@@ -73,3 +73,7 @@ class BatchDataset(Dataset[BatchT], ABC, Generic[BatchT]):
     @abstractmethod
     def __getitem__(self, index: int) -> BatchT:
         """Batch ``index`` of the epoch; IndexError beyond the last, so that plain iteration ends."""
+
+    @abstractmethod
+    def documents(self, index: int) -> np.ndarray:
+        """Numbers of the documents that batch ``index`` of the epoch reads from, rising, each once."""

@@ -162,6 +162,9 @@ class DocumentDataset(BatchDataset[DocumentBatch]):
         documents = [truncate(self.tokens.document(i), self.max_length, self.truncation) for i in members]
         return collate(documents, self.eos_id, self.pad_id, self.tokens.labels[members], members)
 
+    def documents(self, index: int) -> np.ndarray:
+        return np.sort(self._members(index))
+
     def padding_share(self) -> float:
         """Padding as a share of all positions of the epoch, in [0, 1)."""
         padded = sum(len(m) * int(self._lengths[m].max()) for m in map(self._members, range(len(self))))

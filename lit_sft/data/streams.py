@@ -93,12 +93,7 @@ class StreamDataset(BatchDataset[StreamBatch]):
         return -(-self.lane_length // self.bptt)
 
     def __getitem__(self, index: int) -> StreamBatch:
-        if not 0 <= index < len(self):
-            raise IndexError(f"batch {index} of {len(self)}")
-        start = index * self.bptt
-        time = min(self.bptt, self.lane_length - start)
-        lanes = np.arange(self.batch_size)[:, None] * self.lane_length
-        positions = lanes + np.arange(start - 1, start + time)  # (batch, time + 1)
+        positions = self._positions(index)
         ids = self._lookup(positions)
         real = positions[:, 1:] < self.num_targets
         return StreamBatch(
@@ -108,6 +103,21 @@ class StreamDataset(BatchDataset[StreamBatch]):
             first=index == 0,
             num_tokens=int(real.sum()),
         )
+
+    def documents(self, index: int) -> np.ndarray:
+        """Of the targets: what comes before a lane's first one may be the end of another document."""
+        targets = self._positions(index)[:, 1:]
+        ranks = np.searchsorted(self._ends, targets[targets < self.num_targets], side="right")
+        return np.unique(self._order[ranks])
+
+    def _positions(self, index: int) -> np.ndarray:
+        """Where the inputs and the last target of a batch stand in the text of targets, (batch, time + 1)."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
+        start = index * self.bptt
+        time = min(self.bptt, self.lane_length - start)
+        lanes = np.arange(self.batch_size)[:, None] * self.lane_length
+        return lanes + np.arange(start - 1, start + time)
 
     def _lookup(self, positions: np.ndarray) -> np.ndarray:
         """Ids at ``positions`` of the text of targets (any shape); <eos> at -1 and past the end."""

@@ -1,0 +1,284 @@
+"""Sick runs stop early and say why: numbers that aren't finite, spikes of the loss, collapse to one class."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lit_sft.callbacks.spikes import SpikeFilter
+from lit_sft.callbacks.stopping import BestCheckpoint, LastCheckpoint
+from lit_sft.checkpoints import read_checkpoint
+from lit_sft.errors import SickRun, UserError
+from lit_sft.watch import Watcher
+
+Place = tuple[str, int, int]  # a batch: kind of its loader, epoch of the loader, its number in that epoch
+SHOWN = 4  # documents of a batch that a message names
+UNREAD = 200  # readings that wait on the device, at most
+SKIPPED_IN_A_ROW = 10  # batches; more is no spike
+# What tells a classifier that has only begun to learn from one that has collapsed, though both predict one class:
+NO_WORSE = 1.1  # its loss is below this many times that of guessing,
+RANKS = 0.6  # and either its AUROC is above this (a constant answer has 0.5),
+FALLING = 0.99  # or the loss has come below this share of that of the validation before
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A number that ought to be finite, and where it came from."""
+
+    what: str
+    value: Tensor  # scalar, perhaps not computed yet
+    step: int
+    epoch: int
+    batch: int
+    places: tuple[Place, ...]
+
+    def where(self) -> str:
+        """Step, epoch and batch, all counted from 0, as Lightning and TensorBoard do."""
+        return f"step {self.step} (epoch {self.epoch}, batch {self.batch})"
+
+
+class Health(L.Callback, Watcher):
+    """Ends a fit that has gone wrong, by a UserError that names the step, the documents and what to do.
+
+    **Not finite**: a loss, or a gradient's norm, that is NaN or infinite ends the fit. On a CPU it does so before the
+    optimizer changes anything. On a GPU, where reading a number waits for the device, they are read every
+    ``log_every_n_steps``, before a validation and before a checkpoint; until then fused optimizers (the default) leave
+    weights and state as they are at such a step. No checkpoint is ever written with numbers that aren't finite.
+    Gradients under ``16-mixed`` don't count: there the gradient scaler skips the step and lowers its scale.
+
+    **Spikes**: a batch is not learned from if its loss is too far above those before (see ``SpikeFilter``). Its step
+    counts and the schedule goes on. If it is one of several whose gradients are accumulated, the others are learned
+    from, with the weight they have anyway (under ``16-mixed`` none of them, if it is the last). Ten in a row are no
+    spike, and end the fit. Reads the loss at each step, for which a GPU has to be waited for.
+
+    **Collapse**: a classifier that gives every validation document the same label, though they have several, in
+    ``collapse_patience`` validations in a row. One that has only begun to learn does so too, and isn't meant: its loss
+    is about that of guessing, and it falls, or its AUROC shows that it ranks the documents already.
+
+    Args:
+        skip_spikes: skip batches whose loss is this many spreads above the median of those before, such as 6; 0 skips
+            none. One process only.
+        spike_window: how many losses before are looked at; the first that many batches are never skipped.
+        collapse_patience: end a fine-tuning at so many validations in a row that predict one class; 0 never does.
+    """
+
+    def __init__(self, skip_spikes: float = 0.0, spike_window: int = 100, collapse_patience: int = 3) -> None:
+        for name, value, least in (
+            ("skip_spikes", skip_spikes, 0),
+            ("spike_window", spike_window, 2),
+            ("collapse_patience", collapse_patience, 0),
+        ):
+            if not value >= least:
+                raise ValueError(f"health.{name}={value} must be at least {least}")
+        self.skip_spikes, self.collapse_patience = skip_spikes, collapse_patience
+        self.spikes = SpikeFilter(skip_spikes, spike_window)
+        self.skipped = 0
+        self._in_a_row = 0
+        self._collapsed, self._collapsed_since = 0, 0  # validations in a row; the step of the first
+        self._val_loss: float | None = None  # of the last validation
+        self._unread: list[Reading] = []
+        self._error: SickRun | None = None
+        self._batch = 0
+        self._places: list[Place] = []  # of this batch
+        self._accumulated: list[Place] = []  # of all batches of this step so far
+
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        if self.skip_spikes and trainer.world_size > 1:
+            raise UserError("--health.skip_spikes works in one process only: each would decide for itself")
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._unread, self._error = [], None
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx % trainer.accumulate_grad_batches == 0:  # Lightning's own rule
+            self._accumulated = []
+        self._batch = batch_idx
+        loaders = trainer.train_dataloader.items()  # type: ignore[union-attr]
+        self._places = [(kind, loader.epoch, loader.served - 1) for kind, loader in loaders]
+        self._accumulated += self._places
+
+    # ---- numbers that aren't finite
+
+    def on_before_backward(self, trainer: L.Trainer, module: L.LightningModule, loss: Tensor) -> None:
+        self._note(self._reading(trainer, "loss", loss.detach()), trainer)
+
+    def see_gradient(self, trainer: L.Trainer, norm: Tensor, optimizer: Optimizer) -> None:
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            return
+        self._note(self._reading(trainer, "norm of the gradient", norm), trainer)
+        if not is_ready(norm) and all(group.get("fused") for group in optimizer.param_groups):
+            # What a gradient scaler sets too; a fused kernel looks at it on the device, and does nothing where it is 1.
+            optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+
+    def _reading(self, trainer: L.Trainer, what: str, value: Tensor) -> Reading:
+        places = self._accumulated if "gradient" in what else self._places
+        return Reading(what, value, trainer.global_step, trainer.current_epoch, self._batch, tuple(places))
+
+    def _note(self, reading: Reading, trainer: L.Trainer) -> None:
+        self._unread.append(reading)
+        if is_ready(reading.value) or len(self._unread) >= UNREAD:
+            self._read(trainer)
+
+    def _read(self, trainer: L.Trainer) -> None:
+        """Look at what was noted; waits for the device. Once the run was stopped, it is stopped again each time."""
+        if self._unread and self._error is None:
+            finite = torch.stack([reading.value.isfinite() for reading in self._unread]).tolist()
+            if not all(finite):
+                first = self._unread[finite.index(False)]
+                told = f"{first.where()}: the {first.what} is {first.value.item()}"
+                self._stop(f"{told}; {documents(trainer, first.places)}; {_way_on(trainer)}")
+        self._unread = []
+        if self._error is not None:
+            raise self._error
+
+    def _stop(self, reason: str) -> NoReturn:
+        self._error = SickRun(reason)  # kept, so that no checkpoint is written on the way out
+        raise self._error
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step % (trainer.log_every_n_steps or UNREAD) == 0:  # type: ignore[attr-defined]
+            self._read(trainer)
+        if self.skip_spikes:
+            module.log("train/skipped_batches", float(self.skipped), batch_size=1)
+
+    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._read(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._read(trainer)
+
+    def before_saving(self, trainer: L.Trainer) -> None:
+        self._read(trainer)
+        parameters = dict(trainer.lightning_module.named_parameters())
+        finite = torch.stack([p.detach().isfinite().all() for p in parameters.values()]).tolist()
+        if not all(finite):
+            name = list(parameters)[finite.index(False)].removeprefix("network.")
+            self._stop(f"step {trainer.global_step}: {name} isn't finite any more; {_way_on(trainer)}")
+
+    # ---- spikes
+
+    def accepts(self, trainer: L.Trainer, loss: Tensor) -> bool:
+        if not self.skip_spikes:
+            return True
+        value, limit = loss.item(), self.spikes.limit()
+        if not math.isfinite(value) or self.spikes.accepts(value):  # the former is told before the backward pass
+            self._in_a_row = 0
+            return True
+        self.skipped += 1
+        self._in_a_row += 1
+        where = self._reading(trainer, "loss", loss).where()
+        told = f"the loss {value:.4g} is above {limit:.4g}; {documents(trainer, self._places)}"
+        if self._in_a_row >= SKIPPED_IN_A_ROW:
+            ways = f"{_way_on(trainer)}, or a larger --health.skip_spikes (now {self.skip_spikes:g})"
+            self._stop(f"{where}: {told}; that is batch {self._in_a_row} in a row and no spike any more; {ways}")
+        rank_zero_info(f"{where} skipped: {told}")
+        return False
+
+    # ---- collapse
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        watched = self.collapse_patience and trainer.state.fn == "fit" and hasattr(module, "class_metrics")
+        if not watched or trainer.sanity_checking:
+            return
+        label: str | None = module.class_metrics.only_prediction()  # type: ignore[operator, union-attr]
+        loss, auroc = (float(trainer.callback_metrics[f"val/{name}"]) for name in ("loss", "auroc"))
+        guessing = math.log(len(module.label_names))  # type: ignore[arg-type]
+        falls = self._val_loss is not None and loss < FALLING * self._val_loss
+        begun = loss < NO_WORSE * guessing and (auroc > RANKS or falls)
+        self._val_loss = loss
+        if label is None or begun:
+            self._collapsed = 0
+            return
+        if self._collapsed == 0:
+            self._collapsed_since = trainer.global_step
+        self._collapsed += 1
+        if self._collapsed >= self.collapse_patience:
+            figures = f"val/loss {loss:.4g}, of guessing {guessing:.4g}; val/auroc {auroc:.3g}"
+            self._stop(self._collapse(trainer, label, figures))
+
+    def _collapse(self, trainer: L.Trainer, label: str, figures: str) -> str:
+        best = _stored(trainer, BestCheckpoint)
+        sound = best is not None and best[1] < self._collapsed_since
+        start = f"go on from {best[0]} (after {best[1]} steps)" if best and sound else "start again"
+        return (
+            f"step {trainer.global_step}: a collapse to one class: in {self._collapsed} validations in a row every "
+            f"document was taken for {label!r} ({figures}); {start} with {_lower_rate(trainer)}, a longer "
+            "warm-up or class weights (Supervised's class_weights); --health.collapse_patience 0 lets such a run go on"
+        )
+
+    # ---- checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "losses": list(self.spikes.losses),
+            "skipped": self.skipped,
+            "in_a_row": self._in_a_row,
+            "collapsed": [self._collapsed, self._collapsed_since],
+            "val_loss": self._val_loss,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.spikes.losses.extend(state_dict["losses"])  # of another window's the last ones stay
+        self.skipped, self._in_a_row = state_dict["skipped"], state_dict["in_a_row"]
+        self._collapsed, self._collapsed_since = state_dict["collapsed"]
+        self._val_loss = state_dict["val_loss"]
+
+
+def is_ready(value: Tensor) -> bool:
+    """Whether reading a value waits for no device."""
+    return value.device.type == "cpu"
+
+
+def documents(trainer: L.Trainer, places: Sequence[Place]) -> str:
+    """The documents of some batches: of the first few the place in the training data and the start; how many more."""
+    told = []
+    for kind in dict.fromkeys(place[0] for place in places):
+        dataset = copy.copy(trainer.train_dataloader[kind].dataset)  # type: ignore[index]
+        numbers: set[int] = set()
+        for _, epoch, batch in (place for place in places if place[0] == kind):
+            dataset.set_epoch(epoch)  # of the copy: the loader may have gone on to the next
+            numbers |= set(np.asarray(dataset.documents(batch)).tolist())
+        tokenizer: Any = trainer.lightning_module.tokenizer
+        names = []
+        for number in sorted(numbers)[:SHOWN]:
+            text = " ".join(tokenizer.decode(dataset.tokens.document(number)[:20]).split())
+            names.append(f"{number} ({text[:30]}…)")
+        more = f" and {len(numbers) - SHOWN} more" if len(numbers) > SHOWN else ""
+        told.append(f"{kind} documents {', '.join(names)}{more}")
+    return "; ".join(told)
+
+
+def _stored(trainer: L.Trainer, kind: type[ModelCheckpoint]) -> tuple[Path, int] | None:
+    """Where the checkpoint of a callback of this kind is, and after how many steps it was written."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, kind) and callback.dirpath is not None:
+            path = Path(callback.dirpath) / f"{callback.filename}{callback.FILE_EXTENSION}"
+            with suppress(UserError):  # none there, or one that nobody could go on from
+                return path, read_checkpoint(path).global_step
+    return None
+
+
+def _way_on(trainer: L.Trainer) -> str:
+    last = _stored(trainer, LastCheckpoint)
+    if last is None:
+        return f"there is no checkpoint yet: start again with {_lower_rate(trainer)}"
+    return f"{last[0]} keeps the weights after {last[1]} steps: go on with --ckpt_path last and {_lower_rate(trainer)}"
+
+
+def _lower_rate(trainer: L.Trainer) -> str:
+    return f"a lower --model.optimizer.lr (now {trainer.optimizers[0].param_groups[-1]['initial_lr']:g})"
