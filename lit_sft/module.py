@@ -23,9 +23,9 @@ from lit_sft.models import ClassifierHead, Encoder, LMHead, LSTMEncoder, LSTMSta
 from lit_sft.models.dropout import check_dropout
 from lit_sft.objectives import MLE, Objective, Supervised
 from lit_sft.objectives.supervised import class_probabilities, num_outputs
-from lit_sft.optim import Schedule, WarmupCosine, build_optimizer, clip_gradients, take_options
-from lit_sft.random_states import random_states, set_random_states
-from lit_sft.ranks import of_all_ranks, of_this_rank
+from lit_sft.optim import Schedule, WarmupCosine, build_optimizer, clip_gradients, steps_of_fit, take_options
+from lit_sft.random_states import go_on_drawing, random_states
+from lit_sft.ranks import of_all_ranks, of_this_rank, weighted
 from lit_sft.transfer import first_misfit, load_pretrained
 from lit_sft.watch import Watcher
 
@@ -163,10 +163,11 @@ class LitSFT(L.LightningModule):
         loss = self.objective(self.net, batch, self._state)
         self._state = loss.state
         size = sum(b.num_tokens for b in batch.values())
-        self.log("train/loss", loss.total.detach(), batch_size=size, prog_bar=self._bar_needs_loss())
+        total, mean = weighted(self.trainer, loss.total, loss.weight)
+        self.log("train/loss", mean, batch_size=size, prog_bar=self._bar_needs_loss())
         if len(loss.parts) > 1:
             self.log_dict({f"train/{name}": value for name, value in loss.parts.items()}, batch_size=size)
-        return loss.total if self._watcher.accepts(self.trainer, loss.total.detach()) else None
+        return total if self._watcher.accepts(self.trainer, mean) else None
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -201,32 +202,21 @@ class LitSFT(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
 
     def total_steps(self) -> int:
-        """Optimizer steps of the whole fit, from the batches of an epoch and the Trainer's limits.
-
-        Raises:
-            UserError: the fit has no end that is known beforehand, and the schedule needs one.
-        """
-        trainer = self.trainer
-        batches: int = trainer.datamodule.train_batches()  # type: ignore[attr-defined]
-        limit = trainer.limit_train_batches  # overfit_batches too ends here
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * (1.0 if limit is None else limit))
-        steps_per_epoch = -(-batches // trainer.accumulate_grad_batches)
-        ends = [trainer.max_steps]
-        if trainer.max_epochs is not None and trainer.max_epochs >= 0:
-            ends.append(trainer.max_epochs * steps_per_epoch)
-        known = [end for end in ends if end >= 0]  # -1: no limit
-        if not known and self.schedule.needs_total:
+        """Optimizer steps of the whole fit, 0 where no limit is set; a UserError where the schedule needs one."""
+        trainer, batches = self.trainer, self.trainer.datamodule.train_batches()  # type: ignore[attr-defined]
+        limits = (trainer.limit_train_batches, trainer.accumulate_grad_batches, trainer.max_epochs, trainer.max_steps)
+        steps = steps_of_fit(batches, *limits)
+        if steps == 0 and self.schedule.needs_total:
             kind = type(self.schedule).__name__
             raise UserError(f"{kind} needs the number of steps: set --trainer.max_epochs or --trainer.max_steps")
-        return min(known, default=0)
+        return steps
 
     def on_train_start(self) -> None:
         """After a resume the config's optimizer options win over the checkpoint's; what changed is printed."""
         if self._state is not None:
             self._state = tuple(tuple(t.to(self.device) for t in layer) for layer in self._state)
-        if self._random is not None:  # only now: building the model has drawn from the generators
-            set_random_states(self._random)
-            self._random = None
+        go_on_drawing(self._random, self.trainer.global_rank)  # only now: building the model has drawn
+        self._random = None
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         self._watcher = next((c for c in callbacks if isinstance(c, Watcher)), Watcher())
         scheduler = self.lr_schedulers()
@@ -267,6 +257,8 @@ class LitSFT(L.LightningModule):
             self.lm_metrics.update(nll, batch.targets)
         else:
             probabilities = class_probabilities(self.net.classify(batch, masks))
+            if batch.indices[0] < 0:  # nothing of this batch is for this process
+                return
             chosen = probabilities.gather(1, batch.labels[:, None]).squeeze(1)
             self.class_metrics.update(probabilities, batch.labels, -chosen.clamp_min(1e-12).log())
 
@@ -284,11 +276,9 @@ class LitSFT(L.LightningModule):
             if figures:  # an objective with both heads: the classifier's loss is the one to choose by
                 figures = {f"lm_{name}": value for name, value in figures.items()}
             figures |= self.class_metrics.compute()
-        shown = {"loss", "perplexity", "accuracy", "macro_f1"}
+        shown, several = {"loss", "perplexity", "accuracy", "macro_f1"}, self.trainer.world_size > 1
         for name, value in figures.items():
-            self.log(f"{split}/{name}", value, prog_bar=split == "val" and name in shown)
-
-    # ---- checkpoints
+            self.log(f"{split}/{name}", value, prog_bar=split == "val" and name in shown, sync_dist=several)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         assert self.tokenizer is not None

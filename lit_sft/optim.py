@@ -214,3 +214,21 @@ def take_options(scheduler: LambdaLR, fresh: list[dict[str, Any]]) -> list[str]:
 
 def _short(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def steps_of_fit(
+    batches: int, limit: float | int | None, accumulate: int, max_epochs: int | None, max_steps: int
+) -> int:
+    """Optimizer steps of a whole fit; 0 where nothing limits it.
+
+    Args:
+        batches: of an epoch.
+        limit: the Trainer's ``limit_train_batches``: a number (``overfit_batches`` too ends here), or a share.
+        accumulate: batches a step.
+        max_epochs, max_steps: the Trainer's; -1 is no limit.
+    """
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * (1.0 if limit is None else limit))
+    ends = [max_steps]
+    if max_epochs is not None and max_epochs >= 0:
+        ends.append(max_epochs * -(-batches // accumulate))
+    return min((end for end in ends if end >= 0), default=0)

@@ -15,7 +15,7 @@ import yaml
 
 from lit_sft.errors import UserError, nearest
 
-GROUPS = ("data", "model", "trainer", "checkpoint", "early_stopping", "health")
+GROUPS = ("data", "model", "trainer", "checkpoint", "early_stopping", "saving", "health")
 
 UNKNOWN = re.compile(r"unrecognized arguments: --([\w.+-]+)|does not accept option '([\w.+-]+)'")
 UNKNOWN_IN_CLASS = re.compile(
@@ -170,6 +170,8 @@ def check_trainer(trainer: Any) -> None:
         raise UserError(
             f"--trainer.precision {precision} needs a GPU: the CPU has no float16 LSTM; use 32-true or bf16-mixed"
         )
+    if trainer.use_distributed_sampler:
+        raise UserError("--trainer.use_distributed_sampler must stay false: the data module shares the batches out")
     for name, least in (("accumulate_grad_batches", 1), ("gradient_clip_val", 0)):
         if trainer[name] is not None and trainer[name] < least:
             raise UserError(f"--trainer.{name} {trainer[name]} must be at least {least}")

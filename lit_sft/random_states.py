@@ -29,3 +29,11 @@ def set_random_states(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["torch"].cpu())
     for device, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(state.cpu(), device)
+
+
+def go_on_drawing(states: dict[str, Any] | None, rank: int) -> None:
+    """Set a resumed process's states; in a new run give each process of several dropout masks of its own."""
+    if states is not None:
+        set_random_states(states)
+    elif rank > 0:
+        torch.manual_seed(torch.initial_seed() + rank)

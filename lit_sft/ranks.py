@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from torch import Tensor
 
 from lit_sft.errors import UserError
 
@@ -24,6 +25,26 @@ def of_all_ranks(trainer: Trainer, own: dict[str, Any]) -> list[dict[str, Any]]:
     ranks: list[dict[str, Any]] = [{}] * trainer.world_size
     torch.distributed.all_gather_object(ranks, own)
     return ranks
+
+
+def weighted(trainer: Trainer, total: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """A process's loss as its share of the mean over all of them, and that mean, detached.
+
+    DDP averages the gradients of n processes. With the loss l_r of process r a mean over w_r tokens or documents, the
+    mean over all is sum_r w_r l_r / sum_r w_r: so each takes n w_r / sum w times its l_r.
+
+    Args:
+        trainer: whose processes share the batch.
+        total: scalar, l_r.
+        weight: scalar, w_r; None: all count alike.
+    """
+    if trainer.world_size == 1:
+        return total, total.detach()
+    own = total.new_ones(()) if weight is None else weight.to(total.dtype)
+    sums = torch.stack([own, own * total.detach()])
+    torch.distributed.all_reduce(sums)
+    whole = sums[0].clamp(min=torch.finfo(sums.dtype).tiny)
+    return total * (trainer.world_size * own / whole), sums[1] / whole
 
 
 def of_this_rank(trainer: Trainer, ranks: list[dict[str, Any]]) -> dict[str, Any]:

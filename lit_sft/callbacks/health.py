@@ -13,13 +13,12 @@ from typing import Any, NoReturn
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lit_sft.callbacks.saving import BestCheckpoint, LastCheckpoint
 from lit_sft.callbacks.spikes import SpikeFilter
-from lit_sft.callbacks.stopping import BestCheckpoint, LastCheckpoint
 from lit_sft.checkpoints import read_checkpoint
 from lit_sft.errors import SickRun, UserError
 from lit_sft.watch import Watcher
@@ -263,13 +262,12 @@ def documents(trainer: L.Trainer, places: Sequence[Place]) -> str:
     return "; ".join(told)
 
 
-def _stored(trainer: L.Trainer, kind: type[ModelCheckpoint]) -> tuple[Path, int] | None:
+def _stored(trainer: L.Trainer, kind: type[BestCheckpoint | LastCheckpoint]) -> tuple[Path, int] | None:
     """Where the checkpoint of a callback of this kind is, and after how many steps it was written."""
     for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, kind) and callback.dirpath is not None:
-            path = Path(callback.dirpath) / f"{callback.filename}{callback.FILE_EXTENSION}"
+        if isinstance(callback, kind) and callback.path is not None:
             with suppress(UserError):  # none there, or one that nobody could go on from
-                return path, read_checkpoint(path).global_step
+                return callback.path, read_checkpoint(callback.path).global_step
     return None
 
 

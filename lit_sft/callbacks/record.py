@@ -20,7 +20,7 @@ from lit_sft.data.prepare import write_atomically
 from lit_sft.runs import RECORD, package_versions, write_record
 
 # The sections of a config that decide a result. The optimizer's own options are reported by the LightningModule.
-SECTIONS = ("seed_everything", "data", "model", "trainer", "checkpoint", "early_stopping", "health")
+SECTIONS = ("seed_everything", "data", "model", "trainer", "checkpoint", "early_stopping", "saving", "health")
 UNREPORTED = ("model.optimizer.", "model.init_from", "trainer.logger.", "trainer.default_root_dir")
 
 

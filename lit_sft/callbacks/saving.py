@@ -41,13 +41,18 @@ class BestCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=False,  # after the validation, so that the last checkpoint knows of it
         )
 
+    @property
+    def path(self) -> Path | None:
+        """Where it is, or will be."""
+        return None if self.dirpath is None else Path(str(self.dirpath)) / f"{self.filename}{self.FILE_EXTENSION}"
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """A run's folder may be moved, or named from elsewhere, before it is resumed.
 
         Lightning compares the folder's old name with the new one, and forgets the best score when they differ: the
         first validation would then overwrite a better checkpoint.
         """
-        path = str(Path(str(self.dirpath)) / f"{self.filename}{self.FILE_EXTENSION}")
+        path = str(self.path)
         if Path(path).is_file():
             scores = dict(zip([path], state_dict["best_k_models"].values(), strict=False))  # one at most
             paths = {"best_model_path": path, "kth_best_model_path": path if scores else ""}
@@ -78,6 +83,11 @@ class LastCheckpoint(Checkpoint):
         self.dirpath: str | None = None  # the run's checkpoints/
         self._saved_step = -1
         self._saved_at = time.monotonic()
+
+    @property
+    def path(self) -> Path | None:
+        """Where it is, or will be."""
+        return None if self.dirpath is None else Path(self.dirpath) / "last.ckpt"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
@@ -111,13 +121,13 @@ class LastCheckpoint(Checkpoint):
 
     def save(self, trainer: Trainer) -> None:
         """Write it now, after all that was logged before."""
-        if trainer.fast_dev_run or self.dirpath is None:  # type: ignore[attr-defined]
+        if trainer.fast_dev_run or self.path is None:  # type: ignore[attr-defined]
             return
         for logger in trainer.loggers:
             logger.save()
         atomic = isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO)
         options = {"keep": self.keep} if atomic else None  # a plugin that the user chose knows no such option
-        trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt", weights_only=False, storage_options=options)
+        trainer.save_checkpoint(self.path, weights_only=False, storage_options=options)
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
 
 

@@ -41,7 +41,7 @@ class Throughput(L.Callback):
         if self._seen <= self.warmup:
             return
         self.seconds += time.perf_counter() - self._started
-        self.tokens += sum(part.num_tokens for part in batch.values())
+        self.tokens += trainer.world_size * sum(part.num_tokens for part in batch.values())  # shares are about equal
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and trainer.global_step % every == 0:
             tokens, seconds = self._logged

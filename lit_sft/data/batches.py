@@ -53,6 +53,15 @@ class BatchDataset(Dataset[BatchT], ABC, Generic[BatchT]):
         self.seed = seed
         self.shuffle = shuffle
         self.epoch = 0
+        self.rank, self.world_size = 0, 1
+
+    def shard(self, rank: int, world_size: int) -> None:
+        """Serve every ``world_size``-th row of each batch, from row ``rank`` on: one process's share of the batch.
+
+        Number and content of the batches stay as they are, so that a training does not depend on how many processes
+        share it.
+        """
+        self.rank, self.world_size = rank, world_size
 
     def set_epoch(self, epoch: int) -> None:
         """Arrange the batches of ``epoch`` (0, 1, ...)."""

@@ -158,7 +158,10 @@ class DocumentDataset(BatchDataset[DocumentBatch]):
         return self._order[self._cuts[cut] : self._cuts[cut + 1]]
 
     def __getitem__(self, index: int) -> DocumentBatch:
-        members = self._members(index)
+        members = self._members(index)[self.rank :: self.world_size]
+        if len(members) == 0:  # fewer documents than processes: an empty one, which counts nothing
+            nothing = np.array([-1], dtype=np.int64)
+            return collate([np.array([], dtype=np.int64)], self.eos_id, self.pad_id, np.array([NO_LABEL]), nothing)
         documents = [truncate(self.tokens.document(i), self.max_length, self.truncation) for i in members]
         return collate(documents, self.eos_id, self.pad_id, self.tokens.labels[members], members)
 

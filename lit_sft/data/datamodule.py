@@ -47,10 +47,10 @@ class TextDataModule(L.LightningDataModule):
         min_frequency: a merge (bpe) or word below this count gets no entry.
         max_length: tokens of a document that the classifier reads.
         truncation: which tokens of a longer one: its ``head``, ``tail``, or half from each (``head_tail``).
-        batch_size: streams read side by side in pretraining.
+        batch_size: streams read side by side in pretraining, over all processes.
         bptt: tokens of each stream in a batch: gradients stop there, the hidden state goes on.
         max_tokens: padded tokens in a batch of documents, at most.
-        max_documents: documents in a training batch, at most; evaluation, which needs no gradients, has no such cap.
+        max_documents: documents in a training batch, at most, over all processes; evaluation has no such cap.
         labels_per_class: train on this many documents of each class: nested in the number, balanced, drawn by ``seed``.
         val_labels_per_class: the same for validation, drawn by ``split_seed``.
         seed: order of documents and batches, and the low-shot subset. The command line sets it to ``seed_everything``.
@@ -286,8 +286,9 @@ class TextDataModule(L.LightningDataModule):
             raise UserError(f"there are no {split} documents: set {option}")
 
     def _loader(self, dataset: StreamDataset | DocumentDataset) -> StatefulLoader:
-        pinned = torch.cuda.is_available()
-        return StatefulLoader(dataset, self.num_workers, pinned, cut_short=self._epoch_ends_here)
+        if self.trainer is not None and self.trainer.world_size > 1:
+            dataset.shard(self.trainer.global_rank, self.trainer.world_size)
+        return StatefulLoader(dataset, self.num_workers, torch.cuda.is_available(), self._epoch_ends_here)
 
     def _epoch_ends_here(self) -> bool:
         return self.trainer is not None and self.trainer.is_last_batch

@@ -42,8 +42,6 @@ class StatefulLoader(DataLoader[BatchT], Generic[BatchT]):
     A resumed run makes one iterator more than an unbroken one, so none draws from torch's global generator
     (a plain DataLoader draws a number a pass, which would shift every dropout mask after it).
 
-    Not covered: several processes.
-
     Args:
         dataset: map-style over batches.
         num_workers: processes that prepare batches; they are started anew each epoch, with the epoch's order.

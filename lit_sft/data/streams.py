@@ -44,8 +44,8 @@ class StreamDataset(BatchDataset[StreamBatch]):
 
     A lane starts in the middle of a document and runs over document ends: the model sees ``<eos>`` and learns
     to forget there. Resetting the state at each end instead would need a mask at every step, which the fused
-    LSTM does not take. Nothing is copied: a batch looks its tokens up in the mapped array. Not covered: a
-    variable sequence length, and lanes split over several processes.
+    LSTM does not take. Nothing is copied: a batch looks its tokens up in the mapped array. Processes that share
+    a training have lanes of their own. Not covered: a variable sequence length.
 
     Args:
         tokens: the documents; labels are not looked at.
@@ -83,6 +83,16 @@ class StreamDataset(BatchDataset[StreamBatch]):
         self.lane_length = -(-self.num_targets // batch_size)
         self._arrange()
 
+    def shard(self, rank: int, world_size: int) -> None:
+        """As in the base class.
+
+        Raises:
+            UserError: fewer lanes than processes.
+        """
+        if self.batch_size < world_size:
+            raise UserError(f"batch_size is {self.batch_size}: {world_size} processes need as many streams at least")
+        super().shard(rank, world_size)
+
     def _arrange(self) -> None:
         count = len(self.tokens)
         self._order = self._random().permutation(count) if self.shuffle else np.arange(count)
@@ -116,7 +126,7 @@ class StreamDataset(BatchDataset[StreamBatch]):
             raise IndexError(f"batch {index} of {len(self)}")
         start = index * self.bptt
         time = min(self.bptt, self.lane_length - start)
-        lanes = np.arange(self.batch_size)[:, None] * self.lane_length
+        lanes = np.arange(self.rank, self.batch_size, self.world_size)[:, None] * self.lane_length
         return lanes + np.arange(start - 1, start + time)
 
     def _lookup(self, positions: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ class Loss:
 
     total: Tensor  # scalar, to be minimised
     parts: dict[str, Tensor] = field(default_factory=dict)  # detached scalars to be logged, by name
+    weight: Tensor | None = None  # scalar, what `total` is a mean over (tokens, documents): shares of several processes
     state: LSTMState | None = None  # detached, to be handed to the next step on the same stream
     logits: Tensor | None = None  # (documents, num_outputs), detached
 

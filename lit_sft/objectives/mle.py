@@ -28,6 +28,6 @@ class MLE(Objective):
         if state is None or stream.first:
             state = network.encoder.initial_state(lanes)
         nll, state = network.lm_nll(stream, state, network.draw_masks(lanes))  # (batch, time)
-        kept = (stream.targets != IGNORE_INDEX).sum().clamp(min=1)
-        total = nll.sum() / kept
-        return Loss(total, {"lm": total.detach()}, detach_state(state))
+        kept = (stream.targets != IGNORE_INDEX).sum()
+        total = nll.sum() / kept.clamp(min=1)
+        return Loss(total, {"lm": total.detach()}, kept, detach_state(state))

@@ -72,7 +72,8 @@ class Supervised(Objective):
         masks = network.draw_masks(len(documents.labels))
         logits = network.classify(documents, masks)  # (batch, num_outputs)
         total = self.loss(logits, documents.labels)
-        return Loss(total, {"supervised": total.detach()}, logits=logits.detach())
+        weight = self._document_weights(logits, documents.labels).sum()
+        return Loss(total, {"supervised": total.detach()}, weight, logits=logits.detach())
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits (batch, num_outputs), labels (batch,) int64 -> scalar, at least float32."""
