@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from argparse import ArgumentError
 from pathlib import Path
@@ -13,7 +14,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from lit_sft.callbacks import BestCheckpoint, EarlyStop, Health, LastCheckpoint, RunRecord, StopOnSignal
 from lit_sft.callbacks.progress import progress_for
@@ -25,7 +26,7 @@ from lit_sft.loggers import place_loggers
 from lit_sft.module import LitSFT
 from lit_sft.options import check_trainer, explain, read_config_file, reason, values_of
 from lit_sft.resume import check_resumable, check_tokenizer, last_checkpoint
-from lit_sft.runs import RECORD, discard_run, named_run, new_run, run_folder_of, run_name, unfinished_run, write_test
+from lit_sft.runs import RECORD, SHARED, discard_run, run_folder_of, run_name, start_run, unfinished_run, write_test
 
 DEFAULTS = Path(__file__).with_name("defaults.yaml")
 DEFAULT_ENCODER = "lit_sft.models.LSTMEncoder"
@@ -187,7 +188,7 @@ class LitCLI(LightningCLI):
         data.prepare_data()
         data.setup()
         if self.folder is None and not config.trainer.fast_dev_run:
-            self.folder = named_run(Path(config.run_dir)) if config.run_dir else new_run(name)
+            self.folder = start_run(name, config.run_dir)
             self.made_folder = not any(self.folder.glob("*"))
         if self.folder is not None:
             rank_zero_info(f"run folder: {self.folder}")
@@ -198,7 +199,9 @@ class LitCLI(LightningCLI):
         if config.ckpt_path != "last" and given and (given / RECORD).is_file():
             raise UserError(f"--run_dir {given} holds a finished run: give another folder, or leave it out")
         if config.ckpt_path == "last":
-            self.folder, self.resumed = given or unfinished_run(name), True
+            shared = os.environ.get(SHARED) if getattr(rank_zero_only, "rank", 0) > 0 else None
+            self.folder, self.resumed = given or (Path(shared) if shared else unfinished_run(name)), True
+            os.environ[SHARED] = str(self.folder)
             self.source = last_checkpoint(self.folder)
             if given and self.source is None:
                 raise UserError(f"--ckpt_path last: nothing to resume in {given}")
@@ -262,10 +265,11 @@ class LitCLI(LightningCLI):
 
     def after_test(self) -> None:
         """Put the test figures into the run's record, or beside it where they are not the run's own."""
-        if self.folder is None or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        trainer: Trainer = self.trainer  # type: ignore[assignment]
+        if self.folder is None or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return
         assert self.source is not None
-        figures = {k.removeprefix("test/"): float(v) for k, v in self.trainer.callback_metrics.items()}
+        figures = {k.removeprefix("test/"): float(v) for k, v in trainer.callback_metrics.items()}
         path = write_test(
             self.folder, figures, self.source.path, self.source.config.get("data", {}), self.config_dump["data"]
         )

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -35,6 +34,7 @@ from lit_sft.data.corpus import PYDOCS
 from lit_sft.data.prepare import write_atomically
 from lit_sft.errors import UserError, nearest
 from lit_sft.options import read_config_file, read_yaml, values_of
+from lit_sft.processes import run_process
 from lit_sft.runs import (
     LOGS,
     RECORD,
@@ -276,11 +276,11 @@ def _command(command: str, recipe: Recipe, stage: Stage, flags: list[str], *more
 def _call(command: str, recipe: Recipe, stage: Stage, flags: list[str], *more: str) -> None:
     """Run a command on a stage in a process of its own; SystemExit with its exit code when it fails."""
     with _command(command, recipe, stage, flags, *more) as arguments:
-        code = subprocess.run([sys.executable, "-m", "lit_sft", *arguments], check=False).returncode
-    if code < 0:
-        print(f"lit_sft: {command} of stage {stage.name} was ended by signal {-code}", file=sys.stderr)
+        code = run_process([sys.executable, "-m", "lit_sft", *arguments])
+    if code > 128:
+        print(f"lit_sft: {command} of stage {stage.name} was ended by signal {code - 128}", file=sys.stderr)
     if code != 0:
-        raise SystemExit(code if code > 0 else 128 - code)
+        raise SystemExit(code)
 
 
 def _write_recipe_record(run: Run, seconds: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import shutil
@@ -10,11 +11,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_only
+
 from lit_sft.data.prepare import write_atomically
 from lit_sft.errors import UserError
 
 LOGS = Path("logs")
 RECORD = "metrics.json"
+SHARED = "LIT_SFT_RUN_DIR"  # the run's folder, for the processes that its first one starts
 # Which documents are tested, and what the classifier sees of them; batch sizes and places change no figure.
 TESTED = ("test", "text_column", "label_column", "header", "encoding", "label_names", "max_length", "truncation")
 # What decides a result: ours, the engines', and the projects whose documentation is the pydocs corpus.
@@ -57,6 +61,22 @@ def new_run(name: str, logs: Path | None = None) -> Path:
                 return folder
     except OSError as error:
         raise UserError(f"{root}: can't make a run folder: {error.strerror or error}") from error
+
+
+def start_run(name: str, run_dir: str | None) -> Path:
+    """The folder of a run that begins: what ``--run_dir`` names, or a new version; the same one for all its processes.
+
+    Raises:
+        UserError: it can't be made; or a process beside the first that wasn't started by it and has no ``--run_dir``.
+    """
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        folder = named_run(Path(run_dir)) if run_dir else new_run(name)
+        os.environ[SHARED] = str(folder)
+        return folder
+    shared = run_dir or os.environ.get(SHARED)
+    if shared is None:
+        raise UserError("give --run_dir: processes that are not started by the first one need one folder for all")
+    return Path(shared)
 
 
 def named_run(folder: Path) -> Path:

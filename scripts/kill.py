@@ -89,12 +89,12 @@ def differences(one: Path, other: Path) -> list[str]:
             found.append(f"{file}: in one run only")
             continue
         states = [_comparable(torch.load(f / file, map_location="cpu", weights_only=True)) for f in (one, other)]
-        found += [f"{file}: {place}" for place in _unequal(states[0], states[1], "")]
+        found += [f"{file}: {place}" for place in unequal(states[0], states[1], "")]
     for file in sorted(path.relative_to(one) for path in one.rglob("metrics.json")):
         records = [_without_timings(json.loads((folder / file).read_text())) for folder in (one, other)]
-        found += [f"{file}: {place}" for place in _unequal(records[0], records[1], "")]
+        found += [f"{file}: {place}" for place in unequal(records[0], records[1], "")]
     for folder in sorted({path.parent.relative_to(one) for path in one.rglob("events.out.tfevents.*")}):
-        found += [f"{folder}: {place}" for place in _unequal(_logged(one / folder), _logged(other / folder), "")]
+        found += [f"{folder}: {place}" for place in unequal(logged(one / folder), logged(other / folder), "")]
     return found
 
 
@@ -116,7 +116,7 @@ def _without_timings(value: Any) -> Any:
     return value
 
 
-def _logged(folder: Path) -> dict[str, dict[int, float]]:
+def logged(folder: Path) -> dict[str, dict[int, float]]:
     """Every scalar by tag and step over all event files, in the order they were written, timings aside."""
     found: dict[str, dict[int, float]] = {}
     for file in sorted(folder.glob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime):
@@ -127,15 +127,15 @@ def _logged(folder: Path) -> dict[str, dict[int, float]]:
     return found
 
 
-def _unequal(one: Any, other: Any, place: str) -> list[str]:
+def unequal(one: Any, other: Any, place: str) -> list[str]:
     """The places where two nested values differ; tensors and floats to the bit."""
     if isinstance(one, dict) and isinstance(other, dict):
         missing = [f"{place}{key} in one only" for key in one.keys() ^ other.keys()]
         return missing + [
-            p for key in one.keys() & other.keys() for p in _unequal(one[key], other[key], f"{place}{key}.")
+            p for key in one.keys() & other.keys() for p in unequal(one[key], other[key], f"{place}{key}.")
         ]
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)) and len(one) == len(other):
-        return [p for i, (a, b) in enumerate(zip(one, other, strict=True)) for p in _unequal(a, b, f"{place}{i}.")]
+        return [p for i, (a, b) in enumerate(zip(one, other, strict=True)) for p in unequal(a, b, f"{place}{i}.")]
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return [] if torch.equal(one, other) else [f"{place} differs"]
     same = one == other or (one != one and other != other)

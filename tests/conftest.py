@@ -6,7 +6,6 @@ import csv
 import json
 import logging
 import random
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -234,12 +233,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     seen: list[list[str]] = []
 
-    def run(command: list[str], check: bool) -> subprocess.CompletedProcess[bytes]:
+    def run(command: list[str]) -> int:
         assert command[1:3] == ["-m", "lit_sft"]
         seen.append(command[3:])
-        return subprocess.CompletedProcess(command, main(command[3:]))
+        return main(command[3:])
 
-    monkeypatch.setattr("lit_sft.recipe.subprocess.run", run)
+    monkeypatch.setattr("lit_sft.recipe.run_process", run)
     return seen
 
 

@@ -149,7 +149,7 @@ STRANGE: dict[str, Any] = {
     "nested as YAML in a string": {"class_path": LSTM, "init_args": {"hidden_size": "{class_path: evil.Encoder}"}},
     "a file of a class": {"class_path": LSTM, "init_args": {"hidden_size": "/tmp/evil.yaml"}},
     "a function of ours": {"class_path": "lit_sft.main.main", "init_args": {"argv": ["env"]}},
-    "a module of ours": {"class_path": "lit_sft.recipe.subprocess", "init_args": {}},
+    "a module of ours": {"class_path": "lit_sft.processes.subprocess", "init_args": {}},
     "another class of ours": {"class_path": "lit_sft.cli.LitCLI", "init_args": {"args": ["env"]}},
     "a list": ["evil.Encoder"],
 }

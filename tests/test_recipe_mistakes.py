@@ -1,6 +1,5 @@
 """Mistakes in recipes and their options: told before the first stage has cost its time."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -74,8 +73,7 @@ def test_a_later_stage_that_fails_leaves_the_finished_one(
 
 
 def test_a_stage_ended_by_a_signal_is_told(cli: Command, configs: Configs, monkeypatch: pytest.MonkeyPatch) -> None:
-    killed = subprocess.CompletedProcess([], -9)
-    monkeypatch.setattr(recipes.subprocess, "run", lambda *_, **__: killed)
+    monkeypatch.setattr(recipes, "run_process", lambda _: 137)
     result = cli("fit", "--config", configs.recipe)
     assert result.code == 137
     assert "fit of stage pretrain was ended by signal 9" in result.err
@@ -127,11 +125,11 @@ def test_two_recipes_at_once_are_refused(configs: Configs) -> None:
 def test_a_stage_uses_this_python(configs: Configs, monkeypatch: pytest.MonkeyPatch) -> None:
     commands: list[list[str]] = []
 
-    def run(command: list[str], check: bool) -> subprocess.CompletedProcess[bytes]:
+    def run(command: list[str]) -> int:
         commands.append(command)
-        return subprocess.CompletedProcess(command, 0)
+        return 0
 
-    monkeypatch.setattr(recipes.subprocess, "run", run)
+    monkeypatch.setattr(recipes, "run_process", run)
     recipe = recipe_in(["fit", "--config", str(configs.recipe)])
     assert recipe is not None
     recipes._call("test", recipe, recipe.stages[0], ["--flag"], "--more")

@@ -13,12 +13,12 @@ from typing import Any, Literal
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from lit_sft.checkpoint_io import AtomicCheckpointIO
+from lit_sft.processes import STOPPING
 from lit_sft.ranks import agreed
 
-STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 SAME_PRESS = 1.0  # seconds: a recipe hands on a signal that the terminal may have sent to its stage, too
 
 
@@ -58,6 +58,7 @@ class BestCheckpoint(ModelCheckpoint):
             paths = {"best_model_path": path, "kth_best_model_path": path if scores else ""}
             state_dict = {**state_dict, "dirpath": self.dirpath, "best_k_models": scores, **paths}
         super().load_state_dict(state_dict)
+        self.current_score = state_dict["current_score"]  # Lightning saves it, but doesn't load it
 
 
 class LastCheckpoint(Checkpoint):
@@ -152,8 +153,9 @@ class StopOnSignal(Callback):
         now = time.monotonic()
         if self.received is None:
             self.received, self._received_at = number, now
-            name = signal.Signals(number).name
-            print(f"{name}: saving at the next step, then stopping; again to stop at once", file=sys.stderr, flush=True)
+            if getattr(rank_zero_only, "rank", 0) == 0:
+                name = signal.Signals(number).name
+                print(f"{name}: saving at the next step, then stopping; again to stop at once", file=sys.stderr)
         elif now - self._received_at > SAME_PRESS:
             raise SystemExit(128 + number)
 

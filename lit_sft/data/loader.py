@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 
 from lit_sft.data.batches import BatchDataset, BatchT
 from lit_sft.errors import UserError
+from lit_sft.processes import STOPPING
 
 
 class CursorSampler(SequentialSampler):
@@ -125,6 +126,5 @@ class StatefulLoader(DataLoader[BatchT], Generic[BatchT]):
 
 def _leave_signals_to_the_main_process(worker: int) -> None:
     """A terminal, or a scheduler, signals the whole group: the main process needs its workers until it has stopped."""
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,39 @@
+"""A stage's process, which gets the signals that its recipe gets."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import threading
+from types import FrameType
+
+# Ctrl-C, a scheduler's end of time, and the warning before it: a fit saves, then stops.
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+
+
+def run_process(command: list[str]) -> int:
+    """Run a command to its end and return its exit code: 128 plus the number of a signal that ended it or came.
+
+    A terminal sends Ctrl-C to both processes, `kill` to the one that is named: it is handed on in any case.
+    """
+    received: list[int] = []
+    process: subprocess.Popen[bytes] | None = None
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if process is not None:
+            process.send_signal(number)
+
+    in_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, hand_on) for number in STOPPING} if in_main else {}
+    try:
+        process = subprocess.Popen(command)
+        if received:  # it came while the process was being started
+            process.send_signal(received[0])
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if code < 0:
+        return 128 - code
+    return code or (128 + received[0] if received else 0)

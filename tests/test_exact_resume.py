@@ -1,0 +1,128 @@
+"""A run that goes on from any of its checkpoints ends as one that was never stopped, to the bit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import Configs, Files
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.loggers import TensorBoardLogger
+from training import data_of, module_of, trainer_of
+
+from lit_sft.callbacks import BestCheckpoint, EarlyStop, LastCheckpoint
+from lit_sft.optim import WarmupCosine
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+from kill import differences, killed, logged, newest, run, unbroken, unequal
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+    pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback with a model that overrides"),
+    pytest.mark.filterwarnings("ignore:.*use of fork"),
+]
+
+
+def train(stage: str, files: Files, cache: Path, folder: Path, options: dict[str, Any], path: Path | None) -> Path:
+    """A fit with all that has a state: dropout, a schedule, averaged weights, early stopping, two loader processes."""
+    callbacks = [
+        EMAWeightAveraging(decay=0.9),
+        EarlyStop(patience=50),
+        BestCheckpoint(),
+        LastCheckpoint(every_steps=1, keep=100),
+    ]
+    for callback in callbacks[2:]:
+        callback.dirpath = str(folder)
+    logger = TensorBoardLogger(folder, name="", version="", purge_step=None)
+    module = module_of(stage, dropout=True, schedule=WarmupCosine(0.2), layer_decay=0.7)
+    given = {"max_epochs": 3, "gradient_clip_val": 0.5, "limit_val_batches": 1.0, "logger": logger, **options}
+    data = data_of(files, cache, num_workers=given.pop("num_workers", 0))
+    trainer = trainer_of(folder, callbacks=callbacks, **given)
+    trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+    return folder
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"accumulate_grad_batches": 2, "val_check_interval": 3, "num_workers": 2, "max_epochs": 2},
+        {"check_val_every_n_epoch": 2},
+        {"limit_train_batches": 5, "log_every_n_steps": 3},
+    ],
+    ids=str,
+)
+def test_every_checkpoint_leads_to_the_same_end(
+    stage: str, options: dict[str, Any], files: Files, shared_cache: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    whole = train(stage, files, shared_cache, folder, options, None).rename(tmp_path / "whole")
+    saved = sorted(whole.glob("last-*.ckpt"), key=lambda path: int(path.stem[5:]))
+    assert len(saved) >= 6
+    for number, path in enumerate(saved):
+        if number % 2 and len(saved) > 8:
+            continue  # every other one of many
+        step = torch.load(path, weights_only=True)["global_step"]
+        folder.mkdir()
+        shutil.copy(whole / "best.ckpt", folder)
+        rest = train(stage, files, shared_cache, folder, options, path)
+        ends = [torch.load(end / "last.ckpt", weights_only=True) for end in (whole, rest)]
+        assert unequal(*ends, "") == [], f"from step {step}"
+        for tag, values in logged(rest).items():
+            assert values == {s: v for s, v in logged(whole)[tag].items() if s in values}, f"{tag} from step {step}"
+            assert max(values) == max(logged(whole)[tag])
+        shutil.rmtree(folder)
+
+
+def tiny(configs: Configs) -> Path:
+    """The tiny recipe with all that has a state, saved at every third step."""
+    for path in (configs.pretrain, configs.finetune):
+        options = yaml.safe_load(path.read_text())
+        options["data"]["num_workers"] = 2
+        options["trainer"] |= {"accumulate_grad_batches": 2, "max_epochs": 6, "log_every_n_steps": 1}
+        averaged = {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.9}}
+        options["trainer"]["callbacks+"] = [averaged]
+        options["saving"] = {"every_steps": 3}
+        path.write_text(yaml.safe_dump(options))
+    return configs.recipe
+
+
+def test_a_recipe_that_is_killed_goes_on_to_the_same_end(configs: Configs) -> None:
+    recipe = tiny(configs)
+    whole, seconds = unbroken(recipe, "whole", [])
+    folder, kills = killed(recipe, "cut", [], iter([0.3 * seconds, 0.4 * seconds]), signal.SIGKILL)
+    assert kills >= 1
+    assert differences(whole, folder) == []
+
+
+@pytest.mark.slow
+def test_the_pydocs_recipe_is_killed_twenty_times(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "scripts/kill.py"], cwd=Path(__file__).parents[1], check=False)
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_saves_and_ends_with_the_code_that_shells_expect(number: signal.Signals, configs: Configs) -> None:
+    tiny(configs)
+    whole, _ = unbroken(configs.finetune, "whole", [])
+    command = [sys.executable, "-m", "lit_sft", "fit", "--config", str(configs.finetune), "--name", "cut"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not list(Path("logs/cut/version_0/checkpoints").glob("*.ckpt")) and process.poll() is None:
+            time.sleep(0.02)
+        os.kill(process.pid, number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, errors
+    assert f"{number.name}: saving at the next step" in errors
+    assert "Traceback" not in errors
+    assert run(configs.finetune, "cut", [], True, None, number)[0] == 0
+    assert differences(whole, newest("cut")) == []
