@@ -1,0 +1,34 @@
+"""Callbacks that a test's subprocess names by class_path."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+
+class Snapshots(Callback):
+    """All weights after each batch, (batches, weights) float64, in the file ``path``; ends the process at a step.
+
+    Args:
+        path: written at the end of the training, or where it stops.
+        stop_at: the optimizer step after which every process ends at once, as in a power cut.
+    """
+
+    def __init__(self, path: str, stop_at: int = -1) -> None:
+        self.path, self.stop_at = path, stop_at
+        self.steps: list[Tensor] = []
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        self.steps.append(torch.cat([p.detach().flatten() for p in module.parameters()]).clone())
+        if trainer.global_step == self.stop_at:
+            trainer.strategy.barrier()  # so that every process has come this far
+            self.on_train_end(trainer, module)
+            raise SystemExit(9)
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            torch.save(torch.stack(self.steps), self.path)

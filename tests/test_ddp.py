@@ -1,0 +1,90 @@
+"""Two processes train as one does on the same batches, and go on where they were cut off."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import Configs, read
+from torch import Tensor
+
+from lit_sft.errors import UserError
+from lit_sft.ranks import of_this_rank
+
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="torch without gloo"
+)
+BATCHES = {"pretrain": {"batch_size": 3, "bptt": 64}, "finetune": {"max_documents": 7, "max_tokens": 200}}
+
+
+def exact(configs: Configs, stage: str) -> Path:
+    """A config of the stage in float64, without dropout, with batches that two processes can't halve."""
+    path: Path = getattr(configs, stage)
+    options = yaml.safe_load(path.read_text())
+    options["data"] |= BATCHES[stage]
+    options["model"] |= {"head_dropout": 0.0}
+    options["model"]["encoder"]["init_args"] |= {"embedding_dropout": 0.0, "output_dropout": 0.0}
+    if stage == "finetune":
+        options["model"]["objective"] = {
+            "class_path": "lit_sft.objectives.Supervised",
+            "init_args": {"class_weights": [1.0, 2.0, 5.0]},
+        }
+    options["trainer"] |= {"precision": "64-true", "max_epochs": 2, "accelerator": "cpu"}
+    options["saving"] = {"every_steps": 5}
+    path.write_text(yaml.safe_dump(options))
+    return path
+
+
+def train(config: Path, name: str, processes: int, *flags: str, code: int = 0, stop_at: int = -1) -> Tensor:
+    """A fit in processes of its own; the weights after each batch."""
+    snapshots = Path(f"{name}-{'-'.join(flags[1:2]) or 'new'}.pt").resolve()
+    callback = ["--trainer.callbacks+=ddp_callbacks.Snapshots", f"--trainer.callbacks.path={snapshots}"]
+    callback += [f"--trainer.callbacks.stop_at={stop_at}"]
+    command = [sys.executable, "-m", "lit_sft", "fit", "--config", str(config), "--name", name, *flags]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *callback, f"--trainer.devices={processes}"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    return torch.load(snapshots, weights_only=True)
+
+
+@pytest.mark.parametrize(
+    ("stage", "resume"), [("pretrain", True), ("finetune", False), pytest.param("finetune", True, marks=pytest.mark.slow)]
+)
+def test_two_processes_equal_one_at_every_step_and_resume(stage: str, resume: bool, configs: Configs) -> None:
+    config = exact(configs, stage)
+    one = train(config, "one", 1)
+    two = train(config, "two", 2)
+    assert one.shape == two.shape
+    assert len(one) > 10
+    assert (one[1:-1] - one[:-2]).abs().amax(1).min() > 1e-6  # every batch changes something, until the rate is 0
+    assert (one - two).abs().max() < 1e-6
+    assert [path.name for path in Path("logs/two").iterdir()] == ["version_0"]
+    figures = [read(Path(f"logs/{name}/version_0/metrics.json"))["val"] for name in ("one", "two")]
+    assert figures[0] == pytest.approx(figures[1], abs=1e-6, nan_ok=True)
+
+    if not resume:
+        return
+    train(config, "cut", 2, code=9, stop_at=8)  # the last checkpoint is of step 5
+    rest = train(config, "cut", 2, "--ckpt_path", "last")
+    assert torch.equal(rest, two[5:])
+    assert [path.name for path in Path("logs/cut").iterdir()] == ["version_0"]
+
+
+def test_a_run_goes_on_with_as_many_processes_only() -> None:
+    class One:
+        world_size, global_rank = 1, 0
+
+    with pytest.raises(UserError, match="a run of 2 processes and this one has 1"):
+        of_this_rank(One(), [{}, {}])  # type: ignore[arg-type]
