@@ -145,9 +145,18 @@ class StopOnSignal(Callback):
         self._received_at = 0.0
         self._before: dict[int, Any] = {}
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._install()
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._install()  # Lightning has put its own in between, which would end the run at any place
+
+    def _install(self) -> None:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._receive) for number in STOPPING}
+            for number in STOPPING:
+                before = signal.signal(number, self._receive)
+                self._before.setdefault(number, before)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
