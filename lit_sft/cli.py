@@ -22,7 +22,7 @@ from lit_sft.callbacks.stopping import check_monitors
 from lit_sft.checkpoints import CLASS_OPTIONS, Checkpoint, read_checkpoint, resolve, stored_config
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.errors import SickRun, UserError
-from lit_sft.loggers import place_loggers
+from lit_sft.loggers import LoggedRun, place_loggers
 from lit_sft.module import LitSFT
 from lit_sft.options import check_trainer, explain, read_config_file, reason, values_of
 from lit_sft.resume import check_resumable, check_tokenizer, last_checkpoint
@@ -174,6 +174,9 @@ class LitCLI(LightningCLI):
             data.prepare_data()
         self.prepared_data = data
         step = self.source.global_step if self.source is not None and self.resumed else None
+        self._dump_config()
+        self.given_loggers = self.config_dump["trainer"]["logger"]
+        del self.config_dump  # else Lightning keeps it as it is here
         place_loggers(config.trainer, self.folder, str(self.subcommand), step)
 
     def _prepare_fit(self, config: Namespace, data: TextDataModule) -> None:
@@ -236,11 +239,14 @@ class LitCLI(LightningCLI):
         self.datamodule = self.prepared_data
         self._dump_config()
         plain = self.config_dump
+        plain["trainer"]["logger"] = self.given_loggers  # a run that starts from these options is placed anew
         self.model.config = {k: plain[k] for k in ("seed_everything", "data", "model")}
         self.model.config["trainer"] = {"precision": plain["trainer"]["precision"]}
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         if not self.trainer.loggers:  # Lightning's own monitor refuses a Trainer that logs nowhere
             callbacks[:] = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
+        if self.folder is not None:
+            callbacks.append(LoggedRun(self.folder, self.source.global_step if self.source else 0))
         if self.subcommand == "fit":
             check_monitors(callbacks, self.model.objective.heads)
         if self.subcommand != "fit" or self.folder is None:

@@ -91,6 +91,7 @@ def _quiet() -> None:
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # without our file, line and code
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # it is resumed
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")  # none is deleted
     warnings.filterwarnings("ignore", message="The dirpath has changed from")  # resumed into a new version
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*WeightAveraging callback with a model that overrides.*")  # no shards
