@@ -60,7 +60,8 @@ def train(config: Path, name: str, processes: int, *flags: str, code: int = 0, s
 
 
 @pytest.mark.parametrize(
-    ("stage", "resume"), [("pretrain", True), ("finetune", False), pytest.param("finetune", True, marks=pytest.mark.slow)]
+    ("stage", "resume"),
+    [("pretrain", True), ("finetune", False), pytest.param("finetune", True, marks=pytest.mark.slow)],
 )
 def test_two_processes_equal_one_at_every_step_and_resume(stage: str, resume: bool, configs: Configs) -> None:
     config = exact(configs, stage)
