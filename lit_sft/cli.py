@@ -23,9 +23,10 @@ from lit_sft.checkpoints import CLASS_OPTIONS, Checkpoint, read_checkpoint, reso
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.errors import SickRun, UserError
 from lit_sft.loggers import place_loggers
+from lit_sft.mistakes import mistake_in
 from lit_sft.module import LitSFT
 from lit_sft.options import check_trainer, explain, read_config_file, reason, values_of
-from lit_sft.resume import check_resumable, check_tokenizer, last_checkpoint
+from lit_sft.resume import check_resumable, check_tokenizer, last_checkpoint, read_resumable
 from lit_sft.runs import RECORD, SHARED, discard_run, run_folder_of, run_name, start_run, unfinished_run, write_test
 
 DEFAULTS = Path(__file__).with_name("defaults.yaml")
@@ -207,7 +208,7 @@ class LitCLI(LightningCLI):
                 raise UserError(f"--ckpt_path last: nothing to resume in {given}")
             config.ckpt_path = None
         elif config.ckpt_path:
-            self.source = read_checkpoint(resolve(config.ckpt_path, "ckpt_path"))
+            self.source = read_resumable(resolve(config.ckpt_path, "ckpt_path"))
         if self.source is not None:
             check_resumable(self.source, config.model.stage, config.data.clone(with_meta=False).as_dict())
             check_tokenizer(self.source, data.preparation.kind)
@@ -256,12 +257,17 @@ class LitCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         try:
             super()._run_subcommand(subcommand)
-        except MisconfigurationException as error:
-            raise UserError(reason(error)) from error
-        except ValueError as error:
-            if "val_check_interval" not in str(error):  # Lightning's word for more steps than an epoch has
+        except UserError:
+            raise
+        except Exception as error:
+            known = mistake_in(error, self.folder, self.source.path if self.source else None)
+            if known is None:
                 raise
-            raise UserError(f"trainer: {reason(error)}") from error
+            raise known from error
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        # Lightning reads the file once more, and may find others by itself: not as code, whatever the environment says
+        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
 
     def after_test(self) -> None:
         """Put the test figures into the run's record, or beside it where they are not the run's own."""
