@@ -150,6 +150,8 @@ def read_tokens(folder: Path) -> TokenArray:
     try:
         about = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         dtype, expected = np.dtype(about["dtype"]), about["tokens"]
+        if dtype.kind != "u":
+            raise ValueError(f"tokens of type {dtype}")
         columns = {name: _load_column(folder / f"{name}.npy") for name in _PER_DOCUMENT}
         tokens = _map_file(folder / "tokens.bin", dtype)
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
