@@ -46,10 +46,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except OSError as error:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-            raise UserError(
-                f"{path}: can't be written: {error.strerror or error}; the checkpoints before it are kept: "
-                "make room, then go on with --ckpt_path last"
-            ) from error
+            raise UserError(f"{path}: can't be written: {error.strerror or error}; {what_now(path.parent)}") from error
+
+
+def what_now(folder: Path) -> str:
+    """What to do when a run ended because its files can't be written, by whether it has a checkpoint to go on from."""
+    if saved(folder / "last.ckpt"):
+        return "the checkpoints before it are kept: make room, then go on with --ckpt_path last"
+    return "there is no checkpoint to go on from yet: make room, then start again"
 
 
 def older(path: Path, age: int) -> Path:

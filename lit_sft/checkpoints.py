@@ -44,7 +44,7 @@ class Checkpoint:
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the run used."""
-        return Tokenizer.from_json(self.tokenizer_json)
+        return Tokenizer.from_json(self.tokenizer_json, source=f"{self.path}: a damaged checkpoint: its tokenizer")
 
     @property
     def precision(self) -> str:
@@ -85,6 +85,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         UserError: no file, a damaged one, or one that this package did not write.
     """
+    return checkpoint_in(read_entries(path), path)
+
+
+def read_entries(path: Path) -> dict[str, Any]:
+    """All that a checkpoint of this package holds: only tensors and plain values are unpickled.
+
+    Raises:
+        UserError: no file, a damaged one, or one that this package did not write.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
@@ -101,6 +110,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
     ours = raw.get("lit_sft") if isinstance(raw, dict) else None
     if not isinstance(ours, dict) or ours.get("format") != FORMAT:
         raise UserError(f"{path}: a checkpoint, but not one of lit_sft's (format {FORMAT})")
+    entries: dict[str, Any] = raw
+    return entries
+
+
+def checkpoint_in(raw: dict[str, Any], path: Path) -> Checkpoint:
+    """What of a checkpoint's entries every command needs; a UserError where one is of another kind."""
+    ours = raw["lit_sft"]
     values: dict[str, Any] = {key: ours.get(key) for key in ("stage", "label_names", "config")}
     values |= {"tokenizer_json": ours.get("tokenizer"), "state_dict": raw.get("state_dict")}
     values["global_step"] = raw.get("global_step", 0)
@@ -121,14 +137,19 @@ def _plain_config(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(value.get(part, {}), dict) for part in ("data", "model"))
 
 
+def _weights(value: Any) -> bool:
+    named = isinstance(value, dict) and all(isinstance(n, str) and isinstance(w, Tensor) for n, w in value.items())
+    return named and bool(value)
+
+
 # What each entry of a checkpoint must be: the file may come from anywhere.
 KINDS: dict[str, Callable[[Any], bool]] = {
     "stage": lambda value: value in ("pretrain", "finetune"),
     "label_names": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
     "config": _plain_config,
     "tokenizer_json": lambda value: isinstance(value, str),
-    "state_dict": lambda value: isinstance(value, dict) and all(isinstance(w, Tensor) for w in value.values()),
-    "global_step": lambda value: isinstance(value, int),
+    "state_dict": _weights,
+    "global_step": lambda value: isinstance(value, int) and value >= 0,
 }
 
 

@@ -12,20 +12,22 @@ import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from lit_sft.callbacks import BestCheckpoint, EarlyStop, Health, LastCheckpoint, RunRecord, StopOnSignal
+from lit_sft.callbacks import BestCheckpoint, EarlyStop, Health, LastCheckpoint, RunRecord
 from lit_sft.callbacks.progress import progress_for
+from lit_sft.callbacks.saving import place_saving
 from lit_sft.callbacks.stopping import check_monitors
 from lit_sft.checkpoints import CLASS_OPTIONS, Checkpoint, read_checkpoint, resolve, stored_config
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.errors import SickRun, UserError
 from lit_sft.loggers import LoggedRun, place_loggers
+from lit_sft.mistakes import mistake_in
 from lit_sft.module import LitSFT
 from lit_sft.options import check_trainer, explain, read_config_file, reason, values_of
-from lit_sft.resume import check_resumable, check_tokenizer, last_checkpoint
+from lit_sft.resume import check_resumable, check_tokenizer, last_checkpoint, read_resumable
 from lit_sft.runs import RECORD, SHARED, discard_run, run_folder_of, run_name, start_run, unfinished_run, write_test
 
 DEFAULTS = Path(__file__).with_name("defaults.yaml")
@@ -210,7 +212,7 @@ class LitCLI(LightningCLI):
                 raise UserError(f"--ckpt_path last: nothing to resume in {given}")
             config.ckpt_path = None
         elif config.ckpt_path:
-            self.source = read_checkpoint(resolve(config.ckpt_path, "ckpt_path"))
+            self.source = read_resumable(resolve(config.ckpt_path, "ckpt_path"))
         if self.source is not None:
             check_resumable(self.source, config.model.stage, config.data.clone(with_meta=False).as_dict())
             check_tokenizer(self.source, data.preparation.kind)
@@ -251,23 +253,23 @@ class LitCLI(LightningCLI):
             check_monitors(callbacks, self.model.objective.heads)
         if self.subcommand != "fit" or self.folder is None:
             return
-        (last,) = (callback for callback in callbacks if isinstance(callback, LastCheckpoint))
-        callbacks += [RunRecord(self.folder, plain, self.resumed), StopOnSignal(last)]
-        for callback in callbacks:
-            if isinstance(callback, (ModelCheckpoint, LastCheckpoint)) and callback.dirpath is None:
-                callback.dirpath = str(self.folder / "checkpoints")
-        order = (ModelCheckpoint, LastCheckpoint, StopOnSignal)  # after all others, whose states they save
-        callbacks.sort(key=lambda callback: next((i for i, c in enumerate(order) if isinstance(callback, c)), -1))
+        callbacks.append(RunRecord(self.folder, plain, self.resumed))
+        place_saving(callbacks, self.folder / "checkpoints")
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
             super()._run_subcommand(subcommand)
-        except MisconfigurationException as error:
-            raise UserError(reason(error)) from error
-        except ValueError as error:
-            if "val_check_interval" not in str(error):  # Lightning's word for more steps than an epoch has
+        except UserError:
+            raise
+        except Exception as error:
+            known = mistake_in(error, self.folder, self.source.path if self.source else None)
+            if known is None:
                 raise
-            raise UserError(f"trainer: {reason(error)}") from error
+            raise known from error
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        # Lightning reads the file once more, and may find others by itself: not as code, whatever the environment says
+        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
 
     def after_test(self) -> None:
         """Put the test figures into the run's record, or beside it where they are not the run's own."""

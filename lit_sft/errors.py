@@ -1,6 +1,7 @@
 """What a user did wrong, as opposed to what we did wrong."""
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -17,6 +18,19 @@ class SickRun(UserError):
 
     Its folder stays, unlike that of a run that ends by another mistake: the curves show how it came to this.
     """
+
+
+# A full disk, a used-up quota, a limit on the size of files: room can be made, and the command given again.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def no_room(error: BaseException | None) -> OSError | None:
+    """The error of a full disk that an exception is, or that it came from."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -7,9 +7,10 @@ import logging
 import os
 import re
 import sys
+import threading
 import traceback
 
-from lit_sft.errors import UserError, nearest
+from lit_sft.errors import UserError, nearest, no_room
 
 USAGE = """usage: python -m lit_sft COMMAND [options]
 
@@ -45,6 +46,12 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # who reads our output has stopped, as `head` does: no more can be told
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        full = no_room(error)
+        if full is None or debug:
+            raise
+        print(f"lit_sft: error: {full.filename or 'a file'}: can't be written: {full.strerror}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -82,12 +89,20 @@ def _tells(record: logging.LogRecord) -> bool:
     return not re.match(r"💡 Tip|Seed set to|TPU available", record.getMessage())
 
 
+def _thread_ended(ended: threading.ExceptHookArgs) -> None:
+    """TensorBoard's writer has met a full disk: the run is told at the next figure that it logs, and tells it."""
+    if no_room(ended.exc_value) is None:
+        threading.__excepthook__(ended)
+
+
 def _quiet() -> None:
     """Leave out lines that tell a user nothing: Lightning's advertisements, and its notes on its own internals."""
     import warnings
 
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(name).addFilter(_tells)
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = _thread_ended
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # without our file, line and code
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # it is resumed

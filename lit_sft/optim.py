@@ -13,10 +13,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from lit_sft.errors import UserError
 
 
 class Schedule(ABC):
@@ -195,7 +197,11 @@ def take_options(scheduler: LambdaLR, fresh: list[dict[str, Any]]) -> list[str]:
 
     Returns:
         What changed, as in ``lr: 0.01 -> 0.002`` or, for some of the groups, ``weight_decay of head: 0 -> 0.1``.
+
+    Raises:
+        UserError: the checkpoint's optimizer state doesn't fit the weights.
     """
+    _check_state(scheduler.optimizer)
     changed: dict[tuple[str, str], list[str]] = {}
     groups = scheduler.optimizer.param_groups
     for index, (group, options) in enumerate(zip(groups, fresh, strict=True)):
@@ -210,6 +216,25 @@ def take_options(scheduler: LambdaLR, fresh: list[dict[str, Any]]) -> list[str]:
         f"{key}: {change}" if len(names) == len(groups) else f"{key} of {', '.join(names)}: {change}"
         for (key, change), names in changed.items()
     ]
+
+
+def _check_state(optimizer: Optimizer) -> None:
+    """torch's kernels take a state of another shape without a word, and read beyond its end.
+
+    Other optimizers are left alone: they may keep anything.
+    """
+    if not type(optimizer).__module__.startswith("torch.optim"):
+        return
+    for weight, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and not _spreads(value.shape, weight.shape):
+                shapes = f"{name} is {tuple(value.shape)} for a weight of {tuple(weight.shape)}"
+                raise UserError(f"the checkpoint's optimizer state doesn't fit the model: {shapes}")
+
+
+def _spreads(shape: Size, over: Size) -> bool:
+    """Whether a tensor of a shape is as large as another, or is broadcast over it (Adafactor's rows and columns)."""
+    return not shape or (len(shape) == len(over) and all(n in (1, m) for n, m in zip(shape, over, strict=True)))
 
 
 def _short(value: Any) -> str:

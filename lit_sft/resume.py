@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
 from lit_sft.checkpoint_io import saved
-from lit_sft.checkpoints import Checkpoint, read_checkpoint
+from lit_sft.checkpoints import Checkpoint, checkpoint_in, read_entries
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.errors import UserError
 
@@ -42,20 +44,81 @@ def check_tokenizer(source: Checkpoint, kind: str) -> None:
         )
 
 
+def read_resumable(path: Path) -> Checkpoint:
+    """As :func:`read_checkpoint`, of one with all that a run needs to go on: Lightning would pass over much of it.
+
+    Raises:
+        UserError: also where a part of that is missing, as in a file of weights alone.
+    """
+    entries = read_entries(path)
+    found = checkpoint_in(entries, path)
+    parts = {**entries["lit_sft"], **entries}
+    if wrong := ", ".join(name for name, is_right in NEEDED.items() if not is_right(parts.get(name))):
+        raise UserError(
+            f"{path}: a run can't go on from it, its {wrong} can't be used or isn't there; to start a new run from "
+            f"its weights: --model.init_from {path}"
+        )
+    found.tokenizer()
+    return found
+
+
+def _loops(value: Any) -> bool:
+    progress = ("epoch_progress", "epoch_loop.batch_progress", "epoch_loop.automatic_optimization.optim_progress")
+    fit = value.get("fit_loop") if isinstance(value, dict) else None
+    return isinstance(fit, dict) and all(isinstance(fit.get(name), dict) for name in progress)
+
+
+def _optimizers(value: Any) -> bool:
+    only = value[0] if isinstance(value, list) and len(value) == 1 else None
+    return isinstance(only, dict) and isinstance(only.get("state"), dict) and isinstance(only.get("param_groups"), list)
+
+
+def _states(value: Any) -> bool:
+    """Lightning saves no empty state, and passes over one that it finds."""
+    return isinstance(value, dict) and bool(value) and all(isinstance(s, dict) and s for s in value.values())
+
+
+def _ranks(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_rank, value))
+
+
+def _rank(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("random"), dict) or "state" not in value:
+        return False
+    state, generators = value["state"] or (), {"python", "numpy", "torch", "cuda"}
+    layers = isinstance(state, (list, tuple)) and all(isinstance(layer, (list, tuple)) for layer in state)
+    tensors = layers and all(isinstance(tensor, Tensor) for layer in state for tensor in layer)
+    return tensors and generators <= set(value["random"])
+
+
+# What each entry must be that only a resumed run needs; of these, some are Lightning's and some ours.
+NEEDED: dict[str, Callable[[Any], bool]] = {
+    "global_step": lambda value: isinstance(value, int),
+    "loops": _loops,
+    "optimizer_states": _optimizers,
+    "lr_schedulers": lambda value: isinstance(value, list) and len(value) == 1 and _states(dict(enumerate(value))),
+    "callbacks": _states,
+    "TextDataModule": _states,  # the place in the data
+    "ranks": _ranks,  # the carried hidden state and the random states
+}
+
+
 def last_checkpoint(folder: Path) -> Checkpoint | None:
     """What ``--ckpt_path last`` goes on from: the newest checkpoint of a run that is whole; None where there is none.
 
     Raises:
         UserError: there are some, and all of them are damaged.
     """
-    files = saved(folder / "checkpoints" / "last.ckpt")
-    for file in files:
+    errors: list[str] = []
+    for file in saved(folder / "checkpoints" / "last.ckpt"):
         try:
-            found = read_checkpoint(file)
+            found = read_resumable(file)
         except UserError as error:
-            if file == files[-1]:
-                raise
-            rank_zero_warn(f"{error}; going on from the one before")
-        else:
-            return found
+            errors.append(str(error))
+            continue
+        for line in errors:
+            rank_zero_warn(f"{line}; going on from the one before")
+        return found
+    if errors:
+        raise UserError(f"--ckpt_path last: no checkpoint to go on from: {'; '.join(errors)}")
     return None

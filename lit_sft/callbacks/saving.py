@@ -201,6 +201,17 @@ class StopOnSignal(Callback):
         self._before = {}
 
 
+def place_saving(callbacks: list[Callback], folder: Path) -> None:
+    """Let the checkpoints go to a run's folder, signals be heard, and both come after the callbacks they save."""
+    (last,) = (callback for callback in callbacks if isinstance(callback, LastCheckpoint))
+    callbacks.append(StopOnSignal(last))
+    for callback in callbacks:
+        if isinstance(callback, (ModelCheckpoint, LastCheckpoint)) and callback.dirpath is None:
+            callback.dirpath = str(folder)
+    order = (ModelCheckpoint, LastCheckpoint, StopOnSignal)
+    callbacks.sort(key=lambda callback: next((i for i, kind in enumerate(order) if isinstance(callback, kind)), -1))
+
+
 def resumes_exactly(trainer: Trainer) -> bool:
     """Whether a run that is saved at the end of this batch goes on as if it had never been stopped."""
     loop = trainer.fit_loop.epoch_loop

@@ -125,7 +125,7 @@ class Preparation:
     def read(self, tokenizer: Tokenizer) -> Prepared:
         """The prepared arrays, memory-mapped; ``make`` must have run."""
         folder = self.folder(tokenizer)
-        meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
+        meta = _read_meta(folder)
         unlabeled = read_tokens(folder / "unlabeled")
         # The training documents are the first of the unlabeled text: one array on disk serves both.
         train = unlabeled.select(np.arange(meta["num_train"]))
@@ -140,6 +140,24 @@ class Preparation:
             unlabeled,
             meta["notes"],
         )
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    """What stands beside the arrays, as ``make`` wrote it.
+
+    Raises:
+        UserError: something else is there.
+    """
+    try:
+        meta: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        whole = isinstance(meta["num_train"], int) and all(
+            isinstance(meta[name], list) for name in ("label_names", "train_labels", "notes")
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"cannot read {folder / 'meta.json'} ({error}): delete that folder and run again") from error
+    if not whole or len(meta["train_labels"]) not in (0, meta["num_train"]):
+        raise UserError(f"{folder / 'meta.json'} is damaged: delete that folder and run again")
+    return meta
 
 
 def default_cache_dir() -> Path:

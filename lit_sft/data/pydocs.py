@@ -75,14 +75,14 @@ def load_pydocs(cache_dir: Path) -> PyDocs:
         UserError: a project's sources are not installed, or ``cache_dir`` cannot be written.
     """
     path = Path(cache_dir) / f"pydocs-{fingerprint()}.parquet"
-    try:
-        table = pq.read_table(path) if path.is_file() else None
-    except (pa.ArrowException, OSError):
-        table = None  # damaged: built again
-    if table is None:
-        roots = source_roots()
-        table = _build(roots, {name: _version(name) for name in roots})
-        _write(table, path)
+    if path.is_file():
+        try:
+            return _from_table(pq.read_table(path))
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+            pass  # damaged: built again
+    roots = source_roots()
+    table = _build(roots, {name: _version(name) for name in roots})
+    _write(table, path)
     return _from_table(table)
 
 

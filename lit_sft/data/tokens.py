@@ -149,14 +149,16 @@ def read_tokens(folder: Path) -> TokenArray:
     """
     try:
         about = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        columns = {name: np.load(folder / f"{name}.npy") for name in _PER_DOCUMENT}
-        dtype = np.dtype(about["dtype"])
+        dtype, expected = np.dtype(about["dtype"]), about["tokens"]
+        if dtype.kind != "u":
+            raise ValueError(f"tokens of type {dtype}")
+        columns = {name: _load_column(folder / f"{name}.npy") for name in _PER_DOCUMENT}
         tokens = _map_file(folder / "tokens.bin", dtype)
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise UserError(f"cannot read token cache {folder} ({error}): delete that folder and run again") from error
     lengths = columns["lengths"]
     same_length = all(len(column) == len(lengths) for column in columns.values())
-    if not same_length or not len(tokens) == about["tokens"] == lengths.sum():
+    if not same_length or not len(tokens) == expected == lengths.sum():
         raise UserError(f"token cache {folder} is damaged (sizes differ): delete that folder and run again")
     path = folder / "tokens.bin"
     return TokenArray(tokens=tokens, starts=np.cumsum(lengths) - lengths, path=path, **columns)
@@ -206,6 +208,15 @@ def _progress_bar(total: int, wanted: bool) -> Iterator[Any]:
     with Progress(console=console, disable=not (wanted and console.is_terminal)) as bar:
         task = bar.add_task("tokenizing", total=total)
         yield lambda count: bar.advance(task, count)
+
+
+def _load_column(path: Path) -> np.ndarray:
+    """One whole number for each document, as data: neither a pickle nor an archive, which NumPy would take, too."""
+    with path.open("rb") as file:
+        column: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
+    if column.ndim != 1 or column.dtype.kind not in "iu":
+        raise ValueError(f"{path.name} holds {column.ndim} axes of {column.dtype}")
+    return column
 
 
 def _map_file(path: Path, dtype: np.dtype) -> np.ndarray:

@@ -1,0 +1,37 @@
+"""What ended a command, told as a user's mistake where it is one that Lightning or the system raised."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from lit_sft.checkpoint_io import what_now
+from lit_sft.errors import UserError, no_room
+from lit_sft.options import one_line, reason
+
+# The functions that hand a checkpoint's entries out: what any of these refuses, the file holds and not the program.
+RESTORING = {"_restore_modules_and_callbacks", "restore_training_state", "go_on_drawing"}
+
+
+def mistake_in(error: Exception, folder: Path | None, source: Path | None) -> UserError | None:
+    """The mistake that an exception of the Trainer stands for; None where it is none.
+
+    Args:
+        error: not a UserError itself.
+        folder: the run's.
+        source: the checkpoint that was gone on with, started from or measured.
+    """
+    if full := no_room(error):
+        now = "make room" if folder is None else what_now(folder / "checkpoints")
+        return UserError(f"{full.filename or folder or 'a file'}: can't be written: {full.strerror}; {now}")
+    if isinstance(error, MisconfigurationException):
+        return UserError(reason(error))
+    if isinstance(error, ValueError) and "val_check_interval" in str(error):  # Lightning's word: longer than an epoch
+        return UserError(f"trainer: {reason(error)}")
+    frames = traceback.walk_tb(error.__traceback__)
+    if source is not None and any(frame.f_code.co_name in RESTORING for frame, _ in frames):
+        what = f"{type(error).__name__}: {one_line(error)[:200]}"
+        return UserError(f"{source}: a damaged checkpoint, or one of other versions: what it holds is refused ({what})")
+    return None
