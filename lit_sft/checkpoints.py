@@ -21,6 +21,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from lit_sft.checkpoint_io import saved
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.errors import UserError
 from lit_sft.models import Encoder
@@ -172,8 +173,8 @@ def resolve(run_or_checkpoint: str | Path, purpose: Literal["init_from", "ckpt_p
         stages = [folder for folder in stages if stage_of(folder) == "pretrain"]
     folder = stages[-1] if stages else path
     for name in ("best.ckpt", "last.ckpt"):
-        if (folder / "checkpoints" / name).is_file():
-            return folder / "checkpoints" / name
+        if files := saved(folder / "checkpoints" / name):
+            return files[0]
     raise UserError(f"{folder}: no checkpoint in this folder (looked for checkpoints/best.ckpt and last.ckpt)")
 
 

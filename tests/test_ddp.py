@@ -52,7 +52,7 @@ def train(config: Path, name: str, processes: int, *flags: str, code: int = 0, s
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == code, done.stderr

@@ -24,7 +24,7 @@ from lit_sft.optim import WarmupCosine
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
-from kill import differences, killed, logged, newest, run, unbroken, unequal
+from kill import differences, logged, newest, run, unbroken, unequal
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
@@ -84,45 +84,45 @@ def test_every_checkpoint_leads_to_the_same_end(
         shutil.rmtree(folder)
 
 
-def tiny(configs: Configs) -> Path:
-    """The tiny recipe with all that has a state, saved at every third step."""
-    for path in (configs.pretrain, configs.finetune):
-        options = yaml.safe_load(path.read_text())
-        options["data"]["num_workers"] = 2
-        options["trainer"] |= {"accumulate_grad_batches": 2, "max_epochs": 6, "log_every_n_steps": 1}
-        averaged = {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.9}}
-        options["trainer"]["callbacks+"] = [averaged]
-        options["saving"] = {"every_steps": 3}
-        path.write_text(yaml.safe_dump(options))
-    return configs.recipe
+def with_all_states(configs: Configs) -> Path:
+    """The tiny fine-tuning with all that has a state, saved at every third step."""
+    options = yaml.safe_load(configs.finetune.read_text())
+    options["data"]["num_workers"] = 2
+    options["trainer"] |= {"accumulate_grad_batches": 2, "max_epochs": 6, "log_every_n_steps": 1}
+    averaged = {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.9}}
+    options["trainer"]["callbacks+"] = [averaged]
+    options["saving"] = {"every_steps": 3}
+    configs.finetune.write_text(yaml.safe_dump(options))
+    return configs.finetune
 
 
-def test_a_recipe_that_is_killed_goes_on_to_the_same_end(configs: Configs) -> None:
-    recipe = tiny(configs)
-    whole, seconds = unbroken(recipe, "whole", [])
-    folder, kills = killed(recipe, "cut", [], iter([0.3 * seconds, 0.4 * seconds]), signal.SIGKILL)
-    assert kills >= 1
-    assert differences(whole, folder) == []
+def test_a_killed_run_and_one_that_got_a_signal_go_on_to_the_same_end(configs: Configs) -> None:
+    config = with_all_states(configs)
+    whole, _ = unbroken(config, "whole", [])
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+        code, errors = stopped(number, config)
+        if number == signal.SIGKILL:
+            assert code == -number
+        else:
+            assert code == 128 + number, errors
+            assert f"{number.name}: saving at the next step" in errors
+            assert "Traceback" not in errors
+        assert run(config, number.name, [], True, None, number)[0] == 0
+        assert differences(whole, newest(number.name)) == []
+
+
+def stopped(number: signal.Signals, config: Path) -> tuple[int, str]:
+    """A run that gets the signal after its second checkpoint; its exit code, and what it says."""
+    command = [sys.executable, "-m", "lit_sft", "fit", "--config", str(config), "--name", number.name]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not list(Path("logs", number.name).glob("*/checkpoints/last-1.ckpt")) and process.poll() is None:
+            time.sleep(0.02)
+        os.kill(process.pid, number)
+        _, errors = process.communicate(timeout=60)
+    return process.returncode, errors
 
 
 @pytest.mark.slow
 def test_the_pydocs_recipe_is_killed_twenty_times(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "scripts/kill.py"], cwd=Path(__file__).parents[1], check=False)
     assert done.returncode == 0
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_a_signal_saves_and_ends_with_the_code_that_shells_expect(number: signal.Signals, configs: Configs) -> None:
-    tiny(configs)
-    whole, _ = unbroken(configs.finetune, "whole", [])
-    command = [sys.executable, "-m", "lit_sft", "fit", "--config", str(configs.finetune), "--name", "cut"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        while not list(Path("logs/cut/version_0/checkpoints").glob("*.ckpt")) and process.poll() is None:
-            time.sleep(0.02)
-        os.kill(process.pid, number)
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, errors
-    assert f"{number.name}: saving at the next step" in errors
-    assert "Traceback" not in errors
-    assert run(configs.finetune, "cut", [], True, None, number)[0] == 0
-    assert differences(whole, newest("cut")) == []
