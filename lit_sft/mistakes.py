@@ -12,7 +12,7 @@ from lit_sft.errors import UserError, no_room
 from lit_sft.options import one_line, reason
 
 # The functions that hand a checkpoint's entries out: what any of these refuses, the file holds and not the program.
-RESTORING = {"_restore_modules_and_callbacks", "restore_training_state", "go_on_drawing"}
+RESTORING = {"_restore_modules_and_callbacks", "restore_training_state", "go_on_drawing", "take_options"}
 
 
 def mistake_in(error: Exception, folder: Path | None, source: Path | None) -> UserError | None:

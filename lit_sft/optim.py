@@ -18,8 +18,6 @@ from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_no
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lit_sft.errors import UserError
-
 
 class Schedule(ABC):
     """A learning-rate schedule: ``schedule(step, total_steps)`` is the factor on the optimizer's rate.
@@ -199,7 +197,7 @@ def take_options(scheduler: LambdaLR, fresh: list[dict[str, Any]]) -> list[str]:
         What changed, as in ``lr: 0.01 -> 0.002`` or, for some of the groups, ``weight_decay of head: 0 -> 0.1``.
 
     Raises:
-        UserError: the checkpoint's optimizer state doesn't fit the weights.
+        ValueError: the checkpoint's optimizer state doesn't fit the weights.
     """
     _check_state(scheduler.optimizer)
     changed: dict[tuple[str, str], list[str]] = {}
@@ -229,7 +227,7 @@ def _check_state(optimizer: Optimizer) -> None:
         for name, value in state.items():
             if isinstance(value, Tensor) and not _spreads(value.shape, weight.shape):
                 shapes = f"{name} is {tuple(value.shape)} for a weight of {tuple(weight.shape)}"
-                raise UserError(f"the checkpoint's optimizer state doesn't fit the model: {shapes}")
+                raise ValueError(f"the checkpoint's optimizer state doesn't fit the model: {shapes}")
 
 
 def _spreads(shape: Size, over: Size) -> bool:
