@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def main() -> None:
         save(self, trainer)
         saves.append(time.perf_counter() - started)
 
+    @wraps(fit)  # the command line reads its arguments
     def timed_fit(self: Trainer, *args: Any, **kwargs: Any) -> None:
         started = time.perf_counter()
         fit(self, *args, **kwargs)
