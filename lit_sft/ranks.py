@@ -12,9 +12,14 @@ from lit_sft.errors import UserError
 
 
 def agreed(trainer: Trainer, wanted: bool) -> bool:
-    """Whether any process wants it, so that all of them save, or stop, at the same step."""
+    """Whether any process wants it, so that all of them save, or stop, at the same step.
+
+    Several processes are asked every ``log_every_n_steps`` only, since the answer waits for the device.
+    """
     if trainer.world_size == 1:
         return wanted
+    if trainer.global_step % max(1, trainer.log_every_n_steps):  # type: ignore[attr-defined]
+        return False
     return bool(trainer.strategy.reduce_boolean_decision(wanted, all=False))
 
 

@@ -106,9 +106,11 @@ class LastCheckpoint(Checkpoint):
             self.save(trainer)
 
     def _due(self, trainer: Trainer) -> bool:
+        if trainer.global_step == self._saved_step:
+            return False
         by_steps = self.every_steps > 0 and trainer.global_step - self._saved_step >= self.every_steps
         by_clock = self.every_minutes > 0 and time.monotonic() - self._saved_at >= 60 * self.every_minutes
-        return agreed(trainer, (by_steps or by_clock) and trainer.global_step > self._saved_step)
+        return by_steps or agreed(trainer, by_clock)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
