@@ -27,6 +27,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             UserError: it can't be written (a full disk, a quota, no permission); what was there stays.
         """
+        if "://" in str(path):  # a remote folder, whose files appear at once by themselves
+            super().save_checkpoint(checkpoint, path)
+            return
         path = Path(path)
         temporary = path.with_name(f".{path.name}.tmp")  # one name: what a killed run leaves is written over
         buffer = io.BytesIO()  # torch's writer ends the process where the disk is full

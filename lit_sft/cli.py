@@ -208,7 +208,7 @@ class LitCLI(LightningCLI):
             self.folder, self.resumed = given or (Path(shared) if shared else unfinished_run(name)), True
             os.environ[SHARED] = str(self.folder)
             self.source = last_checkpoint(self.folder)
-            if given and self.source is None:
+            if given and self.source is None and not (given / "config.yaml").is_file():
                 raise UserError(f"--ckpt_path last: nothing to resume in {given}")
             config.ckpt_path = None
         elif config.ckpt_path:

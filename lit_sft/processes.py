@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import threading
@@ -21,7 +22,7 @@ def run_process(command: list[str]) -> int:
 
     def hand_on(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        if process is not None:
+        if process is not None and os.name != "nt":  # on Windows the console has told it already
             process.send_signal(number)
 
     in_main = threading.current_thread() is threading.main_thread()

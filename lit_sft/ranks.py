@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Trainer
 from torch import Tensor
 
@@ -28,7 +29,8 @@ def of_all_ranks(trainer: Trainer, own: dict[str, Any]) -> list[dict[str, Any]]:
     if trainer.world_size == 1:
         return [own]
     ranks: list[dict[str, Any]] = [{}] * trainer.world_size
-    torch.distributed.all_gather_object(ranks, own)
+    # From the CPU: unpickled on its own device, each process's state would open a context there in all the others.
+    torch.distributed.all_gather_object(ranks, move_data_to_device(own, torch.device("cpu")))
     return ranks
 
 

@@ -17,6 +17,7 @@ import yaml
 from conftest import Configs, Files
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training import data_of, module_of, trainer_of
 
 from lit_sft.callbacks import BestCheckpoint, EarlyStop, LastCheckpoint
@@ -69,6 +70,10 @@ def test_every_checkpoint_leads_to_the_same_end(
     whole = train(stage, files, shared_cache, folder, options, None).rename(tmp_path / "whole")
     saved = sorted(whole.glob("last-*.ckpt"), key=lambda path: int(path.stem[5:]))
     assert len(saved) >= 6
+    if "log_every_n_steps" in options:  # saved at every step, logged at every third: each of these once
+        (file,) = whole.glob("events.out.tfevents.*")
+        steps = [event.step for event in EventAccumulator(str(file)).Reload().Scalars("train/loss")]
+        assert steps == list(range(2, 15, 3))
     for path in saved[:: -(-len(saved) // 6)]:  # six of them, from the last to the first
         step = torch.load(path, weights_only=True)["global_step"]
         folder.mkdir()

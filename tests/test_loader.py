@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -235,3 +237,19 @@ def test_lightning_overfits_the_same_batch_when_nothing_is_shuffled(tmp_path: Pa
     module = Recorder()
     fit(module, tmp_path, StatefulLoader(fixed), overfit_batches=1)
     assert [batch for _, _, batch in module.seen] == [show(fixed[0])] * 3
+
+
+def test_a_process_ends_with_an_iterator_half_read() -> None:
+    script = """
+import numpy as np
+from lit_sft.data.buckets import DocumentDataset
+from lit_sft.data.loader import StatefulLoader
+from lit_sft.data.tokens import TokenArray
+
+documents = TokenArray.from_ids([[1, 2, 3]] * 20)
+batches = iter(StatefulLoader(DocumentDataset(documents, 0, 0, 10, "head", 64, 4, 0, True), num_workers=1))
+next(batches)
+print("end")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "end\n")

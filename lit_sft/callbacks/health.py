@@ -95,7 +95,7 @@ class Health(L.Callback, Watcher):
         self._accumulated: list[Place] = []  # of all batches of this step so far
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        if self.skip_spikes and trainer.world_size > 1:
+        if stage == "fit" and self.skip_spikes and trainer.world_size > 1:
             raise UserError("--health.skip_spikes works in one process only: each would decide for itself")
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:

@@ -84,6 +84,7 @@ class LastCheckpoint(Checkpoint):
         self.dirpath: str | None = None  # the run's checkpoints/
         self._saved_step = -1
         self._saved_at = time.monotonic()
+        self._time_is_up = False  # the processes have agreed
 
     @property
     def path(self) -> Path | None:
@@ -93,6 +94,8 @@ class LastCheckpoint(Checkpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        if self.dirpath is None:  # outside the command line
+            self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
@@ -100,17 +103,23 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._due(trainer) and resumes_exactly(trainer):
-            # Lightning logs this step after the hook: a run that is killed in between would never log it.
+        if not self._due(trainer) or not resumes_exactly(trainer):
+            return
+        # Lightning logs a step after this hook: a run that is killed in between would never log it. So the next step
+        # is saved; where every step is logged, this one is logged before, and then once more.
+        if trainer._logger_connector.should_update_logs:
+            if trainer.log_every_n_steps > 1:  # type: ignore[attr-defined]
+                return
             trainer._logger_connector.update_train_step_metrics()
-            self.save(trainer)
+        self.save(trainer)
 
     def _due(self, trainer: Trainer) -> bool:
         if trainer.global_step == self._saved_step:
             return False
         by_steps = self.every_steps > 0 and trainer.global_step - self._saved_step >= self.every_steps
         by_clock = self.every_minutes > 0 and time.monotonic() - self._saved_at >= 60 * self.every_minutes
-        return by_steps or agreed(trainer, by_clock)
+        self._time_is_up = self._time_is_up or agreed(trainer, by_clock)
+        return by_steps or self._time_is_up
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
@@ -131,7 +140,7 @@ class LastCheckpoint(Checkpoint):
         atomic = isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO)
         options = {"keep": self.keep} if atomic else None  # a plugin that the user chose knows no such option
         trainer.save_checkpoint(self.path, weights_only=False, storage_options=options)
-        self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
+        self._saved_step, self._saved_at, self._time_is_up = trainer.global_step, time.monotonic(), False
 
 
 class StopOnSignal(Callback):
@@ -145,6 +154,7 @@ class StopOnSignal(Callback):
         self.last = last
         self.received: int | None = None
         self._received_at = 0.0
+        self._stopping = False  # the processes have agreed
         self._before: dict[int, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -173,15 +183,18 @@ class StopOnSignal(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if agreed(trainer, self.received is not None) and resumes_exactly(trainer):
+        if self._is_stopping(trainer) and resumes_exactly(trainer):
             trainer._logger_connector.update_train_step_metrics()
             self._stop(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
-        stopping = agreed(trainer, self.received is not None)
-        if stopping and fitting and not trainer.fit_loop._should_accumulate():
+        if fitting and self._is_stopping(trainer) and not trainer.fit_loop._should_accumulate():
             self._stop(trainer)
+
+    def _is_stopping(self, trainer: Trainer) -> bool:
+        self._stopping = self._stopping or agreed(trainer, self.received is not None)
+        return self._stopping
 
     def _stop(self, trainer: Trainer) -> None:
         if self.last._saved_step != trainer.global_step:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic
@@ -84,10 +85,18 @@ class StatefulLoader(DataLoader[BatchT], Generic[BatchT]):
             self._start(self.epoch + 1, 0)
         self.dataset.set_epoch(self.epoch)
         self.sampler.cursor = self.served
-        for batch in super().__iter__():
-            self._broken_off = True
-            self.served += 1
-            yield batch
+        batches = super().__iter__()
+        end_workers = getattr(batches, "_shutdown_workers", None)
+        if end_workers is not None:  # as they hear no SIGTERM, the process would wait for them at its end
+            atexit.register(end_workers)
+        try:
+            for batch in batches:
+                self._broken_off = True
+                self.served += 1
+                yield batch
+        finally:
+            if end_workers is not None:
+                atexit.unregister(end_workers)
         self._start(self.epoch + 1, 0)
 
     def _start(self, epoch: int, served: int) -> None:
