@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from argparse import ArgumentError
 from pathlib import Path
@@ -14,7 +13,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info
 
 from lit_sft.callbacks import BestCheckpoint, EarlyStop, Health, LastCheckpoint, RunRecord
 from lit_sft.callbacks.progress import progress_for
@@ -28,7 +27,7 @@ from lit_sft.mistakes import mistake_in
 from lit_sft.module import LitSFT
 from lit_sft.options import check_trainer, explain, read_config_file, reason, values_of
 from lit_sft.resume import check_resumable, check_tokenizer, last_checkpoint, read_resumable
-from lit_sft.runs import RECORD, SHARED, discard_run, run_folder_of, run_name, start_run, unfinished_run, write_test
+from lit_sft.runs import RECORD, discard_run, resume_run, run_folder_of, run_name, start_run, write_test
 
 DEFAULTS = Path(__file__).with_name("defaults.yaml")
 DEFAULT_ENCODER = "lit_sft.models.LSTMEncoder"
@@ -204,9 +203,7 @@ class LitCLI(LightningCLI):
         if config.ckpt_path != "last" and given and (given / RECORD).is_file():
             raise UserError(f"--run_dir {given} holds a finished run: give another folder, or leave it out")
         if config.ckpt_path == "last":
-            shared = os.environ.get(SHARED) if getattr(rank_zero_only, "rank", 0) > 0 else None
-            self.folder, self.resumed = given or (Path(shared) if shared else unfinished_run(name)), True
-            os.environ[SHARED] = str(self.folder)
+            self.folder, self.resumed = resume_run(name, config.run_dir), True
             self.source = last_checkpoint(self.folder)
             if given and self.source is None and not (given / "config.yaml").is_file():
                 raise UserError(f"--ckpt_path last: nothing to resume in {given}")

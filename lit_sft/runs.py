@@ -69,14 +69,33 @@ def start_run(name: str, run_dir: str | None) -> Path:
     Raises:
         UserError: it can't be made; or a process beside the first that wasn't started by it and has no ``--run_dir``.
     """
-    if getattr(rank_zero_only, "rank", 0) == 0:
-        folder = named_run(Path(run_dir)) if run_dir else new_run(name)
-        os.environ[SHARED] = str(folder)
-        return folder
+    if _is_first():
+        return _shared_out(named_run(Path(run_dir)) if run_dir else new_run(name))
     shared = run_dir or os.environ.get(SHARED)
     if shared is None:
         raise UserError("give --run_dir: processes that are not started by the first one need one folder for all")
     return Path(shared)
+
+
+def resume_run(name: str, run_dir: str | None) -> Path:
+    """The folder of a run that goes on: what ``--run_dir`` names, or the newest unfinished version.
+
+    Raises:
+        UserError: there is none.
+    """
+    shared = None if _is_first() else os.environ.get(SHARED)
+    given = run_dir or shared
+    return _shared_out(Path(given) if given else unfinished_run(name))
+
+
+def _is_first() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def _shared_out(folder: Path) -> Path:
+    """The folder, told to the processes that this one will start."""
+    os.environ[SHARED] = str(folder)
+    return folder
 
 
 def named_run(folder: Path) -> Path:

@@ -7,18 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Command, Files, Fit, Result, Trained, labeled_rows, write_csv
-
-
-def refused(result: Result, *parts: str) -> None:
-    """The command ended as the user's mistake, told in one line that has these parts, and left no run behind."""
-    assert result.code == 2
-    assert result.err.startswith("lit_sft: error: ")
-    assert result.err.count("\n") == 1
-    for part in parts:
-        assert part in result.err
-    assert list(Path().glob("logs/*/*")) == []
-
+from conftest import Command, Files, Fit, Trained, labeled_rows, write_csv
+from refusals import refused
 
 GOOD = "text,label\n" + "".join(f"{text},{label}\n" for text, label in labeled_rows(4, 9))
 

@@ -122,8 +122,7 @@ class LastCheckpoint(Checkpoint):
         return by_steps or self._time_is_up
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
-        if fitting and not trainer.fit_loop._should_accumulate():
+        if resumes_exactly_after_validation(trainer):
             self.save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -188,8 +187,7 @@ class StopOnSignal(Callback):
             self._stop(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
-        if fitting and self._is_stopping(trainer) and not trainer.fit_loop._should_accumulate():
+        if resumes_exactly_after_validation(trainer) and self._is_stopping(trainer):
             self._stop(trainer)
 
     def _is_stopping(self, trainer: Trainer) -> bool:
@@ -233,3 +231,9 @@ def resumes_exactly(trainer: Trainer) -> bool:
     fetcher = trainer.fit_loop._data_fetcher
     assert fetcher is not None
     return not (loop._should_accumulate() or loop.batch_progress.is_last_batch or loop._should_check_val_fx(fetcher))
+
+
+def resumes_exactly_after_validation(trainer: Trainer) -> bool:
+    """The same at the end of a validation: one of a fit, with no gradients under accumulation."""
+    fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
+    return fitting and not trainer.fit_loop._should_accumulate()
