@@ -18,7 +18,7 @@ from lit_sft.data.buckets import DocumentBatch
 from lit_sft.data.streams import StreamBatch
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.errors import UserError
-from lit_sft.metrics import ClassificationMetrics, LanguageModelMetrics
+from lit_sft.evaluation import Evaluation
 from lit_sft.models import ClassifierHead, Encoder, LMHead, LSTMEncoder, LSTMState, Network
 from lit_sft.models.dropout import check_dropout
 from lit_sft.objectives import MLE, Objective, Supervised
@@ -79,7 +79,6 @@ class LitSFT(L.LightningModule):
         self.tokenizer: Tokenizer | None = None
         self.label_names: list[str] = []
         self._state: LSTMState | None = None  # carried from one training batch of the stream to the next
-        self._eval_state: LSTMState | None = None
         self._random: dict[str, Any] | None = None  # the states that a resumed run goes on from
         self._initialized = False  # whether init_from was dealt with: it must not undo a training in this process
         self._fresh_groups: list[dict[str, Any]] = []
@@ -103,10 +102,7 @@ class LitSFT(L.LightningModule):
             self.network = self._make_network(tokenizer, label_names)
         except ValueError as error:
             raise UserError(f"model: {error}") from error
-        if self.network.lm_head is not None:
-            self.lm_metrics = LanguageModelMetrics()
-        if self.network.classifier is not None:
-            self.class_metrics = ClassificationMetrics(label_names)
+        self.evaluation = Evaluation(self.network, label_names)
         self.tokenizer, self.label_names = tokenizer, list(label_names)
         return self.network
 
@@ -227,16 +223,16 @@ class LitSFT(L.LightningModule):
     # ---- evaluation
 
     def on_validation_epoch_start(self) -> None:
-        self._reset_metrics()
+        self.evaluation.start()
 
     def on_test_epoch_start(self) -> None:
-        self._reset_metrics()
+        self.evaluation.start()
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate(batch)
+        self.evaluation.add(self.net, batch)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate(batch)
+        self.evaluation.add(self.net, batch)
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")
@@ -248,36 +244,10 @@ class LitSFT(L.LightningModule):
         """Class probabilities, (batch, classes), in the batch's order (its ``indices`` say which documents)."""
         return class_probabilities(self.net.classify(batch, self.net.draw_masks(len(batch.input_ids))))
 
-    def _evaluate(self, batch: Batch) -> None:
-        masks = self.net.draw_masks(len(batch.input_ids))  # all None: evaluation drops nothing
-        if isinstance(batch, StreamBatch):
-            if batch.first or self._eval_state is None:
-                self._eval_state = self.net.encoder.initial_state(len(batch.input_ids))
-            nll, self._eval_state = self.net.lm_nll(batch, self._eval_state, masks)
-            self.lm_metrics.update(nll, batch.targets)
-        else:
-            probabilities = class_probabilities(self.net.classify(batch, masks))
-            if batch.indices[0] < 0:  # nothing of this batch is for this process
-                return
-            chosen = probabilities.gather(1, batch.labels[:, None]).squeeze(1)
-            self.class_metrics.update(probabilities, batch.labels, -chosen.clamp_min(1e-12).log())
-
-    def _reset_metrics(self) -> None:
-        self._eval_state = None
-        for name in ("lm_metrics", "class_metrics"):
-            if hasattr(self, name):
-                getattr(self, name).reset()
-
     def _log_metrics(self, split: Literal["val", "test"]) -> None:
-        figures: dict[str, float] = {}
-        if self.net.lm_head is not None:
-            figures |= self.lm_metrics.compute(self.trainer.datamodule.bytes_per_target(split))  # type: ignore[attr-defined]
-        if self.net.classifier is not None:
-            if figures:  # an objective with both heads: the classifier's loss is the one to choose by
-                figures = {f"lm_{name}": value for name, value in figures.items()}
-            figures |= self.class_metrics.compute()
+        bytes_per_target = self.trainer.datamodule.bytes_per_target(split)  # type: ignore[attr-defined]
         shown, several = {"loss", "perplexity", "accuracy", "macro_f1"}, self.trainer.world_size > 1
-        for name, value in figures.items():
+        for name, value in self.evaluation.figures(bytes_per_target).items():
             self.log(f"{split}/{name}", value, prog_bar=split == "val" and name in shown, sync_dist=several)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -272,7 +272,7 @@ def test_a_model_that_has_only_begun_to_learn_has_not_collapsed(
     for number, (label, loss, auroc) in enumerate(validations, start=1):
         metrics = SimpleNamespace(only_prediction=lambda label=label: label)
         trainer.global_step, trainer.callback_metrics = number, {"val/loss": loss, "val/auroc": auroc}
-        module: Any = SimpleNamespace(class_metrics=metrics, label_names=["sea", "sky", "wood"])
+        module: Any = SimpleNamespace(evaluation=SimpleNamespace(classes=metrics), label_names=["sea", "sky", "wood"])
         try:
             health.on_validation_end(trainer, module)
         except SickRun:

@@ -191,10 +191,11 @@ class Health(L.Callback, Watcher):
     # ---- collapse
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        watched = self.collapse_patience and trainer.state.fn == "fit" and hasattr(module, "class_metrics")
+        measured: Any = module.evaluation
+        watched = self.collapse_patience and trainer.state.fn == "fit" and measured.classes is not None
         if not watched or trainer.sanity_checking:
             return
-        label: str | None = module.class_metrics.only_prediction()  # type: ignore[operator, union-attr]
+        label: str | None = measured.classes.only_prediction()
         loss, auroc = (float(trainer.callback_metrics[f"val/{name}"]) for name in ("loss", "auroc"))
         guessing = math.log(len(module.label_names))  # type: ignore[arg-type]
         falls = self._val_loss is not None and loss < FALLING * self._val_loss

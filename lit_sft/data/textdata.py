@@ -1,0 +1,208 @@
+"""Named sources in, token arrays of every split out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lit_sft.data.corpus import Corpus, CorpusConfig, Sources
+from lit_sft.data.prepare import Preparation, Prepared, default_cache_dir
+from lit_sft.data.splits import low_shot
+from lit_sft.data.tokenization import Tokenizer
+from lit_sft.data.tokens import TokenArray
+from lit_sft.errors import UserError
+
+Split = Literal["train", "val", "test"]
+
+
+class TextData:
+    """The documents that a user names, prepared; :class:`lit_sft.data.datamodule.TextDataModule` makes batches of them.
+
+    Args:
+        labeled: labeled training data: ``pydocs``, or files (CSV, TSV, JSONL, Parquet).
+        unlabeled: more text for the language model, which reads the labeled training documents in any case.
+        val: validation data; without it a seeded part of ``labeled`` is held out, with every label in it.
+        test: test data; nothing but ``test`` reads it.
+        text_column: the column that holds the text ("text", or the only column of strings).
+        label_column: the column that holds the label ("label").
+        header: whether CSV and TSV files start with column names; without them columns are "0", "1", and so on.
+        encoding: of text, CSV, TSV and JSONL files.
+        label_names: from labels as they stand in the files to names; its order is the order of the classes.
+        val_fraction: the share of the training documents held out where ``val`` is not given.
+        split_seed: draws that part; apart from ``seed``, so that runs of several seeds share one validation set.
+        tokenizer: ``bpe`` (byte-level), ``word``, or the path of a ``tokenizer.json``. A run with ``init_from`` or
+            ``ckpt_path`` takes the checkpoint's.
+        vocab_size: entries of a tokenizer trained here, at most.
+        lowercase: lower-case the text of a tokenizer trained here.
+        min_frequency: a merge (bpe) or word below this count gets no entry.
+        max_length: tokens of a document that the classifier reads.
+        truncation: which tokens of a longer one: its ``head``, ``tail``, or half from each (``head_tail``).
+        batch_size: streams read side by side in pretraining, over all processes.
+        bptt: tokens of each stream in a batch: gradients stop there, the hidden state goes on.
+        max_tokens: padded tokens in a batch of documents, at most.
+        max_documents: documents in a training batch, at most, over all processes; evaluation has no such cap.
+        labels_per_class: train on this many documents of each class: nested in the number, balanced, drawn by ``seed``.
+        val_labels_per_class: the same for validation, drawn by ``split_seed``.
+        seed: order of documents and batches, and the low-shot subset. The command line sets it to ``seed_everything``.
+        num_workers: loader processes; 0 is fastest for text in memory-mapped arrays.
+        cache_dir: where prepared data are kept (default: ``LIT_SFT_CACHE``, else the user's cache folder).
+    """
+
+    def __init__(
+        self,
+        labeled: Sources = "pydocs",
+        unlabeled: Sources = None,
+        val: Sources = None,
+        test: Sources = None,
+        text_column: str | None = None,
+        label_column: str | None = None,
+        header: bool = True,
+        encoding: str = "utf-8",
+        label_names: dict[str, str] | None = None,
+        val_fraction: float = 0.1,
+        split_seed: int = 0,
+        tokenizer: str = "bpe",
+        vocab_size: int = 8000,
+        lowercase: bool = False,
+        min_frequency: int = 2,
+        max_length: int = 400,
+        truncation: Literal["head", "tail", "head_tail"] = "head",
+        batch_size: int = 32,
+        bptt: int = 64,
+        max_tokens: int = 8192,
+        max_documents: int = 32,
+        labels_per_class: int | None = None,
+        val_labels_per_class: int | None = None,
+        seed: int = 0,
+        num_workers: int = 0,
+        cache_dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.corpus_config = CorpusConfig.of(
+            labeled,
+            unlabeled,
+            val,
+            test,
+            label_names,
+            text_column=text_column,
+            label_column=label_column,
+            header=header,
+            encoding=encoding,
+            val_fraction=val_fraction,
+            split_seed=split_seed,
+        )
+        positive = {"max_length": max_length, "batch_size": batch_size, "bptt": bptt, "min_frequency": min_frequency}
+        _check_at_least(1, **positive, max_tokens=max_tokens, max_documents=max_documents)
+        _check_at_least(0, num_workers=num_workers)
+        cache = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
+        options = (vocab_size, lowercase, min_frequency)
+        self.preparation = Preparation(self.corpus_config, tokenizer, *options, cache)
+        self.max_length, self.truncation = max_length, truncation
+        self.batch_size, self.bptt = batch_size, bptt
+        self.max_tokens, self.max_documents = max_tokens, max_documents
+        self.labels_per_class, self.val_labels_per_class = labels_per_class, val_labels_per_class
+        self.seed, self.num_workers = seed, num_workers
+        self._adopted: Tokenizer | None = None
+        self._adopted_labels: list[str] | None = None
+        self._prepared: Prepared | None = None
+
+    def adopt(self, tokenizer: Tokenizer, label_names: list[str] | None = None) -> None:
+        """Use a checkpoint's tokenizer (and label names) instead of training one: call before ``prepare_data``."""
+        self._adopted, self._adopted_labels = tokenizer, label_names
+
+    def read_only(self, split: Literal["val", "test"]) -> None:
+        """Leave all other sources unread, to measure a model on this split: call after ``adopt``."""
+        self.corpus_config = self.preparation.config = self.corpus_config.measuring(split, self._adopted_labels or [])
+
+    def check_sources(self) -> None:
+        """Raise a UserError where a named source isn't there."""
+        self.preparation.fingerprint  # noqa: B018 - reads every source once
+
+    def check_documents(self) -> None:
+        """Raise a UserError where a source can't be read, its labels don't fit, or are fewer than asked for."""
+        corpus = self.preparation.corpus
+        for option, documents in (("labels_per_class", corpus.train), ("val_labels_per_class", corpus.val)):
+            labels = np.array([corpus.label_index[label] for label in documents.labels or []], dtype=np.int64)
+            self._chosen(option, labels, np.zeros(len(labels), dtype=np.uint64), 0, corpus.label_names)
+
+    def prepare_data(self) -> None:
+        """Train the tokenizer and write the token arrays, unless the cache has them."""
+        self.preparation.make(self._adopted or self.preparation.tokenizer())
+
+    def setup(self, stage: str | None = None) -> None:
+        """Map the token arrays and draw the low-shot subsets; the second call does nothing."""
+        if self._prepared is not None:
+            return
+        prepared = self.preparation.read(self._adopted or self.preparation.tokenizer())
+        for note in prepared.notes:
+            rank_zero_warn(note)
+        if self._adopted_labels and prepared.label_names and prepared.label_names != self._adopted_labels:
+            raise UserError(
+                f"the data have the labels {prepared.label_names}, the checkpoint {self._adopted_labels}: "
+                "map them with --data.label_names"
+            )
+        self._prepared = prepared
+        self.train = self._subset("labels_per_class", prepared.train, self.seed)
+        self.val = self._subset("val_labels_per_class", prepared.val, self.corpus_config.split_seed)
+        self.test = prepared.test
+        rank_zero_info(
+            f"documents: {len(self.train)} train, {len(self.val)} val, {len(self.test)} test, "
+            f"{len(prepared.unlabeled)} unlabeled of {int(prepared.unlabeled.lengths.sum()):,} tokens; "
+            f"{prepared.tokenizer.vocab_size} vocabulary entries, {len(prepared.label_names)} labels"
+        )
+
+    def _subset(self, option: str, array: TokenArray, seed: int) -> TokenArray:
+        """The low-shot subset that an option asks for; everything where it is not given."""
+        chosen = self._chosen(option, np.asarray(array.labels), np.asarray(array.keys), seed, self.label_names)
+        return array if chosen is None else array.select(chosen)
+
+    def _chosen(
+        self, option: str, labels: np.ndarray, keys: np.ndarray, seed: int, names: list[str]
+    ) -> np.ndarray | None:
+        per_class = getattr(self, option)
+        if per_class is None or not names or len(labels) == 0:
+            return None
+        try:
+            return low_shot(labels, keys, per_class, seed, names=names)
+        except UserError as error:
+            raise UserError(f"--data.{option} {per_class}: {error}") from error
+
+    @property
+    def prepared(self) -> Prepared:
+        """The token arrays; a RuntimeError before ``setup``."""
+        if self._prepared is None:
+            raise RuntimeError("the data module is not set up: call prepare_data() and setup() first")
+        return self._prepared
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that the token arrays were made with."""
+        return self.prepared.tokenizer
+
+    @property
+    def label_names(self) -> list[str]:
+        """Names of the classes in their order; none for a corpus without labels."""
+        return self.prepared.label_names
+
+    @property
+    def corpus(self) -> Corpus:
+        """The documents as text, for baselines that read text."""
+        return self.preparation.corpus
+
+    def bytes_per_target(self, split: Split) -> float:
+        """UTF-8 bytes of a split's documents over what a language model predicts there: their tokens and ends."""
+        array = self._array(split)
+        return int(array.num_bytes.sum()) / max(array.num_tokens + len(array), 1)
+
+    def _array(self, split: Split) -> TokenArray:
+        self.prepared  # noqa: B018 - raises where setup was forgotten
+        return {"train": self.train, "val": self.val, "test": self.test}[split]
+
+
+def _check_at_least(least: int, **options: int) -> None:
+    wrong = ", ".join(f"--data.{name} {value}" for name, value in options.items() if value < least)
+    if wrong:
+        raise UserError(f"must be {least} or more: {wrong}")
