@@ -13,9 +13,11 @@ from typing import Any, Literal
 import numpy as np
 
 from lit_sft.data import pydocs
-from lit_sft.data.documents import Documents, content_keys
+from lit_sft.data.contamination import Gate, open_gate
+from lit_sft.data.documents import Documents
 from lit_sft.data.readers import iter_rows, read_documents
 from lit_sft.data.splits import hold_out
+from lit_sft.data.words import document_keys
 from lit_sft.errors import UserError
 
 PYDOCS = "pydocs"
@@ -37,6 +39,7 @@ class CorpusConfig:
     label_names: dict[str, str] | None = None
     val_fraction: float = 0.1
     split_seed: int = 0
+    remove_test_copies: bool = False
     only: Literal["val", "test"] | None = None
 
     @classmethod
@@ -76,7 +79,8 @@ class Corpus:
     """The documents of every split.
 
     ``train``, ``val`` and ``test`` have labels, unless the corpus has none (language modelling alone). ``extra`` is
-    text without labels: a language model trains on ``train`` and ``extra``.
+    text without labels: a language model trains on ``train`` and ``extra``. ``gate`` tells of copies of test documents
+    in what was read for both; None where there is no test, or nothing else was read.
     """
 
     train: Documents
@@ -85,6 +89,7 @@ class Corpus:
     extra: Documents
     label_names: list[str]
     notes: list[str]
+    gate: Gate | None = None
 
     @property
     def label_index(self) -> dict[str, int]:
@@ -92,12 +97,17 @@ class Corpus:
         return {name: i for i, name in enumerate(self.label_names)}
 
 
-def load_corpus(config: CorpusConfig, cache_dir: Path) -> Corpus:
+def load_corpus(config: CorpusConfig, cache_dir: Path, gated: bool = True) -> Corpus:
     """Read every source and make the splits.
 
     Without ``val``, a seeded part of the training documents is held out: labels keep their shares, equal texts (and
-    documents of one group) stay on one side. Copies of validation and test documents are left out of unlabeled text.
-    Not covered: copies of test documents among the user's own labeled training files.
+    documents of one group) stay on one side. Copies of validation documents are left out of unlabeled text; those of
+    test documents are counted, and with ``remove_test_copies`` left out everywhere, before validation is held out.
+
+    Args:
+        config: what to read.
+        cache_dir: where ``pydocs`` is kept.
+        gated: False leaves the contamination gate out, where labels and sizes are looked at and nothing is trained.
 
     Raises:
         UserError: a source that can't be read, a label in val or test that train doesn't have, one class only.
@@ -108,32 +118,47 @@ def load_corpus(config: CorpusConfig, cache_dir: Path) -> Corpus:
         raise UserError("no training text: give --data.labeled or --data.unlabeled a file, or 'pydocs'")
     notes: list[str] = []
     if PYDOCS in config.labeled:
-        return _pydocs_corpus(config, cache_dir, notes)
-    return _labeled_corpus(config, notes) if config.labeled else _unlabeled_corpus(config, notes)
+        return _pydocs_corpus(config, cache_dir, notes, gated)
+    return (_labeled_corpus if config.labeled else _unlabeled_corpus)(config, notes, gated)
 
 
-def _labeled_corpus(config: CorpusConfig, notes: list[str]) -> Corpus:
+def _labeled_corpus(config: CorpusConfig, notes: list[str], gated: bool) -> Corpus:
     train = _read(config, "labeled", notes)
     names = _label_names(config, train)
     known = _known_labels(config, names)
-    if config.val:
-        val = _read(config, "val", notes, known)
-    else:
-        train, val = hold_out(train, config.val_fraction, config.split_seed)
+    val = _read(config, "val", notes, known) if config.val else None
     test = _read(config, "test", notes, known) if config.test else Documents([], [])
     extra = _read(config, "unlabeled", notes) if config.unlabeled else Documents([])
-    return Corpus(train, val, test, _without_copies(extra, val, test, notes), names, notes)
-
-
-def _unlabeled_corpus(config: CorpusConfig, notes: list[str]) -> Corpus:
-    """For language modelling alone: no document has a label."""
-    train = _read(config, "unlabeled", notes)
-    if config.val:
-        val = _read(config, "val", notes, labeled=False)
-    else:
+    train, extra, gate = _through_gate(config, train, extra, test, gated)
+    if val is None:
         train, val = hold_out(train, config.val_fraction, config.split_seed)
+    return Corpus(train, val, test, _without_copies(extra, val, notes), names, notes, gate)
+
+
+def _unlabeled_corpus(config: CorpusConfig, notes: list[str], gated: bool) -> Corpus:
+    """For language modelling alone: no document has a label."""
+    text = _read(config, "unlabeled", notes)
+    val = _read(config, "val", notes, labeled=False) if config.val else None
     test = _read(config, "test", notes, labeled=False) if config.test else Documents([])
-    return Corpus(_without_copies(train, val, test, notes), val, test, Documents([]), [], notes)
+    nothing = Documents([])
+    _, text, gate = _through_gate(config, nothing, text, test, gated)
+    if val is None:
+        text, val = hold_out(text, config.val_fraction, config.split_seed)
+    return Corpus(_without_copies(text, val, notes), val, test, nothing, [], notes, gate)
+
+
+def _through_gate(
+    config: CorpusConfig, train: Documents, extra: Documents, test: Documents, gated: bool
+) -> tuple[Documents, Documents, Gate | None]:
+    """The training documents and the unlabeled ones that are trained on, and what the gate found in them."""
+    if not gated or not len(test):
+        return train, extra, None
+    gate = open_gate(train, extra, test, config.remove_test_copies)
+    left, extra = gate.passed(train, extra)
+    if train.labels is not None and set(left.labels or []) != set(train.labels):
+        lost = ", ".join(map(repr, sorted(set(train.labels) - set(left.labels or []))))
+        raise UserError(f"data.remove_test_copies: every training document of {lost} is a copy of a test document")
+    return left, extra, gate
 
 
 def _measured_corpus(config: CorpusConfig, split: Literal["val", "test"]) -> Corpus:
@@ -145,7 +170,7 @@ def _measured_corpus(config: CorpusConfig, split: Literal["val", "test"]) -> Cor
     return Corpus(nothing, val, test, Documents([]), names, notes)
 
 
-def _pydocs_corpus(config: CorpusConfig, cache_dir: Path, notes: list[str]) -> Corpus:
+def _pydocs_corpus(config: CorpusConfig, cache_dir: Path, notes: list[str], gated: bool) -> Corpus:
     if len(config.labeled) > 1:
         raise UserError("data.labeled: 'pydocs' can't be mixed with other labeled sources")
     docs = pydocs.load_pydocs(cache_dir)
@@ -157,7 +182,8 @@ def _pydocs_corpus(config: CorpusConfig, cache_dir: Path, notes: list[str]) -> C
     files = [source for source in config.unlabeled if source != PYDOCS]
     if files:
         extra = extra + _read(replace(config, unlabeled=files), "unlabeled", notes)
-    return Corpus(docs.train, val, test, _without_copies(extra, val, test, notes), names, notes)
+    train, extra, gate = _through_gate(config, docs.train, extra, test, gated)
+    return Corpus(train, val, test, _without_copies(extra, val, notes), names, notes, gate)
 
 
 def _known_labels(config: CorpusConfig, names: list[str]) -> dict[str, str]:
@@ -165,15 +191,13 @@ def _known_labels(config: CorpusConfig, names: list[str]) -> dict[str, str]:
     return {name: name for name in names} if config.label_names is None else config.label_names
 
 
-def _without_copies(text: Documents, val: Documents, test: Documents, notes: list[str]) -> Documents:
-    """The unlabeled documents less exact copies of validation and test ones: these would flatter every figure."""
-    keys = content_keys(text.texts)
-    copies = np.zeros(len(text), dtype=bool)
-    for split, documents in (("validation", val), ("test", test)):
-        found = np.isin(keys, content_keys(documents.texts))
-        copies |= found
-        if found.any():
-            notes.append(f"{int(found.sum())} unlabeled documents are copies of {split} documents and were left out")
+def _without_copies(text: Documents, val: Documents, notes: list[str]) -> Documents:
+    """The unlabeled documents less copies of validation ones, by their words: these would flatter the figures."""
+    if not len(text) or not len(val):
+        return text
+    copies = np.isin(document_keys(text.texts), document_keys(val.texts))
+    if copies.any():
+        notes.append(f"{int(copies.sum())} unlabeled documents are copies of validation documents and were left out")
     return text.select(np.flatnonzero(~copies)) if copies.any() else text
 
 

@@ -29,7 +29,7 @@ from lit_sft.errors import UserError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # raise it when what a prepared folder holds changes
+FORMAT = 2  # raise it when what a prepared folder holds changes
 ARRAYS = ("unlabeled", "val", "test")
 
 
@@ -37,7 +37,9 @@ ARRAYS = ("unlabeled", "val", "test")
 class Prepared:
     """Token arrays of every split.
 
-    ``unlabeled`` is the language model's text: the training documents, then the extra ones.
+    ``unlabeled`` is the language model's text: the training documents, then the extra ones. ``contamination`` holds
+    the gate's counts as plain values (:meth:`lit_sft.data.contamination.Gate.report`; empty without test documents),
+    ``clean``, bool (test documents,), is True where no copy of the document is in what is trained on.
     """
 
     tokenizer: Tokenizer
@@ -47,6 +49,8 @@ class Prepared:
     test: TokenArray
     unlabeled: TokenArray
     notes: list[str]
+    contamination: dict[str, Any]
+    clean: np.ndarray
 
 
 class Preparation:
@@ -80,6 +84,10 @@ class Preparation:
     def corpus(self) -> Corpus:
         """The documents themselves: read only when something must be made from them."""
         return load_corpus(self.config, self.cache_dir)
+
+    def ungated(self) -> Corpus:
+        """The documents as they are read, the contamination gate left out, to look at labels and sizes."""
+        return load_corpus(self.config, self.cache_dir, gated=False)
 
     def tokenizer(self) -> Tokenizer:
         """The given tokenizer, the cached one, or one trained on the training text (labeled and unlabeled) alone."""
@@ -119,6 +127,8 @@ class Preparation:
             "num_train": len(corpus.train),
             "train_labels": labels,
             "notes": corpus.notes,
+            "contamination": corpus.gate.report() if corpus.gate else {},
+            "copied": np.flatnonzero(~corpus.gate.clean).tolist() if corpus.gate else [],  # test documents
         }
         write_atomically(folder / "meta.json", json.dumps(meta))
 
@@ -131,15 +141,11 @@ class Preparation:
         train = unlabeled.select(np.arange(meta["num_train"]))
         if meta["train_labels"]:
             train = replace(train, labels=np.asarray(meta["train_labels"], dtype=np.int64))
-        return Prepared(
-            tokenizer,
-            meta["label_names"],
-            train,
-            read_tokens(folder / "val"),
-            read_tokens(folder / "test"),
-            unlabeled,
-            meta["notes"],
-        )
+        val, test = read_tokens(folder / "val"), read_tokens(folder / "test")
+        clean = np.ones(len(test), dtype=bool)
+        clean[meta["copied"]] = False
+        names, notes = meta["label_names"], meta["notes"]
+        return Prepared(tokenizer, names, train, val, test, unlabeled, notes, meta["contamination"], clean)
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
@@ -151,8 +157,9 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     try:
         meta: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         whole = isinstance(meta["num_train"], int) and all(
-            isinstance(meta[name], list) for name in ("label_names", "train_labels", "notes")
+            isinstance(meta[name], list) for name in ("label_names", "train_labels", "notes", "copied")
         )
+        whole = whole and isinstance(meta["contamination"], dict)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"cannot read {folder / 'meta.json'} ({error}): delete that folder and run again") from error
     if not whole or len(meta["train_labels"]) not in (0, meta["num_train"]):

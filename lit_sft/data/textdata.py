@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -32,6 +32,8 @@ class TextData:
         encoding: of text, CSV, TSV and JSONL files.
         label_names: from labels as they stand in the files to names; its order is the order of the classes.
         val_fraction: the share of the training documents held out where ``val`` is not given.
+        remove_test_copies: leave copies of test documents, exact and near, out of all training text, labeled and
+            unlabeled, before anything else is done with it. They are counted and told in any case.
         split_seed: draws that part; apart from ``seed``, so that runs of several seeds share one validation set.
         tokenizer: ``bpe`` (byte-level), ``word``, or the path of a ``tokenizer.json``. A run with ``init_from`` or
             ``ckpt_path`` takes the checkpoint's.
@@ -64,6 +66,7 @@ class TextData:
         label_names: dict[str, str] | None = None,
         val_fraction: float = 0.1,
         split_seed: int = 0,
+        remove_test_copies: bool = False,
         tokenizer: str = "bpe",
         vocab_size: int = 8000,
         lowercase: bool = False,
@@ -93,6 +96,7 @@ class TextData:
             encoding=encoding,
             val_fraction=val_fraction,
             split_seed=split_seed,
+            remove_test_copies=remove_test_copies,
         )
         positive = {"max_length": max_length, "batch_size": batch_size, "bptt": bptt, "min_frequency": min_frequency}
         _check_at_least(1, **positive, max_tokens=max_tokens, max_documents=max_documents)
@@ -123,7 +127,7 @@ class TextData:
 
     def check_documents(self) -> None:
         """Raise a UserError where a source can't be read, its labels don't fit, or are fewer than asked for."""
-        corpus = self.preparation.corpus
+        corpus = self.preparation.ungated()
         for option, documents in (("labels_per_class", corpus.train), ("val_labels_per_class", corpus.val)):
             labels = np.array([corpus.label_index[label] for label in documents.labels or []], dtype=np.int64)
             self._chosen(option, labels, np.zeros(len(labels), dtype=np.uint64), 0, corpus.label_names)
@@ -186,6 +190,16 @@ class TextData:
     def label_names(self) -> list[str]:
         """Names of the classes in their order; none for a corpus without labels."""
         return self.prepared.label_names
+
+    @property
+    def contamination(self) -> dict[str, Any]:
+        """What the contamination gate found, as plain values; empty where there was nothing to compare."""
+        return self.prepared.contamination
+
+    @property
+    def test_is_clean(self) -> np.ndarray | None:
+        """bool (test documents,): no copy of it is in what is trained on; None where the gate could not compare."""
+        return self.prepared.clean if "clean_documents" in self.contamination else None
 
     @property
     def corpus(self) -> Corpus:
