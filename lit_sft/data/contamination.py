@@ -14,6 +14,7 @@ import numpy as np
 
 from lit_sft.data.copies import Copies, CopyFinder
 from lit_sft.data.documents import Documents
+from lit_sft.data.labels import label_names_of
 from lit_sft.errors import UserError
 
 TRANSDUCTIVE_SHARE = 0.5  # of the test documents: so many of them in the training text are no accident
@@ -42,13 +43,15 @@ class Gate:
         """The documents that are trained on: all of them, or those that are no copies where these are to be removed.
 
         Raises:
-            UserError: none is left.
+            UserError: every document of a label is one, or every document.
         """
         if not self.removed:
             return train, unlabeled
         kept = _without(train, self.train.others), _without(unlabeled, self.unlabeled.others)
-        if len(train) and not len(kept[0]):
+        if not len(kept[0]) + len(kept[1]):
             raise UserError("data.remove_test_copies: every training document is a copy of a test document")
+        if lost := ", ".join(map(repr, label_names_of(train).keys() - label_names_of(kept[0]).keys())):
+            raise UserError(f"data.remove_test_copies: every document of the label {lost} is a copy of a test document")
         return kept
 
     def report(self) -> dict[str, Any]:
@@ -77,10 +80,17 @@ class Gate:
         }
 
 
-def open_gate(train: Documents, unlabeled: Documents, test: Documents, remove: bool) -> Gate:
-    """Look for copies of test documents among the training documents and the unlabeled ones."""
+def through_gate(
+    train: Documents, unlabeled: Documents, test: Documents, remove: bool
+) -> tuple[Documents, Documents, Gate]:
+    """The labeled and the unlabeled documents that are trained on, and what the gate found among those given.
+
+    Raises:
+        UserError: see :meth:`Gate.passed`.
+    """
     finder = CopyFinder(test.texts)
-    return Gate(finder.find(train.texts), finder.find(unlabeled.texts), remove)
+    gate = Gate(finder.find(train.texts), finder.find(unlabeled.texts), remove)
+    return *gate.passed(train, unlabeled), gate
 
 
 def _without(documents: Documents, left_out: np.ndarray) -> Documents:
