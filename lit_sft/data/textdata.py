@@ -188,6 +188,11 @@ class TextData:
         return self.prepared.label_names
 
     @property
+    def test_is_clean(self) -> np.ndarray | None:
+        """Which test documents no copy was trained on, bool (documents,); None where that was not checked."""
+        return None
+
+    @property
     def corpus(self) -> Corpus:
         """The documents as text, for baselines that read text."""
         return self.preparation.corpus
