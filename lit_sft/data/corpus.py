@@ -16,6 +16,7 @@ from lit_sft.data import pydocs
 from lit_sft.data.documents import Documents, content_keys
 from lit_sft.data.readers import iter_rows, read_documents
 from lit_sft.data.splits import hold_out
+from lit_sft.data.texts import TextFile
 from lit_sft.errors import UserError
 
 PYDOCS = "pydocs"
@@ -93,7 +94,7 @@ class Corpus:
 
 
 def load_corpus(config: CorpusConfig, cache_dir: Path) -> Corpus:
-    """Read every source and make the splits.
+    """Read every source and make the splits. The texts stay on disk, in a temporary file in ``cache_dir``.
 
     Without ``val``, a seeded part of the training documents is held out: labels keep their shares, equal texts (and
     documents of one group) stay on one side. Copies of validation and test documents are left out of unlabeled text.
@@ -102,61 +103,62 @@ def load_corpus(config: CorpusConfig, cache_dir: Path) -> Corpus:
     Raises:
         UserError: a source that can't be read, a label in val or test that train doesn't have, one class only.
     """
+    file = TextFile(cache_dir)
     if config.only:
-        return _measured_corpus(config, config.only)
+        return _measured_corpus(config, config.only, file)
     if not config.labeled and not config.unlabeled:
         raise UserError("no training text: give --data.labeled or --data.unlabeled a file, or 'pydocs'")
     notes: list[str] = []
     if PYDOCS in config.labeled:
-        return _pydocs_corpus(config, cache_dir, notes)
-    return _labeled_corpus(config, notes) if config.labeled else _unlabeled_corpus(config, notes)
+        return _pydocs_corpus(config, cache_dir, notes, file)
+    return _labeled_corpus(config, notes, file) if config.labeled else _unlabeled_corpus(config, notes, file)
 
 
-def _labeled_corpus(config: CorpusConfig, notes: list[str]) -> Corpus:
-    train = _read(config, "labeled", notes)
+def _labeled_corpus(config: CorpusConfig, notes: list[str], file: TextFile) -> Corpus:
+    train = _read(config, "labeled", notes, file)
     names = _label_names(config, train)
     known = _known_labels(config, names)
     if config.val:
-        val = _read(config, "val", notes, known)
+        val = _read(config, "val", notes, file, known)
     else:
         train, val = hold_out(train, config.val_fraction, config.split_seed)
-    test = _read(config, "test", notes, known) if config.test else Documents([], [])
-    extra = _read(config, "unlabeled", notes) if config.unlabeled else Documents([])
+    test = _read(config, "test", notes, file, known) if config.test else Documents([], [])
+    extra = _read(config, "unlabeled", notes, file) if config.unlabeled else Documents([])
     return Corpus(train, val, test, _without_copies(extra, val, test, notes), names, notes)
 
 
-def _unlabeled_corpus(config: CorpusConfig, notes: list[str]) -> Corpus:
+def _unlabeled_corpus(config: CorpusConfig, notes: list[str], file: TextFile) -> Corpus:
     """For language modelling alone: no document has a label."""
-    train = _read(config, "unlabeled", notes)
+    train = _read(config, "unlabeled", notes, file)
     if config.val:
-        val = _read(config, "val", notes, labeled=False)
+        val = _read(config, "val", notes, file, labeled=False)
     else:
         train, val = hold_out(train, config.val_fraction, config.split_seed)
-    test = _read(config, "test", notes, labeled=False) if config.test else Documents([])
+    test = _read(config, "test", notes, file, labeled=False) if config.test else Documents([])
     return Corpus(_without_copies(train, val, test, notes), val, test, Documents([]), [], notes)
 
 
-def _measured_corpus(config: CorpusConfig, split: Literal["val", "test"]) -> Corpus:
+def _measured_corpus(config: CorpusConfig, split: Literal["val", "test"], file: TextFile) -> Corpus:
     notes: list[str] = []
     names = list(dict.fromkeys((config.label_names or {}).values()))
     nothing = Documents([], [] if names else None)
-    documents = _read(config, split, notes, config.label_names, labeled=bool(names))
+    documents = _read(config, split, notes, file, config.label_names, labeled=bool(names))
     val, test = (documents, nothing) if split == "val" else (nothing, documents)
     return Corpus(nothing, val, test, Documents([]), names, notes)
 
 
-def _pydocs_corpus(config: CorpusConfig, cache_dir: Path, notes: list[str]) -> Corpus:
+def _pydocs_corpus(config: CorpusConfig, cache_dir: Path, notes: list[str], file: TextFile) -> Corpus:
     if len(config.labeled) > 1:
         raise UserError("data.labeled: 'pydocs' can't be mixed with other labeled sources")
     docs = pydocs.load_pydocs(cache_dir)
     names = _label_names(config, docs.train)
     known = _known_labels(config, names)
-    val = _read(config, "val", notes, known) if config.val else docs.val
-    test = _read(config, "test", notes, known) if config.test else docs.test
+    val = _read(config, "val", notes, file, known) if config.val else docs.val
+    test = _read(config, "test", notes, file, known) if config.test else docs.test
     extra = docs.comments + docs.package_comments if PYDOCS in config.unlabeled else Documents([])
     files = [source for source in config.unlabeled if source != PYDOCS]
     if files:
-        extra = extra + _read(replace(config, unlabeled=files), "unlabeled", notes)
+        extra = extra + _read(replace(config, unlabeled=files), "unlabeled", notes, file)
     return Corpus(docs.train, val, test, _without_copies(extra, val, test, notes), names, notes)
 
 
@@ -181,6 +183,7 @@ def _read(
     config: CorpusConfig,
     option: Literal["labeled", "unlabeled", "val", "test"],
     notes: list[str],
+    file: TextFile,
     known: dict[str, str] | None = None,
     labeled: bool = True,
 ) -> Documents:
@@ -197,6 +200,7 @@ def _read(
             label_column=config.label_column,
             encoding=config.encoding,
             header=config.header,
+            file=file,
         )
         if report.blank:
             notes.append(f"{source}: {report.blank} of {report.rows} texts are blank and were left out")

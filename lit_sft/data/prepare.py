@@ -78,8 +78,11 @@ class Preparation:
 
     @cached_property
     def corpus(self) -> Corpus:
-        """The documents themselves: read only when something must be made from them."""
+        """The documents themselves: read only when something must be made from them, and let go by ``make``."""
         return load_corpus(self.config, self.cache_dir)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "corpus"}  # it has a file open
 
     def tokenizer(self) -> Tokenizer:
         """The given tokenizer, the cached one, or one trained on the training text (labeled and unlabeled) alone."""
@@ -121,6 +124,7 @@ class Preparation:
             "notes": corpus.notes,
         }
         write_atomically(folder / "meta.json", json.dumps(meta))
+        del self.corpus  # training goes on for hours: its texts need not take disk space all the while
 
     def read(self, tokenizer: Tokenizer) -> Prepared:
         """The prepared arrays, memory-mapped; ``make`` must have run."""

@@ -11,6 +11,7 @@ from typing import BinaryIO
 from lit_sft.data.documents import Documents
 from lit_sft.data.formats import csv_rows, json_rows, parquet_rows, text_rows
 from lit_sft.data.rows import Row, RowOptions
+from lit_sft.data.texts import TextFile
 from lit_sft.errors import UserError
 
 __all__ = ["FORMATS", "ReadReport", "Row", "iter_rows", "read_documents"]
@@ -146,6 +147,7 @@ def read_documents(
     label_column: str | None = None,
     encoding: str = "utf-8",
     header: bool = True,
+    file: TextFile | None = None,
 ) -> tuple[Documents, ReadReport]:
     """The documents of a file, blank texts counted and left out.
 
@@ -153,13 +155,16 @@ def read_documents(
         labeled: True - every document needs a label; False - labels are not looked at, whatever they are.
         label_names: display name of each raw label, ``{"0": "negative", "1": "positive"}``.
         text_column, label_column, encoding, header: as for :func:`iter_rows`.
+        file: where the texts go; None keeps them in memory.
 
     Raises:
         UserError: as :func:`iter_rows`; also a row without a label, a label that ``label_names`` lacks, and a
             file whose texts are all blank.
     """
-    texts: list[str] = []
+    texts: list[str] | TextFile = [] if file is None else file
+    before = len(texts)
     labels: list[str] = []
+    names: dict[str, str] = {}  # each label once: a million documents share a few strings
     rows = 0
     for row in iter_rows(
         source,
@@ -174,10 +179,13 @@ def read_documents(
             continue
         texts.append(row.text)
         if labeled:
-            labels.append(_named(row, label_names, source))
-    if not texts:
+            name = _named(row, label_names, source)
+            labels.append(names.setdefault(name, name))
+    count = len(texts) - before
+    if not count:
         raise UserError(f"{source}: all {rows} rows are blank, there is no text")
-    return Documents(texts, labels if labeled else None), ReadReport(str(source), rows, rows - len(texts))
+    read = texts.view(before) if isinstance(texts, TextFile) else texts
+    return Documents(read, labels if labeled else None), ReadReport(str(source), rows, rows - count)
 
 
 def _named(row: Row, label_names: dict[str, str] | None, source: str | Path) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_sft.data.documents import Documents, content_keys
+from lit_sft.data.documents import Documents, bytes_of, content_keys
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.errors import UserError
 
@@ -123,7 +123,7 @@ def write_tokens(
             "lengths": lengths,
             "labels": labels,
             "keys": content_keys(documents.texts),
-            "num_bytes": np.array([_num_bytes(text) for text in documents.texts], dtype=np.int64),
+            "num_bytes": bytes_of(documents.texts),
         }
         for name, column in columns.items():
             with _synced(unfinished / f"{name}.npy") as file:
@@ -174,7 +174,7 @@ def _label_indices(documents: Documents, label_index: Mapping[str, int] | None) 
     return np.array([label_index[label] for label in documents.labels], dtype=np.int64)
 
 
-def _write_ids(path: Path, texts: list[str], tokenizer: Tokenizer, dtype: np.dtype, progress: bool) -> np.ndarray:
+def _write_ids(path: Path, texts: Sequence[str], tokenizer: Tokenizer, dtype: np.dtype, progress: bool) -> np.ndarray:
     """Write all ids to ``path``, raw; returns the tokens of each text, int64 (documents,)."""
     lengths = np.zeros(len(texts), dtype=np.int64)
     with _synced(path) as file, _progress_bar(len(texts), progress) as advance:
@@ -184,10 +184,6 @@ def _write_ids(path: Path, texts: list[str], tokenizer: Tokenizer, dtype: np.dty
             file.write(np.concatenate(encoded).astype(dtype).tobytes())
             advance(len(encoded))
     return lengths
-
-
-def _num_bytes(text: str) -> int:
-    return len(text.encode("utf-8", "surrogatepass"))
 
 
 @contextmanager
