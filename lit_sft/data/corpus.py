@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ import numpy as np
 
 from lit_sft.data import pydocs
 from lit_sft.data.documents import Documents, content_keys
+from lit_sft.data.labels import label_names_of
 from lit_sft.data.readers import iter_rows, read_documents
 from lit_sft.data.splits import hold_out
 from lit_sft.data.texts import TextFile
@@ -88,6 +88,11 @@ class Corpus:
     notes: list[str]
 
     @property
+    def multilabel(self) -> bool:
+        """Whether a document has any number of the labels, and not one of them."""
+        return any(documents.multilabel for documents in (self.train, self.val, self.test))
+
+    @property
     def label_index(self) -> dict[str, int]:
         """The number of each class by its name."""
         return {name: i for i, name in enumerate(self.label_names)}
@@ -124,6 +129,8 @@ def _labeled_corpus(config: CorpusConfig, notes: list[str], file: TextFile) -> C
         train, val = hold_out(train, config.val_fraction, config.split_seed)
     test = _read(config, "test", notes, file, known) if config.test else Documents([], [])
     extra = _read(config, "unlabeled", notes, file) if config.unlabeled else Documents([])
+    _check_kind(f"data.val {', '.join(config.val)}", val, train)
+    _check_kind(f"data.test {', '.join(config.test)}", test, train)
     return Corpus(train, val, test, _without_copies(extra, val, test, notes), names, notes)
 
 
@@ -155,11 +162,22 @@ def _pydocs_corpus(config: CorpusConfig, cache_dir: Path, notes: list[str], file
     known = _known_labels(config, names)
     val = _read(config, "val", notes, file, known) if config.val else docs.val
     test = _read(config, "test", notes, file, known) if config.test else docs.test
+    _check_kind(f"data.val {', '.join(config.val)}", val, docs.train)
+    _check_kind(f"data.test {', '.join(config.test)}", test, docs.train)
     extra = docs.comments + docs.package_comments if PYDOCS in config.unlabeled else Documents([])
     files = [source for source in config.unlabeled if source != PYDOCS]
     if files:
         extra = extra + _read(replace(config, unlabeled=files), "unlabeled", notes, file)
     return Corpus(docs.train, val, test, _without_copies(extra, val, test, notes), names, notes)
+
+
+def _check_kind(name: str, documents: Documents, before: Documents | None) -> None:
+    """Raise a UserError where documents have one label each, and those before any number of them, or the reverse."""
+    if before is not None and before.labels and documents.labels and before.multilabel != documents.multilabel:
+        has, others = ("any number of labels", "one") if documents.multilabel else ("one label", "any number")
+        raise UserError(
+            f"{name}: {has} a document, but the labeled documents before have {others}: see label_separator"
+        )
 
 
 def _known_labels(config: CorpusConfig, names: list[str]) -> dict[str, str]:
@@ -204,6 +222,7 @@ def _read(
         )
         if report.blank:
             notes.append(f"{source}: {report.blank} of {report.rows} texts are blank and were left out")
+        _check_kind(source, documents, total)
         total = documents if total is None else total + documents
     assert total is not None, option
     return total
@@ -217,10 +236,11 @@ def _misplaced_pydocs(config: CorpusConfig, option: str) -> str:
 
 def _label_names(config: CorpusConfig, train: Documents) -> list[str]:
     """The labels in their order: as ``label_names`` lists them, else sorted (numbers by value)."""
-    counts = Counter(train.labels or [])
-    if len(counts) < 2:
+    counts = label_names_of(train)
+    if len(counts) < (1 if train.multilabel else 2):
         only = f"only {next(iter(counts))!r}" if counts else "none"
-        raise UserError(f"{', '.join(config.labeled)}: a classifier needs two labels or more, found {only}")
+        needed = "a label" if train.multilabel else "two labels or more"
+        raise UserError(f"{', '.join(config.labeled)}: a classifier needs {needed}, found {only}")
     if config.label_names is not None:
         names = list(dict.fromkeys(config.label_names.values()))
         missing = [name for name in names if name not in counts]

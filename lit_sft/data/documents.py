@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 
 from lit_sft.data.texts import Texts, joined, selected, text_key
+
+Labels = list[str] | list[tuple[str, ...]]
 
 
 @dataclass(frozen=True)
 class Documents:
     """Texts with their labels (names, not numbers) and groups, in the order they were read.
 
+    ``labels``: one of each document, or, where documents have any number of labels (multi-label), a tuple of each: an
+    empty one says that no label applies.
     ``groups`` names where each document comes from (a source module, an author): documents of one group never
     stand on both sides of a split. The texts are a list, or :class:`lit_sft.data.texts.Texts` on disk.
     """
 
     texts: Sequence[str]
-    labels: list[str] | None = None
+    labels: Labels | None = None
     groups: list[str] | None = None
 
     def __post_init__(self) -> None:
@@ -31,19 +36,24 @@ class Documents:
     def __len__(self) -> int:
         return len(self.texts)
 
+    @property
+    def multilabel(self) -> bool:
+        """Whether each document has a tuple of labels."""
+        return bool(self.labels) and isinstance(cast(Labels, self.labels)[0], tuple)
+
     def select(self, indices: Iterable[int]) -> Documents:
         """The documents at ``indices``, in that order."""
         chosen = np.fromiter(indices, dtype=np.int64)
         return Documents(
             selected(self.texts, chosen),
-            None if self.labels is None else [self.labels[i] for i in chosen],
+            None if self.labels is None else cast(Labels, [self.labels[i] for i in chosen]),
             None if self.groups is None else [self.groups[i] for i in chosen],
         )
 
     def __add__(self, other: Documents) -> Documents:
         """Both, in that order; labels and groups stay where both have them."""
 
-        def both(mine: list[str] | None, theirs: list[str] | None) -> list[str] | None:
+        def both(mine: Any, theirs: Any) -> Any:
             return None if mine is None or theirs is None else mine + theirs
 
         texts = joined(self.texts, other.texts)

@@ -23,13 +23,14 @@ from typing import Any, cast, get_args
 import numpy as np
 
 from lit_sft.data.corpus import Corpus, CorpusConfig, load_corpus
+from lit_sft.data.labels import from_plain, label_array, to_plain
 from lit_sft.data.tokenization import Tokenizer, TokenizerKind
 from lit_sft.data.tokens import TokenArray, read_tokens, write_tokens
 from lit_sft.errors import UserError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # raise it when what a prepared folder holds changes
+FORMAT = 2  # raise it when what a prepared folder holds changes
 ARRAYS = ("unlabeled", "val", "test")
 
 
@@ -37,7 +38,8 @@ ARRAYS = ("unlabeled", "val", "test")
 class Prepared:
     """Token arrays of every split.
 
-    ``unlabeled`` is the language model's text: the training documents, then the extra ones.
+    ``unlabeled`` is the language model's text: the training documents, then the extra ones. ``multilabel``: a document
+    has any number of the labels, and not one of them.
     """
 
     tokenizer: Tokenizer
@@ -47,6 +49,7 @@ class Prepared:
     test: TokenArray
     unlabeled: TokenArray
     notes: list[str]
+    multilabel: bool
 
 
 class Preparation:
@@ -116,11 +119,11 @@ class Preparation:
                 write_tokens(folder / name, documents, None if name == "unlabeled" else index, tokenizer, progress=True)
             except OSError as error:
                 raise UserError(f"--data.cache_dir: {folder} can't be written: {error.strerror or error}") from error
-        labels = [index[label] for label in corpus.train.labels or []] if index else []
         meta = {
             "label_names": corpus.label_names,
             "num_train": len(corpus.train),
-            "train_labels": labels,
+            "multilabel": corpus.multilabel,
+            "train_labels": to_plain(label_array(corpus.train, index)) if index and corpus.train.labels else [],
             "notes": corpus.notes,
         }
         write_atomically(folder / "meta.json", json.dumps(meta))
@@ -133,8 +136,8 @@ class Preparation:
         unlabeled = read_tokens(folder / "unlabeled")
         # The training documents are the first of the unlabeled text: one array on disk serves both.
         train = unlabeled.select(np.arange(meta["num_train"]))
-        if meta["train_labels"]:
-            train = replace(train, labels=np.asarray(meta["train_labels"], dtype=np.int64))
+        if len(meta["train_labels"]):
+            train = replace(train, labels=meta["train_labels"])
         return Prepared(
             tokenizer,
             meta["label_names"],
@@ -143,11 +146,12 @@ class Preparation:
             read_tokens(folder / "test"),
             unlabeled,
             meta["notes"],
+            meta["multilabel"],
         )
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
-    """What stands beside the arrays, as ``make`` wrote it.
+    """What stands beside the arrays, as ``make`` wrote it; ``train_labels`` as an array.
 
     Raises:
         UserError: something else is there.
@@ -157,7 +161,8 @@ def _read_meta(folder: Path) -> dict[str, Any]:
         whole = isinstance(meta["num_train"], int) and all(
             isinstance(meta[name], list) for name in ("label_names", "train_labels", "notes")
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        meta["train_labels"] = from_plain(meta["train_labels"], len(meta["label_names"]), meta["multilabel"])
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(f"cannot read {folder / 'meta.json'} ({error}): delete that folder and run again") from error
     if not whole or len(meta["train_labels"]) not in (0, meta["num_train"]):
         raise UserError(f"{folder / 'meta.json'} is damaged: delete that folder and run again")

@@ -9,6 +9,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_sft.data.corpus import Corpus, CorpusConfig, Sources
+from lit_sft.data.labels import label_array, label_counts
 from lit_sft.data.prepare import Preparation, Prepared, default_cache_dir
 from lit_sft.data.splits import low_shot
 from lit_sft.data.tokenization import Tokenizer
@@ -45,6 +46,7 @@ class TextData:
         max_tokens: padded tokens in a batch of documents, at most.
         max_documents: documents in a training batch, at most, over all processes; evaluation has no such cap.
         labels_per_class: train on this many documents of each class: nested in the number, balanced, drawn by ``seed``.
+            Multi-label: the documents drawn for each label, together.
         val_labels_per_class: the same for validation, drawn by ``split_seed``.
         seed: order of documents and batches, and the low-shot subset. The command line sets it to ``seed_everything``.
         num_workers: loader processes; 0 is fastest for text in memory-mapped arrays.
@@ -107,11 +109,12 @@ class TextData:
         self.seed, self.num_workers = seed, num_workers
         self._adopted: Tokenizer | None = None
         self._adopted_labels: list[str] | None = None
+        self._adopted_multilabel: bool | None = None
         self._prepared: Prepared | None = None
 
-    def adopt(self, tokenizer: Tokenizer, label_names: list[str] | None = None) -> None:
-        """Use a checkpoint's tokenizer (and label names) instead of training one: call before ``prepare_data``."""
-        self._adopted, self._adopted_labels = tokenizer, label_names
+    def adopt(self, tokenizer: Tokenizer, label_names: list[str] | None = None, multilabel: bool | None = None) -> None:
+        """Use a checkpoint's tokenizer (and kind of labels) instead of training one: call before ``prepare_data``."""
+        self._adopted, self._adopted_labels, self._adopted_multilabel = tokenizer, label_names, multilabel
 
     def read_only(self, split: Literal["val", "test"]) -> None:
         """Leave all other sources unread, to measure a model on this split: call after ``adopt``."""
@@ -125,7 +128,7 @@ class TextData:
         """Raise a UserError where a source can't be read, its labels don't fit, or are fewer than asked for."""
         corpus = self.preparation.corpus
         for option, documents in (("labels_per_class", corpus.train), ("val_labels_per_class", corpus.val)):
-            labels = np.array([corpus.label_index[label] for label in documents.labels or []], dtype=np.int64)
+            labels = label_array(documents, corpus.label_index or None)
             self._chosen(option, labels, np.zeros(len(labels), dtype=np.uint64), 0, corpus.label_names)
 
     def prepare_data(self) -> None:
@@ -144,6 +147,8 @@ class TextData:
                 f"the data have the labels {prepared.label_names}, the checkpoint {self._adopted_labels}: "
                 "map them with --data.label_names"
             )
+        if self._adopted_labels and self._adopted_multilabel not in (None, prepared.multilabel):
+            raise UserError(_other_kind(prepared.multilabel))
         self._prepared = prepared
         self.train = self._subset("labels_per_class", prepared.train, self.seed)
         self.val = self._subset("val_labels_per_class", prepared.val, self.corpus_config.split_seed)
@@ -193,6 +198,17 @@ class TextData:
         return None
 
     @property
+    def multilabel(self) -> bool:
+        """Whether a document has any number of the labels, and not one of them."""
+        return self.prepared.multilabel
+
+    @property
+    def label_counts(self) -> np.ndarray:
+        """How many training documents (of the low-shot subset, where one is drawn) have each label, (classes,)."""
+        self.prepared  # noqa: B018 - raises where setup was forgotten
+        return label_counts(np.asarray(self.train.labels), len(self.label_names))
+
+    @property
     def corpus(self) -> Corpus:
         """The documents as text, for baselines that read text."""
         return self.preparation.corpus
@@ -205,6 +221,14 @@ class TextData:
     def _array(self, split: Split) -> TokenArray:
         self.prepared  # noqa: B018 - raises where setup was forgotten
         return {"train": self.train, "val": self.val, "test": self.test}[split]
+
+
+def _other_kind(multilabel: bool) -> str:
+    if multilabel:
+        return "the data have any number of labels a document, and the checkpoint was trained with one"
+    return (
+        "the data have one label a document, and the checkpoint was trained with any number: set data.label_separator"
+    )
 
 
 def _check_at_least(least: int, **options: int) -> None:

@@ -1,0 +1,83 @@
+"""Labels as numbers: a class index of each document, or, multi-label, a column of 0 and 1 for each class."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from lit_sft.data.documents import Documents
+from lit_sft.errors import UserError
+
+NO_LABEL = -1
+
+
+def label_array(documents: Documents, index: Mapping[str, int] | None) -> np.ndarray:
+    """The documents' labels as numbers.
+
+    Args:
+        documents: with labels, or without.
+        index: class index of each label name; None leaves all documents without a label.
+
+    Returns:
+        int64 (documents,), class index, -1 without a label; multi-label: uint8 (documents, classes), 1 where the
+        label applies.
+
+    Raises:
+        UserError: a label that ``index`` does not know.
+    """
+    if documents.labels is None or index is None:
+        return np.full(len(documents), NO_LABEL, dtype=np.int64)
+    try:
+        if not documents.multilabel:
+            return np.array([index[label] for label in documents.labels], dtype=np.int64)  # type: ignore[index]
+        table = np.zeros((len(documents), len(index)), dtype=np.uint8)
+        for row, labels in zip(table, documents.labels, strict=True):
+            row[[index[label] for label in labels]] = 1
+        return table
+    except KeyError as error:
+        position = next(i for i, label in enumerate(documents.labels) if error.args[0] in _names_of(label))
+        known = ", ".join(map(repr, index))
+        what = f"label {error.args[0]!r} of document {position + 1}"
+        raise UserError(f"{what} is not one of the classes: {known}") from None
+
+
+def label_names_of(documents: Documents) -> Counter[str]:
+    """How many documents have each label."""
+    return Counter(name for label in documents.labels or [] for name in _names_of(label))
+
+
+def label_counts(labels: np.ndarray, classes: int) -> np.ndarray:
+    """How many documents have each label, int64 (classes,).
+
+    Args:
+        labels: as :func:`label_array` returns them.
+        classes: how many there are.
+    """
+    if labels.ndim == 2:
+        counts: np.ndarray = labels.sum(0, dtype=np.int64)
+        return counts
+    return np.bincount(labels[labels >= 0], minlength=classes).astype(np.int64)
+
+
+def to_plain(labels: np.ndarray) -> list[Any]:
+    """Labels as JSON holds them: a class index, or the list of those that apply, for each document."""
+    if labels.ndim == 1:
+        return list(labels.tolist())
+    return [np.flatnonzero(row).tolist() for row in labels]
+
+
+def from_plain(plain: list[Any], classes: int, multilabel: bool) -> np.ndarray:
+    """What :func:`to_plain` was given; an IndexError, TypeError or ValueError where it was something else."""
+    if not multilabel:
+        return np.array(plain, dtype=np.int64).reshape(len(plain))
+    table = np.zeros((len(plain), classes), dtype=np.uint8)
+    for row, numbers in zip(table, plain, strict=True):
+        row[np.array(numbers, dtype=np.int64)] = 1
+    return table
+
+
+def _names_of(label: Any) -> tuple[str, ...]:
+    return (label,) if isinstance(label, str) else tuple(dict.fromkeys(label))
