@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from lit_sft.data.buckets import DocumentBatch
 from lit_sft.data.streams import StreamBatch
@@ -12,6 +12,7 @@ from lit_sft.metrics import ClassificationMetrics, LanguageModelMetrics
 from lit_sft.models import LSTMState, Network
 from lit_sft.objectives.supervised import class_probabilities
 from lit_sft.predictions import Collector
+from lit_sft.stretches import row_sums
 
 
 class Evaluation(nn.Module):
@@ -27,18 +28,22 @@ class Evaluation(nn.Module):
         self.lm = None if network.lm_head is None else LanguageModelMetrics()
         self.classes = None if network.classifier is None else ClassificationMetrics(label_names)
         self._state: LSTMState | None = None  # carried from one batch of the stream to the next
-        self.kept: Collector | None = None
+        self.kept: dict[str, Collector] = {}  # by head, what a test keeps of its units
 
     def start(self, keep: bool = False) -> None:
-        """Forget everything that was measured; ``keep``: each document's prediction is kept in ``kept``."""
+        """Forget everything that was measured; ``keep``: each document's, and each stretch's, goes into ``kept``."""
         self._state = None
-        self.kept = Collector() if keep else None
+        self.kept = {"lm": Collector(), "classifier": Collector()} if keep else {}
         for metrics in (self.lm, self.classes):
             if metrics is not None:
                 metrics.reset()
 
-    def add(self, network: Network, batch: StreamBatch | DocumentBatch) -> None:
-        """Measure a batch; ``network`` is in eval mode."""
+    def add(self, network: Network, batch: StreamBatch | DocumentBatch, clean: Tensor | None = None) -> None:
+        """Measure a batch; ``network`` is in eval mode.
+
+        ``clean``: of a test's stream, bool (batch, time), which targets count for its clean part; None: all, or not
+        known.
+        """
         masks = network.draw_masks(len(batch.input_ids))  # all None: evaluation drops nothing
         if isinstance(batch, StreamBatch):
             assert self.lm is not None
@@ -46,6 +51,8 @@ class Evaluation(nn.Module):
                 self._state = network.encoder.initial_state(len(batch.input_ids))
             nll, self._state = network.lm_nll(batch, self._state, masks)
             self.lm.update(nll, batch.targets)
+            if self.kept:
+                self.kept["lm"].add(**row_sums(nll, batch.targets, clean))
             return
         assert self.classes is not None
         probabilities = class_probabilities(network.classify(batch, masks))
@@ -53,8 +60,15 @@ class Evaluation(nn.Module):
             return
         loss = -probabilities.gather(1, batch.labels[:, None]).squeeze(1).clamp_min(1e-12).log()
         self.classes.update(probabilities, batch.labels, loss)
-        if self.kept is not None:
-            self.kept.add(batch.indices, batch.labels, probabilities.argmax(1), loss, probabilities)
+        if self.kept:
+            predicted = probabilities.argmax(1)
+            self.kept["classifier"].add(
+                documents=batch.indices,
+                labels=batch.labels,
+                predicted=predicted,
+                losses=loss,
+                probabilities=probabilities,
+            )
 
     def figures(self, bytes_per_target: float) -> dict[str, float]:
         """Every figure of the pass by its name.

@@ -38,18 +38,27 @@ from lit_sft.processes import run_process
 from lit_sft.runs import (
     LOGS,
     RECORD,
+    TEST_KEYS,
     discard_run,
     new_run,
     package_versions,
     read_record,
     run_name,
+    told,
     unfinished_run,
     versions,
     write_record,
 )
 
 KEYS = {"stages", "test"}
-RECORD_KEYS = {"test", "val", "seed", "seconds", "versions"}  # a stage of this name would hide them
+RECORD_KEYS = {
+    *TEST_KEYS,
+    "val",
+    "contamination",
+    "seed",
+    "seconds",
+    "versions",
+}  # a stage of this name would hide them
 NAME = re.compile(r"[A-Za-z0-9_][\w-]*")
 
 
@@ -288,11 +297,12 @@ def _write_recipe_record(run: Run, seconds: float) -> None:
     records = {stage.name: read_record(run.folder / stage.name) for stage in run.stages}
     last = records[run.stages[-1].name]
     split = "test" if "test" in last else "val"
-    record: dict[str, Any] = {split: last[split]}
+    record: dict[str, Any] = {key: last[key] for key in (split, *TEST_KEYS, "contamination") if key in last}
     for name, stage in records.items():
         figures = {f"val_{k}": v for k, v in stage["val"].items() if "/" not in k}
         record[name] = {**figures, "tokens_per_second": stage["tokens_per_second"], "seconds": stage["seconds"]}
+        if stage.get("contamination") != record.get("contamination"):
+            record[name]["contamination"] = stage.get("contamination")
     record |= {"seed": last["seed"], "seconds": seconds, "versions": package_versions()}
     write_record(run.folder / RECORD, record)
-    shown = {k: v for k, v in record[split].items() if k in ("accuracy", "macro_f1", "perplexity", "loss")}
-    print(f"== {run.folder}: {split} " + ", ".join(f"{k} {v:.4f}" for k, v in shown.items() if v is not None))
+    print(f"== {run.folder}: {split} {told(record, split)}")

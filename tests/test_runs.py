@@ -135,7 +135,7 @@ class TestFiguresOfATest:
     def write(self, folder: Path, checkpoint: str = "best", value: float = 1.0, **data: object) -> Path | None:
         path, tested = folder / "checkpoints" / f"{checkpoint}.ckpt", {**self.own, **data}
         file = record_of_test(folder, path, self.own, tested)
-        return file if write_test(file, {"test": {"loss": value}}, path, tested) else None
+        return file if write_test(file, lambda: {"test": {"loss": value}}, path, tested) else None
 
     def test_the_runs_own_go_into_the_record_once(self, folder: Path) -> None:
         assert self.write(folder, batch_size=3) == folder / RECORD

@@ -222,9 +222,14 @@ class TextData:
         """The documents as text, for baselines that read text."""
         return self.preparation.corpus
 
-    def bytes_per_target(self, split: Split) -> float:
-        """UTF-8 bytes of a split's documents over what a language model predicts there: their tokens and ends."""
+    def bytes_per_target(self, split: Split, chosen: np.ndarray | None = None) -> float:
+        """UTF-8 bytes of a split's documents over what a language model predicts there: their tokens and ends.
+
+        ``chosen``: bool (documents,), of these documents alone.
+        """
         array = self._array(split)
+        if chosen is not None:
+            array = array.select(np.flatnonzero(chosen))
         return int(array.num_bytes.sum()) / max(array.num_tokens + len(array), 1)
 
     def _array(self, split: Split) -> TokenArray:
