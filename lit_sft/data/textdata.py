@@ -197,11 +197,6 @@ class TextData:
         return self.prepared.label_names
 
     @property
-    def test_is_clean(self) -> np.ndarray | None:
-        """Which test documents no copy was trained on, bool (documents,); None where that was not checked."""
-        return None
-
-    @property
     def multilabel(self) -> bool:
         """Whether a document has any number of the labels, and not one of them."""
         return self.prepared.multilabel
