@@ -11,6 +11,7 @@ from lit_sft.data.streams import StreamBatch
 from lit_sft.metrics import ClassificationMetrics, LanguageModelMetrics
 from lit_sft.models import LSTMState, Network
 from lit_sft.objectives.supervised import class_probabilities
+from lit_sft.predictions import Collector
 
 
 class Evaluation(nn.Module):
@@ -26,10 +27,12 @@ class Evaluation(nn.Module):
         self.lm = None if network.lm_head is None else LanguageModelMetrics()
         self.classes = None if network.classifier is None else ClassificationMetrics(label_names)
         self._state: LSTMState | None = None  # carried from one batch of the stream to the next
+        self.kept: Collector | None = None
 
-    def start(self) -> None:
-        """Forget everything that was measured."""
+    def start(self, keep: bool = False) -> None:
+        """Forget everything that was measured; ``keep``: each document's prediction is kept in ``kept``."""
         self._state = None
+        self.kept = Collector() if keep else None
         for metrics in (self.lm, self.classes):
             if metrics is not None:
                 metrics.reset()
@@ -48,8 +51,10 @@ class Evaluation(nn.Module):
         probabilities = class_probabilities(network.classify(batch, masks))
         if batch.indices[0] < 0:  # nothing of this batch is for this process
             return
-        chosen = probabilities.gather(1, batch.labels[:, None]).squeeze(1)
-        self.classes.update(probabilities, batch.labels, -chosen.clamp_min(1e-12).log())
+        loss = -probabilities.gather(1, batch.labels[:, None]).squeeze(1).clamp_min(1e-12).log()
+        self.classes.update(probabilities, batch.labels, loss)
+        if self.kept is not None:
+            self.kept.add(batch.indices, batch.labels, probabilities.argmax(1), loss, probabilities)
 
     def figures(self, bytes_per_target: float) -> dict[str, float]:
         """Every figure of the pass by its name.

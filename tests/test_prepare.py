@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import random
 import subprocess
 import sys
@@ -221,6 +222,16 @@ print(data.tokenizer.digest, len(data.train), int(data.unlabeled.tokens.sum()))
     outputs = [run.communicate(timeout=60)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0]
     assert outputs[0] == outputs[1] != ""
+
+
+def test_the_texts_are_let_go_when_the_arrays_are_made_and_never_pickled(files: Files, tmp_path: Path) -> None:
+    made = preparation(tmp_path, **sources(files))
+    first = made.corpus.train
+    assert len(pickle.dumps(made)) < 2000
+    made.make(made.tokenizer())
+    assert "corpus" not in vars(made)
+    assert made.corpus.train == first
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tokenizers", "tokens"]
 
 
 def test_a_cache_that_can_not_be_written_is_named(files: Files, tmp_path: Path) -> None:

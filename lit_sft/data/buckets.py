@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lit_sft.data.batches import Batch, BatchDataset
-from lit_sft.data.tokens import NO_LABEL, TokenArray
+from lit_sft.data.labels import NO_LABEL
+from lit_sft.data.tokens import TokenArray
 from lit_sft.errors import UserError
 
 Truncation = Literal["head", "tail", "head_tail"]
@@ -27,7 +28,8 @@ class DocumentBatch(Batch):
         input_ids: int64 (batch, time).
         attention_mask: bool (batch, time), True at real positions, both ``<eos>`` included.
         lengths: int64 (batch,), real positions of each document.
-        labels: int64 (batch,), class index, -1 without a label.
+        labels: int64 (batch,), class index, -1 without a label; multi-label: int8 (batch, classes), 1 where the label
+            applies, else 0, and -1 for all of a document without labels.
         indices: int64 (batch,), place of each document in the data set.
         num_tokens: real positions of the batch; a Python int, so that reading it never waits for a device.
     """
@@ -66,7 +68,7 @@ def collate(
         documents: ids of each document, shape (tokens,), without boundaries.
         eos_id: id of the boundary.
         pad_id: id of padding.
-        labels: int64 (batch,); None for no labels.
+        labels: int64 (batch,), or, multi-label, (batch, classes); None for no labels.
         indices: int64 (batch,); None numbers them 0, 1, ...
     """
     count = len(documents)
@@ -81,10 +83,14 @@ def collate(
         input_ids=torch.from_numpy(input_ids),
         attention_mask=torch.from_numpy(np.arange(time) < lengths[:, None]),
         lengths=torch.from_numpy(lengths),
-        labels=torch.from_numpy(np.full(count, NO_LABEL) if labels is None else labels),
+        labels=_labels(np.full(count, NO_LABEL) if labels is None else labels),
         indices=torch.from_numpy(np.arange(count) if indices is None else indices),
         num_tokens=int(lengths.sum()),
     )
+
+
+def _labels(labels: np.ndarray) -> Tensor:
+    return torch.from_numpy(labels.astype(np.int64 if labels.ndim == 1 else np.int8, copy=False))
 
 
 class DocumentDataset(BatchDataset[DocumentBatch]):
@@ -161,7 +167,8 @@ class DocumentDataset(BatchDataset[DocumentBatch]):
         members = self._members(index)[self.rank :: self.world_size]
         if len(members) == 0:  # fewer documents than processes: an empty one, which counts nothing
             nothing = np.array([-1], dtype=np.int64)
-            return collate([np.array([], dtype=np.int64)], self.eos_id, self.pad_id, np.array([NO_LABEL]), nothing)
+            labels = np.full((1, *self.tokens.labels.shape[1:]), NO_LABEL)
+            return collate([np.array([], dtype=np.int64)], self.eos_id, self.pad_id, labels, nothing)
         documents = [truncate(self.tokens.document(i), self.max_length, self.truncation) for i in members]
         return collate(documents, self.eos_id, self.pad_id, self.tokens.labels[members], members)
 

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, TypeVar
 import pyarrow as pa
 import pyarrow.parquet
 
-from lit_sft.data.labels import label_of
+from lit_sft.data.label_fields import label_of
 from lit_sft.data.rows import Row, RowOptions, choose_columns
 from lit_sft.data.textfiles import CHUNK_BYTES, open_bytes, read_piece
 from lit_sft.errors import UserError

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO
 
-from lit_sft.data.labels import label_of
+from lit_sft.data.label_fields import label_of
 from lit_sft.data.rows import Row, RowOptions, checked, choose_columns
 from lit_sft.data.textfiles import numbered_lines, text_lines
 

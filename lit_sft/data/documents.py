@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
+
+from lit_sft.data.texts import Texts, joined, selected, text_key
+
+Labels = list[str] | list[tuple[str, ...]]
 
 
 @dataclass(frozen=True)
 class Documents:
     """Texts with their labels (names, not numbers) and groups, in the order they were read.
 
+    ``labels``: one of each document, or, where documents have any number of labels (multi-label), a tuple of each: an
+    empty one says that no label applies.
     ``groups`` names where each document comes from (a source module, an author): documents of one group never
-    stand on both sides of a split.
+    stand on both sides of a split. The texts are a list, or :class:`lit_sft.data.texts.Texts` on disk.
     """
 
-    texts: list[str]
-    labels: list[str] | None = None
+    texts: Sequence[str]
+    labels: Labels | None = None
     groups: list[str] | None = None
 
     def __post_init__(self) -> None:
@@ -30,22 +36,28 @@ class Documents:
     def __len__(self) -> int:
         return len(self.texts)
 
+    @property
+    def multilabel(self) -> bool:
+        """Whether each document has a tuple of labels."""
+        return bool(self.labels) and isinstance(cast(Labels, self.labels)[0], tuple)
+
     def select(self, indices: Iterable[int]) -> Documents:
         """The documents at ``indices``, in that order."""
-        chosen = [int(i) for i in indices]
+        chosen = np.fromiter(indices, dtype=np.int64)
         return Documents(
-            [self.texts[i] for i in chosen],
-            None if self.labels is None else [self.labels[i] for i in chosen],
+            selected(self.texts, chosen),
+            None if self.labels is None else cast(Labels, [self.labels[i] for i in chosen]),
             None if self.groups is None else [self.groups[i] for i in chosen],
         )
 
     def __add__(self, other: Documents) -> Documents:
         """Both, in that order; labels and groups stay where both have them."""
 
-        def joined(mine: list[str] | None, theirs: list[str] | None) -> list[str] | None:
+        def both(mine: Any, theirs: Any) -> Any:
             return None if mine is None or theirs is None else mine + theirs
 
-        return Documents(self.texts + other.texts, joined(self.labels, other.labels), joined(self.groups, other.groups))
+        texts = joined(self.texts, other.texts)
+        return Documents(texts, both(self.labels, other.labels), both(self.groups, other.groups))
 
     def unlabeled(self) -> Documents:
         """The same texts without labels: what language-model pretraining may see."""
@@ -54,5 +66,14 @@ class Documents:
 
 def content_keys(texts: Sequence[str]) -> np.ndarray:
     """A 64-bit key of each text, uint64 of shape (documents,): equal texts, equal keys, on every machine."""
-    digests = b"".join(hashlib.blake2b(t.encode("utf-8", "surrogatepass"), digest_size=8).digest() for t in texts)
-    return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
+    if isinstance(texts, Texts):
+        return texts.keys
+    keys = b"".join(text_key(text.encode("utf-8", "surrogatepass")) for text in texts)
+    return np.frombuffer(keys, dtype="<u8").astype(np.uint64)
+
+
+def bytes_of(texts: Sequence[str]) -> np.ndarray:
+    """The length of each text in UTF-8, int64 of shape (documents,)."""
+    if isinstance(texts, Texts):
+        return texts.num_bytes
+    return np.array([len(text.encode("utf-8", "surrogatepass")) for text in texts], dtype=np.int64)

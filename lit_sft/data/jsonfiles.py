@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from lit_sft.data.labels import label_of
+from lit_sft.data.label_fields import label_of
 from lit_sft.data.rows import Row, RowOptions, checked, choose_columns, encodable
 from lit_sft.data.textfiles import numbered_lines
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from lit_sft.data.csvfiles import csv_records
-from lit_sft.data.labels import label_of, labels_of
+from lit_sft.data.label_fields import label_of, labels_of
 from lit_sft.data.rows import Label, Row, RowOptions, checked
 from lit_sft.data.textfiles import numbered_lines, text_lines
 

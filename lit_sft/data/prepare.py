@@ -23,13 +23,14 @@ from typing import Any, cast, get_args
 import numpy as np
 
 from lit_sft.data.corpus import Corpus, CorpusConfig, load_corpus
+from lit_sft.data.labels import from_plain, label_array, to_plain
 from lit_sft.data.tokenization import Tokenizer, TokenizerKind
 from lit_sft.data.tokens import TokenArray, read_tokens, write_tokens
 from lit_sft.errors import UserError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # raise it when what a prepared folder holds changes
+FORMAT = 3  # raise it when what a prepared folder holds changes
 ARRAYS = ("unlabeled", "val", "test")
 
 
@@ -37,7 +38,10 @@ ARRAYS = ("unlabeled", "val", "test")
 class Prepared:
     """Token arrays of every split.
 
-    ``unlabeled`` is the language model's text: the training documents, then the extra ones.
+    ``unlabeled`` is the language model's text: the training documents, then the extra ones. ``multilabel``: a document
+    has any number of the labels, and not one of them. ``contamination`` holds the gate's counts as plain values
+    (:meth:`lit_sft.data.contamination.Gate.report`; empty where nothing was compared), ``clean``, bool (test
+    documents,), is True where no copy of the document is in what is trained on.
     """
 
     tokenizer: Tokenizer
@@ -47,6 +51,9 @@ class Prepared:
     test: TokenArray
     unlabeled: TokenArray
     notes: list[str]
+    multilabel: bool
+    contamination: dict[str, Any]
+    clean: np.ndarray
 
 
 class Preparation:
@@ -78,8 +85,15 @@ class Preparation:
 
     @cached_property
     def corpus(self) -> Corpus:
-        """The documents themselves: read only when something must be made from them."""
+        """The documents themselves: read only when something must be made from them, and let go by ``make``."""
         return load_corpus(self.config, self.cache_dir)
+
+    def ungated(self) -> Corpus:
+        """The documents as they are read, the contamination gate left out, to look at labels and sizes."""
+        return load_corpus(self.config, self.cache_dir, gated=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "corpus"}  # it has a file open
 
     def tokenizer(self) -> Tokenizer:
         """The given tokenizer, the cached one, or one trained on the training text (labeled and unlabeled) alone."""
@@ -113,14 +127,17 @@ class Preparation:
                 write_tokens(folder / name, documents, None if name == "unlabeled" else index, tokenizer, progress=True)
             except OSError as error:
                 raise UserError(f"--data.cache_dir: {folder} can't be written: {error.strerror or error}") from error
-        labels = [index[label] for label in corpus.train.labels or []] if index else []
         meta = {
             "label_names": corpus.label_names,
             "num_train": len(corpus.train),
-            "train_labels": labels,
+            "multilabel": corpus.multilabel,
+            "train_labels": to_plain(label_array(corpus.train, index)) if index and corpus.train.labels else [],
             "notes": corpus.notes,
+            "contamination": corpus.gate.report() if corpus.gate else {},
+            "copied": np.flatnonzero(~corpus.gate.clean).tolist() if corpus.gate else [],  # test documents
         }
         write_atomically(folder / "meta.json", json.dumps(meta))
+        del self.corpus  # training goes on for hours: its texts need not take disk space all the while
 
     def read(self, tokenizer: Tokenizer) -> Prepared:
         """The prepared arrays, memory-mapped; ``make`` must have run."""
@@ -129,21 +146,27 @@ class Preparation:
         unlabeled = read_tokens(folder / "unlabeled")
         # The training documents are the first of the unlabeled text: one array on disk serves both.
         train = unlabeled.select(np.arange(meta["num_train"]))
-        if meta["train_labels"]:
-            train = replace(train, labels=np.asarray(meta["train_labels"], dtype=np.int64))
+        if len(meta["train_labels"]):
+            train = replace(train, labels=meta["train_labels"])
+        test = read_tokens(folder / "test")
+        clean = np.ones(len(test), dtype=bool)
+        clean[meta["copied"]] = False
         return Prepared(
             tokenizer,
             meta["label_names"],
             train,
             read_tokens(folder / "val"),
-            read_tokens(folder / "test"),
+            test,
             unlabeled,
             meta["notes"],
+            meta["multilabel"],
+            meta["contamination"],
+            clean,
         )
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
-    """What stands beside the arrays, as ``make`` wrote it.
+    """What stands beside the arrays, as ``make`` wrote it; ``train_labels`` as an array.
 
     Raises:
         UserError: something else is there.
@@ -151,9 +174,11 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     try:
         meta: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         whole = isinstance(meta["num_train"], int) and all(
-            isinstance(meta[name], list) for name in ("label_names", "train_labels", "notes")
+            isinstance(meta[name], list) for name in ("label_names", "train_labels", "notes", "copied")
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        whole = whole and isinstance(meta["contamination"], dict)
+        meta["train_labels"] = from_plain(meta["train_labels"], len(meta["label_names"]), meta["multilabel"])
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(f"cannot read {folder / 'meta.json'} ({error}): delete that folder and run again") from error
     if not whole or len(meta["train_labels"]) not in (0, meta["num_train"]):
         raise UserError(f"{folder / 'meta.json'} is damaged: delete that folder and run again")

@@ -11,11 +11,12 @@ from lit_sft.data.columnar import parquet_rows
 from lit_sft.data.csvfiles import csv_rows, tsv_rows
 from lit_sft.data.documents import Documents
 from lit_sft.data.jsonfiles import json_rows
-from lit_sft.data.labels import check_label_options
+from lit_sft.data.label_fields import check_label_options
 from lit_sft.data.lines import fasttext_rows, file_rows, label_text_rows, text_rows, wikitext_rows
 from lit_sft.data.rows import Label, ReadOptions, Row, RowOptions
 from lit_sft.data.sources import FORMATS, WITHOUT_LABELS, check_file, file_format, parse_source
 from lit_sft.data.textfiles import open_bytes
+from lit_sft.data.texts import TextFile
 from lit_sft.errors import UserError
 
 __all__ = ["FORMATS", "ReadReport", "Row", "iter_rows", "read_documents"]
@@ -142,6 +143,7 @@ def read_documents(
     *,
     labeled: bool,
     label_names: dict[str, str] | None = None,
+    file: TextFile | None = None,
     **options: Unpack[ReadOptions],
 ) -> tuple[Documents, ReadReport]:
     """The documents of a source, blank texts counted and left out.
@@ -149,14 +151,17 @@ def read_documents(
     Args:
         labeled: True - every document needs a label; False - labels are not looked at, whatever they are.
         label_names: display name of each raw label, ``{"0": "negative", "1": "positive"}``.
+        file: where the texts go; None keeps them in memory.
         options: as for :func:`iter_rows`.
 
     Raises:
         UserError: as :func:`iter_rows`; also a row without a label, a label that ``label_names`` lacks, and a
             file whose texts are all blank.
     """
-    texts: list[str] = []
+    texts: list[str] | TextFile = [] if file is None else file
+    before = len(texts)
     labels: list[Any] = []  # all names, or all tuples of names
+    names: dict[Label, Label] = {}  # each label once: a million documents share a few strings
     rows = 0
     for row in iter_rows(source, labels=labeled, **options):
         rows += 1
@@ -164,10 +169,13 @@ def read_documents(
             continue
         texts.append(row.text)
         if labeled:
-            labels.append(_named(row, label_names, source))
-    if not texts:
+            name = _named(row, label_names, source)
+            labels.append(names.setdefault(name, name))
+    count = len(texts) - before
+    if not count:
         raise UserError(f"{source}: all {rows} rows are blank, there is no text")
-    return Documents(texts, labels if labeled else None), ReadReport(str(source), rows, rows - len(texts))
+    read = texts.view(before) if isinstance(texts, TextFile) else texts
+    return Documents(read, labels if labeled else None), ReadReport(str(source), rows, rows - count)
 
 
 def _named(row: Row, label_names: dict[str, str] | None, source: str | Path) -> Label:

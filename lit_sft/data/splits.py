@@ -91,9 +91,11 @@ def _sources(documents: Documents) -> tuple[np.ndarray, np.ndarray]:
 
 def _label_table(documents: Documents, sources: np.ndarray, num_sources: int) -> np.ndarray:
     """bool (labels, sources): whether the source has a document of the label; else one row for all."""
-    names, labels = np.unique(documents.labels or [""] * len(documents), return_inverse=True)
+    labels = documents.labels or [""] * len(documents)
+    each = [(label,) if isinstance(label, str) else label for label in labels]
+    names, numbers = np.unique([name for names in each for name in names], return_inverse=True)
     present = np.zeros((len(names), num_sources), dtype=bool)
-    present[labels, sources] = True
+    present[numbers, np.repeat(sources, [len(names) for names in each])] = True
     return present
 
 
@@ -132,15 +134,17 @@ def low_shot(
 ) -> np.ndarray:
     """A balanced subset: of each class the ``per_class`` documents whose seeded hash is lowest.
 
-    So the subset of 20 a class is part of that of 100, for the same seed.
+    So the subset of 20 a class is part of that of 100, for the same seed. Multi-label: the union of what is chosen for
+    each label; a label may so come to more documents than ``per_class``, and a document without any is not chosen.
 
     Args:
-        labels: int (documents,), class of each document; negative: no label, never chosen.
+        labels: int (documents,), class of each document; negative: no label, never chosen. Multi-label: (documents,
+            classes), 1 where the label applies.
         keys: uint64 (documents,), their content keys.
         names: the classes' names, for the message; then a class without any document is found too.
 
     Returns:
-        int64 (classes * per_class,), the chosen positions, sorted.
+        int64 (classes * per_class,), or fewer where documents have several labels: the chosen positions, sorted.
 
     Raises:
         UserError: a class has fewer documents than ``per_class``, or ``per_class`` is below 1.
@@ -149,14 +153,15 @@ def low_shot(
         raise UserError(f"{per_class} labels a class: give at least 1")
     labels = np.asarray(labels)
     hashes = seeded_hash(keys, seed)
-    classes = np.unique(labels[labels >= 0]) if names is None else np.arange(len(names))
+    found = np.arange(labels.shape[1]) if labels.ndim == 2 else np.unique(labels[labels >= 0])
+    classes = found if names is None else np.arange(len(names))
     if not len(classes):
         raise UserError("no document has a label: there is nothing to choose labels from")
     chosen = []
     for number in classes.tolist():
-        members = np.flatnonzero(labels == number)
+        members = np.flatnonzero(labels[:, number] if labels.ndim == 2 else labels == number)
         if len(members) < per_class:
             name = f"class {number}" if names is None else f"class {names[number]!r}"
             raise UserError(f"{name} has {len(members)} documents, fewer than the {per_class} labels a class asked for")
         chosen.append(members[np.argsort(hashes[members], kind="stable")[:per_class]])
-    return np.sort(np.concatenate(chosen))
+    return np.unique(np.concatenate(chosen))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_sft.data.corpus import Corpus, CorpusConfig, Sources
+from lit_sft.data.labels import label_array, label_counts
 from lit_sft.data.prepare import Preparation, Prepared, default_cache_dir
 from lit_sft.data.splits import low_shot
 from lit_sft.data.tokenization import Tokenizer
@@ -37,6 +38,8 @@ class TextData:
         label_separator: splits the labels of multi-label data; a list in JSONL and Parquet needs none.
         label_names: from labels as they stand in the files to names; its order is the order of the classes.
         val_fraction: the share of the training documents held out where ``val`` is not given.
+        remove_test_copies: leave copies of test documents, exact and near, out of all training text, labeled and
+            unlabeled, before anything else is done with it. They are counted and told in any case.
         split_seed: draws that part; apart from ``seed``, so that runs of several seeds share one validation set.
         tokenizer: ``bpe`` (byte-level), ``word``, or the path of a ``tokenizer.json``. A run with ``init_from`` or
             ``ckpt_path`` takes the checkpoint's.
@@ -50,6 +53,7 @@ class TextData:
         max_tokens: padded tokens in a batch of documents, at most.
         max_documents: documents in a training batch, at most, over all processes; evaluation has no such cap.
         labels_per_class: train on this many documents of each class: nested in the number, balanced, drawn by ``seed``.
+            Multi-label: the documents drawn for each label, together.
         val_labels_per_class: the same for validation, drawn by ``split_seed``.
         seed: order of documents and batches, and the low-shot subset. The command line sets it to ``seed_everything``.
         num_workers: loader processes; 0 is fastest for text in memory-mapped arrays.
@@ -72,6 +76,7 @@ class TextData:
         label_names: dict[str, str] | None = None,
         val_fraction: float = 0.1,
         split_seed: int = 0,
+        remove_test_copies: bool = False,
         tokenizer: str = "bpe",
         vocab_size: int = 8000,
         lowercase: bool = False,
@@ -104,6 +109,7 @@ class TextData:
             label_separator=label_separator,
             val_fraction=val_fraction,
             split_seed=split_seed,
+            remove_test_copies=remove_test_copies,
         )
         positive = {"max_length": max_length, "batch_size": batch_size, "bptt": bptt, "min_frequency": min_frequency}
         _check_at_least(1, **positive, max_tokens=max_tokens, max_documents=max_documents)
@@ -118,11 +124,12 @@ class TextData:
         self.seed, self.num_workers = seed, num_workers
         self._adopted: Tokenizer | None = None
         self._adopted_labels: list[str] | None = None
+        self._adopted_multilabel: bool | None = None
         self._prepared: Prepared | None = None
 
-    def adopt(self, tokenizer: Tokenizer, label_names: list[str] | None = None) -> None:
-        """Use a checkpoint's tokenizer (and label names) instead of training one: call before ``prepare_data``."""
-        self._adopted, self._adopted_labels = tokenizer, label_names
+    def adopt(self, tokenizer: Tokenizer, label_names: list[str] | None = None, multilabel: bool | None = None) -> None:
+        """Use a checkpoint's tokenizer (and kind of labels) instead of training one: call before ``prepare_data``."""
+        self._adopted, self._adopted_labels, self._adopted_multilabel = tokenizer, label_names, multilabel
 
     def read_only(self, split: Literal["val", "test"]) -> None:
         """Leave all other sources unread, to measure a model on this split: call after ``adopt``."""
@@ -134,9 +141,9 @@ class TextData:
 
     def check_documents(self) -> None:
         """Raise a UserError where a source can't be read, its labels don't fit, or are fewer than asked for."""
-        corpus = self.preparation.corpus
+        corpus = self.preparation.ungated()
         for option, documents in (("labels_per_class", corpus.train), ("val_labels_per_class", corpus.val)):
-            labels = np.array([corpus.label_index[label] for label in documents.labels or []], dtype=np.int64)
+            labels = label_array(documents, corpus.label_index or None)
             self._chosen(option, labels, np.zeros(len(labels), dtype=np.uint64), 0, corpus.label_names)
 
     def prepare_data(self) -> None:
@@ -155,6 +162,8 @@ class TextData:
                 f"the data have the labels {prepared.label_names}, the checkpoint {self._adopted_labels}: "
                 "map them with --data.label_names"
             )
+        if self._adopted_labels and self._adopted_multilabel not in (None, prepared.multilabel):
+            raise UserError(_other_kind(prepared.multilabel))
         self._prepared = prepared
         self.train = self._subset("labels_per_class", prepared.train, self.seed)
         self.val = self._subset("val_labels_per_class", prepared.val, self.corpus_config.split_seed)
@@ -199,6 +208,27 @@ class TextData:
         return self.prepared.label_names
 
     @property
+    def multilabel(self) -> bool:
+        """Whether a document has any number of the labels, and not one of them."""
+        return self.prepared.multilabel
+
+    @property
+    def label_counts(self) -> np.ndarray:
+        """How many training documents (of the low-shot subset, where one is drawn) have each label, (classes,)."""
+        self.prepared  # noqa: B018 - raises where setup was forgotten
+        return label_counts(np.asarray(self.train.labels), len(self.label_names))
+
+    @property
+    def contamination(self) -> dict[str, Any]:
+        """What the contamination gate found, as plain values; empty where there was nothing to compare."""
+        return self.prepared.contamination
+
+    @property
+    def test_is_clean(self) -> np.ndarray | None:
+        """bool (test documents,): no copy of it is in what is trained on; None where the gate could not compare."""
+        return self.prepared.clean if "clean_documents" in self.contamination else None
+
+    @property
     def corpus(self) -> Corpus:
         """The documents as text, for baselines that read text."""
         return self.preparation.corpus
@@ -211,6 +241,14 @@ class TextData:
     def _array(self, split: Split) -> TokenArray:
         self.prepared  # noqa: B018 - raises where setup was forgotten
         return {"train": self.train, "val": self.val, "test": self.test}[split]
+
+
+def _other_kind(multilabel: bool) -> str:
+    if multilabel:
+        return "the data have any number of labels a document, and the checkpoint was trained with one"
+    return (
+        "the data have one label a document, and the checkpoint was trained with any number: set data.label_separator"
+    )
 
 
 def _check_at_least(least: int, **options: int) -> None:

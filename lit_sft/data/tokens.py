@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from lit_sft.data.documents import Documents, content_keys
+from lit_sft.data.documents import Documents, bytes_of, content_keys
+from lit_sft.data.labels import NO_LABEL, label_array
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.errors import UserError
 
 TEXTS_AT_ONCE = 2_000
-NO_LABEL = -1
 _PER_DOCUMENT = ("lengths", "labels", "keys", "num_bytes")
 
 
@@ -31,7 +31,8 @@ class TokenArray:
         tokens: uint16 (vocabularies up to 65,536) or uint32, shape (all tokens,), usually memory-mapped.
         starts: int64 (documents,), where each document begins in ``tokens``.
         lengths: int64 (documents,), its number of tokens.
-        labels: int64 (documents,), class index, -1 without a label.
+        labels: int64 (documents,), class index, -1 without a label; multi-label: uint8 (documents, classes), 1 where
+            the label applies.
         keys: uint64 (documents,), content key of the text.
         num_bytes: int64 (documents,), length of the text in UTF-8, for bits per byte.
         path: the file behind ``tokens``; a pickled array carries this instead of the corpus.
@@ -112,7 +113,7 @@ def write_tokens(
     Raises:
         UserError: a label that ``label_index`` does not know.
     """
-    labels = _label_indices(documents, label_index)
+    labels = label_array(documents, label_index)
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
     unfinished.mkdir()
@@ -123,7 +124,7 @@ def write_tokens(
             "lengths": lengths,
             "labels": labels,
             "keys": content_keys(documents.texts),
-            "num_bytes": np.array([_num_bytes(text) for text in documents.texts], dtype=np.int64),
+            "num_bytes": bytes_of(documents.texts),
         }
         for name, column in columns.items():
             with _synced(unfinished / f"{name}.npy") as file:
@@ -164,17 +165,7 @@ def read_tokens(folder: Path) -> TokenArray:
     return TokenArray(tokens=tokens, starts=np.cumsum(lengths) - lengths, path=path, **columns)
 
 
-def _label_indices(documents: Documents, label_index: Mapping[str, int] | None) -> np.ndarray:
-    if documents.labels is None or label_index is None:
-        return np.full(len(documents), NO_LABEL, dtype=np.int64)
-    for position, label in enumerate(documents.labels):
-        if label not in label_index:
-            known = ", ".join(map(repr, label_index))
-            raise UserError(f"label {label!r} of document {position + 1} is not one of the classes: {known}")
-    return np.array([label_index[label] for label in documents.labels], dtype=np.int64)
-
-
-def _write_ids(path: Path, texts: list[str], tokenizer: Tokenizer, dtype: np.dtype, progress: bool) -> np.ndarray:
+def _write_ids(path: Path, texts: Sequence[str], tokenizer: Tokenizer, dtype: np.dtype, progress: bool) -> np.ndarray:
     """Write all ids to ``path``, raw; returns the tokens of each text, int64 (documents,)."""
     lengths = np.zeros(len(texts), dtype=np.int64)
     with _synced(path) as file, _progress_bar(len(texts), progress) as advance:
@@ -184,10 +175,6 @@ def _write_ids(path: Path, texts: list[str], tokenizer: Tokenizer, dtype: np.dty
             file.write(np.concatenate(encoded).astype(dtype).tobytes())
             advance(len(encoded))
     return lengths
-
-
-def _num_bytes(text: str) -> int:
-    return len(text.encode("utf-8", "surrogatepass"))
 
 
 @contextmanager
@@ -211,10 +198,11 @@ def _progress_bar(total: int, wanted: bool) -> Iterator[Any]:
 
 
 def _load_column(path: Path) -> np.ndarray:
-    """One whole number for each document, as data: neither a pickle nor an archive, which NumPy would take, too."""
+    """Whole numbers of each document, as data: neither a pickle nor an archive, which NumPy would take, too."""
     with path.open("rb") as file:
         column: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
-    if column.ndim != 1 or column.dtype.kind not in "iu":
+    axes = (1, 2) if path.stem == "labels" else (1,)
+    if column.ndim not in axes or column.dtype.kind not in "iu":
         raise ValueError(f"{path.name} holds {column.ndim} axes of {column.dtype}")
     return column
 
