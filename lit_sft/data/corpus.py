@@ -14,8 +14,10 @@ import numpy as np
 from lit_sft.data import pydocs
 from lit_sft.data.contamination import Gate, through_gate
 from lit_sft.data.documents import Documents
+from lit_sft.data.label_fields import alike_labels, check_label_options
 from lit_sft.data.labels import label_names_of
 from lit_sft.data.readers import iter_rows, read_documents
+from lit_sft.data.sources import parse_source
 from lit_sft.data.splits import hold_out
 from lit_sft.data.texts import TextFile
 from lit_sft.data.words import document_keys
@@ -37,6 +39,9 @@ class CorpusConfig:
     label_column: str | None = None
     header: bool = True
     encoding: str = "utf-8"
+    separator: str | None = None
+    label_pattern: str | None = None
+    label_separator: str | None = None
     label_names: dict[str, str] | None = None
     val_fraction: float = 0.1
     split_seed: int = 0
@@ -50,8 +55,9 @@ class CorpusConfig:
         """From options as a user writes them: one source, several, or none; label names with numbers as keys.
 
         Raises:
-            UserError: a ``val_fraction`` that is no fraction.
+            UserError: a ``val_fraction`` that is no fraction, label options that can't be meant.
         """
+        check_label_options(*(options.get(name) for name in ("separator", "label_pattern", "label_separator")))
         if not 0 < options.get("val_fraction", cls.val_fraction) < 1:
             raise UserError(f"--data.val_fraction {options['val_fraction']} must lie between 0 and 1")
         names = None if label_names is None else {str(key): str(name) for key, name in label_names.items()}
@@ -131,6 +137,8 @@ def load_corpus(config: CorpusConfig, cache_dir: Path, gated: bool = True) -> Co
 
 def _labeled_corpus(config: CorpusConfig, notes: list[str], file: TextFile, gated: bool) -> Corpus:
     train = _read(config, "labeled", notes, file)
+    if config.label_names is None:
+        notes += alike_labels(label_names_of(train))
     names = _label_names(config, train)
     known = _known_labels(config, names)
     val = _read(config, "val", notes, file, known) if config.val else None
@@ -235,6 +243,9 @@ def _read(
             label_column=config.label_column,
             encoding=config.encoding,
             header=config.header,
+            separator=config.separator,
+            label_pattern=config.label_pattern,
+            label_separator=config.label_separator,
             file=file,
         )
         if report.blank:
@@ -278,7 +289,7 @@ def _digest(source: str, encoding: str) -> str:
         return pydocs.fingerprint()
     iter_rows(source, encoding=encoding)  # reads nothing yet, but names what is wrong with the file
     try:
-        with Path(source).expanduser().open("rb") as file:
+        with parse_source(source).path.open("rb") as file:
             return hashlib.file_digest(file, "blake2b").hexdigest()
     except OSError as error:
         raise UserError(f"{source}: can't be read: {error.strerror}") from error

@@ -23,7 +23,8 @@ class TextData:
     """The documents that a user names, prepared; :class:`lit_sft.data.datamodule.TextDataModule` makes batches of them.
 
     Args:
-        labeled: labeled training data: ``pydocs``, or files (CSV, TSV, JSONL, Parquet).
+        labeled: labeled training data: ``pydocs``, or files (CSV, TSV, JSONL, Parquet, each also gzipped;
+            ``label_text:FILE`` and ``fasttext:FILE`` for lines that begin with their label).
         unlabeled: more text for the language model, which reads the labeled training documents in any case.
         val: validation data; without it a seeded part of ``labeled`` is held out, with every label in it.
         test: test data; nothing but ``test`` reads it.
@@ -31,6 +32,10 @@ class TextData:
         label_column: the column that holds the label ("label").
         header: whether CSV and TSV files start with column names; without them columns are "0", "1", and so on.
         encoding: of text, CSV, TSV and JSONL files.
+        separator: what stands between label and text in ``label_text`` files, a tab by default.
+        label_pattern: a regular expression that finds the label in what stands in the file: its first group, or all of
+            its match where it has no group.
+        label_separator: splits the labels of multi-label data; a list in JSONL and Parquet needs none.
         label_names: from labels as they stand in the files to names; its order is the order of the classes.
         val_fraction: the share of the training documents held out where ``val`` is not given.
         remove_test_copies: leave copies of test documents, exact and near, out of all training text, labeled and
@@ -65,6 +70,9 @@ class TextData:
         label_column: str | None = None,
         header: bool = True,
         encoding: str = "utf-8",
+        separator: str | None = None,
+        label_pattern: str | None = None,
+        label_separator: str | None = None,
         label_names: dict[str, str] | None = None,
         val_fraction: float = 0.1,
         split_seed: int = 0,
@@ -96,6 +104,9 @@ class TextData:
             label_column=label_column,
             header=header,
             encoding=encoding,
+            separator=separator,
+            label_pattern=label_pattern,
+            label_separator=label_separator,
             val_fraction=val_fraction,
             split_seed=split_seed,
             remove_test_copies=remove_test_copies,
