@@ -7,7 +7,6 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,6 @@ RECORD = "metrics.json"
 SHARED = "LIT_SFT_RUN_DIR"  # the run's folder, for the processes that its first one starts
 # Which documents are tested, and what the classifier sees of them; batch sizes and places change no figure.
 TESTED = ("test", "text_column", "label_column", "header", "encoding", "label_names", "max_length", "truncation")
-TEST_KEYS = ("test", "test_interval", "test_clean", "test_clean_interval")  # of a record, what a test adds
-MAIN = ("accuracy", "macro_f1", "perplexity", "loss")  # the figures that are told in one line
 # What decides a result: ours, the engines', and the projects whose documentation is the pydocs corpus.
 VERSIONED = (
     *("lit_sft", "torch", "lightning", "torchmetrics", "tokenizers", "numpy", "pyarrow", "jsonargparse"),
@@ -178,47 +175,19 @@ def record_of_test(folder: Path, checkpoint: Path, own_data: dict[str, Any], dat
     return folder / (f"test-{'-'.join(parts)}.json" if parts else RECORD)
 
 
-def write_test(
-    path: Path, figures: Callable[[], dict[str, Any]], checkpoint: Path, data: dict[str, Any]
-) -> dict[str, Any] | None:
+def write_test(path: Path, figures: dict[str, Any], checkpoint: Path, data: dict[str, Any]) -> None:
     """Keep what a test gave in the file of :func:`record_of_test`.
 
     Args:
         path: that file.
-        figures: gives ``test`` and what belongs to it; called only where they are written, as intervals take seconds.
+        figures: ``test`` and what belongs to it, as plain values.
         checkpoint, data: what was tested, and the data options.
-
-    Returns:
-        What was written; None where a record has its test figures already, and stays as it is.
     """
     if path.name == RECORD:
-        record = read_record(path.parent)
-        if "test" in record:
-            return None
-        record |= figures()
+        write_record(path, {**read_record(path.parent), **figures})
     else:
         tested = {key: data.get(key) for key in ("labeled", *TESTED)}
-        record = {**figures(), "data": tested, "checkpoint": str(checkpoint)}
-    write_record(path, record)
-    return record
-
-
-def told(record: dict[str, Any], split: str = "test") -> str:
-    """A record's main figures and their intervals in one line, as in ``accuracy 0.853 [0.839, 0.867], loss ...``.
-
-    Those of the clean part follow where it is not the full set.
-    """
-    intervals = record.get(f"{split}_interval") or {}
-    parts = []
-    for name in MAIN:
-        if record[split].get(name) is not None:
-            interval = intervals.get(name)
-            around = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
-            parts.append(f"{name} {record[split][name]:.3f}{around}")
-    line = ", ".join(parts)
-    if split == "test" and record.get("test_clean", record["test"]) != record["test"]:
-        line += f"; without copies of training documents: {told(record, 'test_clean')}"
-    return line
+        write_record(path, {**figures, "data": tested, "checkpoint": str(checkpoint)})
 
 
 def _located(value: Any) -> Any:
