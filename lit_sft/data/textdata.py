@@ -8,7 +8,8 @@ from typing import Any, Literal
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lit_sft.data.corpus import Corpus, CorpusConfig, Sources
+from lit_sft.data.corpus import Corpus
+from lit_sft.data.corpus_config import CorpusConfig, Sources
 from lit_sft.data.labels import label_array, label_counts
 from lit_sft.data.prepare import Preparation, Prepared, default_cache_dir
 from lit_sft.data.splits import low_shot
