@@ -27,8 +27,9 @@ from lit_sft.mistakes import mistake_in
 from lit_sft.module import LitSFT
 from lit_sft.options import check_trainer, explain, read_config_file, reason, values_of
 from lit_sft.resume import check_resumable, check_tokenizer, last_checkpoint, read_resumable
-from lit_sft.runs import RECORD, discard_run, resume_run, run_folder_of, run_name, start_run, write_test
+from lit_sft.runs import RECORD, discard_run, resume_run, run_folder_of, run_name, start_run
 from lit_sft.stored_options import CLASS_OPTIONS, stored_config
+from lit_sft.testing import keep_test
 
 DEFAULTS = Path(__file__).with_name("defaults.yaml")
 DEFAULT_ENCODER = "lit_sft.models.LSTMEncoder"
@@ -270,16 +271,12 @@ class LitCLI(LightningCLI):
         return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
 
     def after_test(self) -> None:
-        """Put the test figures into the run's record, or beside it where they are not the run's own."""
+        """Keep what was measured, unless this is a dry run, or a checkpoint without a run's folder."""
         trainer: Trainer = self.trainer  # type: ignore[assignment]
         if self.folder is None or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return
         assert self.source is not None
-        figures = {k.removeprefix("test/"): float(v) for k, v in trainer.callback_metrics.items()}
-        path = write_test(
-            self.folder, figures, self.source.path, self.source.config.get("data", {}), self.config_dump["data"]
-        )
-        rank_zero_info(f"wrote {path}" if path else f"{self.folder / RECORD} has these figures already: it stays")
+        keep_test(trainer, self.model, self.source, self.folder, self.config_dump["data"])
 
 
 def check(arguments: list[str]) -> Namespace:

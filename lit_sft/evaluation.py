@@ -14,6 +14,7 @@ from lit_sft.metrics import ClassificationMetrics, LanguageModelMetrics
 from lit_sft.models import LSTMState, Network
 from lit_sft.models.heads import at_least_float32
 from lit_sft.multilabel import MultilabelMetrics
+from lit_sft.predictions import Collector
 
 
 class Evaluation(nn.Module):
@@ -31,10 +32,12 @@ class Evaluation(nn.Module):
         if network.classifier is not None:
             self.classes = (MultilabelMetrics if network.multilabel else ClassificationMetrics)(label_names)
         self._state: LSTMState | None = None  # carried from one batch of the stream to the next
+        self.kept: Collector | None = None
 
-    def start(self) -> None:
-        """Forget everything that was measured."""
+    def start(self, keep: bool = False) -> None:
+        """Forget everything that was measured; ``keep``: each document's prediction is kept in ``kept``."""
         self._state = None
+        self.kept = Collector() if keep else None
         for metrics in (self.lm, self.classes):
             if metrics is not None:
                 metrics.reset()
@@ -54,7 +57,11 @@ class Evaluation(nn.Module):
         if batch.indices[0] < 0:  # nothing of this batch is for this process
             return
         probabilities = network.class_probabilities(logits)
-        self.classes.update(probabilities, batch.labels, _losses(logits, probabilities, batch.labels))
+        losses = _losses(logits, probabilities, batch.labels)
+        self.classes.update(probabilities, batch.labels, losses)
+        if self.kept is not None:
+            predicted = self.classes.predicted(probabilities)
+            self.kept.add(batch.indices, batch.labels.to(predicted.dtype), predicted, losses, probabilities)
 
     def tune(self) -> None:
         """Choose the thresholds of multi-label data by what was measured; validation data only are for that."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import lightning as L
+import numpy as np
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -24,6 +25,7 @@ from lit_sft.models.dropout import check_dropout
 from lit_sft.models.heads import num_outputs
 from lit_sft.objectives import MLE, Objective, Supervised
 from lit_sft.optim import Schedule, WarmupCosine, build_optimizer, clip_gradients, steps_of_fit, take_options
+from lit_sft.predictions import Predictions, gathered
 from lit_sft.random_states import go_on_drawing, random_states
 from lit_sft.ranks import of_all_ranks, of_this_rank, weighted
 from lit_sft.transfer import first_misfit, load_pretrained
@@ -79,6 +81,7 @@ class LitSFT(L.LightningModule):
         self.tokenizer: Tokenizer | None = None
         self.label_names: list[str] = []
         self.multilabel = False
+        self.tested: Predictions | None = None  # of the last test, over all processes
         self._state: LSTMState | None = None  # carried from one training batch of the stream to the next
         self._random: dict[str, Any] | None = None  # the states that a resumed run goes on from
         self._initialized = False  # whether init_from was dealt with: it must not undo a training in this process
@@ -239,7 +242,7 @@ class LitSFT(L.LightningModule):
         self.evaluation.start()
 
     def on_test_epoch_start(self) -> None:
-        self.evaluation.start()
+        self.evaluation.start(keep=True)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.evaluation.add(self.net, batch)
@@ -254,6 +257,9 @@ class LitSFT(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         self._log_metrics("test")
+        data, kept = self.trainer.datamodule, self.evaluation.kept  # type: ignore[attr-defined]
+        ranks = of_all_ranks(self.trainer, kept.rows() if kept else {})
+        self.tested = gathered(ranks, self.label_names, np.asarray(data.test.keys), data.test_is_clean)
 
     def predict_step(self, batch: DocumentBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Class probabilities, (batch, classes), in the batch's order (its ``indices`` say which documents)."""

@@ -159,35 +159,42 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
     write_atomically(path, json.dumps(_defined(record), indent=2) + "\n")
 
 
-def write_test(
-    folder: Path, figures: dict[str, float], checkpoint: Path, own_data: dict[str, Any], data: dict[str, Any]
-) -> Path | None:
-    """Keep the figures of a test: in the run's record when they are the run's own, else in a file beside it.
+def record_of_test(folder: Path, checkpoint: Path, own_data: dict[str, Any], data: dict[str, Any]) -> Path:
+    """Where the figures of a test belong: the run's record when they are the run's own, else a file beside it.
 
     Args:
         folder: the run's folder.
-        figures: what was measured.
         checkpoint: which of the run's checkpoints.
         own_data, data: the data options of the run, and those of the test.
-
-    Returns:
-        The file that was written; None where the record has its test figures already and stays as it is.
     """
-    record = read_record(folder)
     best = checkpoint.name == "best.ckpt" or not (checkpoint.parent / "best.ckpt").is_file()
-    parts = [] if record and best else [checkpoint.stem]
+    parts = [] if read_record(folder) and best else [checkpoint.stem]
     if any(_located(data.get(key)) != _located(own_data.get(key)) for key in TESTED):
         source = data.get("test") or data.get("labeled")
         parts += [Path(str(s)).stem for s in (source if isinstance(source, list) else [source])]
-    if parts:
-        path = folder / f"test-{'-'.join(parts)}.json"
+    return folder / (f"test-{'-'.join(parts)}.json" if parts else RECORD)
+
+
+def write_test(path: Path, figures: dict[str, Any], checkpoint: Path, data: dict[str, Any]) -> bool:
+    """Keep what a test gave in the file of :func:`record_of_test`.
+
+    Args:
+        path: that file.
+        figures: ``test`` and what belongs to it, as plain values.
+        checkpoint, data: what was tested, and the data options.
+
+    Returns:
+        Whether it was written: a record that has its test figures already stays as it is.
+    """
+    if path.name != RECORD:
         tested = {key: data.get(key) for key in ("labeled", *TESTED)}
-        write_record(path, {"test": figures, "data": tested, "checkpoint": str(checkpoint)})
-        return path
+        write_record(path, {**figures, "data": tested, "checkpoint": str(checkpoint)})
+        return True
+    record = read_record(path.parent)
     if "test" in record:
-        return None
-    write_record(folder / RECORD, {**record, "test": figures})
-    return folder / RECORD
+        return False
+    write_record(path, {**record, **figures})
+    return True
 
 
 def _located(value: Any) -> Any:

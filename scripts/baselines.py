@@ -5,18 +5,22 @@
 
 One cell is one row (method) at one label count and one seed. A seed draws the subset, the initial weights and the
 order. For each method and label count the grid of the search file is run first, on the first ``search_seeds`` seeds,
-and the mean validation macro-F1 chooses; every method's grid has the same number of points and reads the same
-validation data. The chosen options then run on every seed, and only these runs are tested. Each run is an ordinary
-``lit_sft fit`` and ``test``, called in this process with flags that are printed, so any cell can be repeated by hand.
+and the mean validation figure of ``--metric`` chooses; every method's grid has the same number of points and reads the
+same validation data. (The config's ``checkpoint.monitor`` chooses a run's epoch.) The chosen options then run on every
+seed, and only these runs are tested. Each run is an ordinary ``lit_sft fit`` and ``test``, called in this process with
+flags that are printed, so any cell can be repeated by hand.
 
 The CSV grows by a line a run and is read at the start: what is there is not run again. Two calls for different
-``--methods`` or ``--labels`` may run side by side.
+``--methods`` or ``--labels`` may run side by side. Every tested run, the linear model's too, leaves its predictions in
+its folder ``logs/baselines-OUT-METHOD-LABELS/version_K/``, which the CSV names, for scripts/paired.py; from them the
+intervals over test documents are written to ``OUT.intervals.csv``, a line a method.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import io
 import itertools
 import json
 import shutil
@@ -26,19 +30,27 @@ from typing import Any
 
 import numpy as np
 import yaml
-from report import table
+from paired import error_intervals, predictions_of
+from report import intervals_file, table
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
 
 from lit_sft.data.datamodule import TextDataModule
+from lit_sft.data.prepare import write_atomically
 from lit_sft.data.tokens import TokenArray
 from lit_sft.main import main as lit_sft
-from lit_sft.runs import LOGS, versions
+from lit_sft.predictions import FILE, Predictions
+from lit_sft.runs import LOGS, new_run, versions
 
-FIELDS = ("method", "labels", "val", "seed", "options", "val_macro_f1", "test_macro_f1", "test_accuracy")
+CELL = ("method", "labels", "val", "seed", "options")
+FIELDS = (*CELL, "val_macro_f1", "val_accuracy", "test_macro_f1", "test_accuracy", "run")
+INTERVAL_FIELDS = (
+    *("labels", "val", "method", "seeds", "documents"),
+    *("error", "error_std", "error_low", "error_high", "minus", "minus_low", "minus_high"),  # in percent
+)
 METHODS = ("pretrained", "scratch", "tfidf", "tfidf_balanced")  # the last weighs classes by their inverse counts
-SHOWN = ("macro_f1", "accuracy")
+SHOWN = ("macro_f1", "accuracy")  # either may choose
 Options = dict[str, Any]
 
 
@@ -66,11 +78,12 @@ def read_lines(path: Path) -> list[dict[str, str]]:
 
 
 def append_line(path: Path, row: dict[str, str]) -> None:
-    """Append a line to a CSV, under a header if it is the first, before the next run starts."""
+    """Append a line to a CSV, under a header if it is the first, before the next run starts; its columns stay."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.is_file()
+    columns = row if new else next(csv.reader(path.read_text(encoding="utf-8").splitlines()))
     with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, row.keys(), lineterminator="\n")
+        writer = csv.DictWriter(file, list(columns), lineterminator="\n", extrasaction="ignore")
         if new:
             writer.writeheader()
         writer.writerow(row)
@@ -104,24 +117,27 @@ class Cells:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
 
-    def run(self, plan: Plan, method: str, val: str, seed: int, options: Options, test: bool) -> dict[str, float]:
-        """Validation macro-F1, and test figures where asked for."""
+    def run(self, plan: Plan, method: str, val: str, seed: int, options: Options, test: bool) -> dict[str, Any]:
+        """Validation figures; where asked for, test figures and the ``run``'s folder with its predictions."""
         subsets = {"labels_per_class": None if plan.labels == "all" else int(plan.labels)}
         subsets["val_labels_per_class"] = plan.small_val if val == "small" else None
+        name = f"baselines-{self.arguments.out.stem}-{method}-{plan.labels}"
+        figures: dict[str, Any]
         if method.startswith("tfidf"):
-            figures = linear_model(self.data(seed, subsets), options)
+            folder = new_run(name) if test else None
+            figures = linear_model(self.data(seed, subsets), options, folder)
         else:
             flags = [f"--data.{key}={value}" for key, value in subsets.items() if value is not None]
             flags += [f"--{key}={json.dumps(v) if isinstance(v, list) else v}" for key, v in options.items()]
             flags.append(f"--seed_everything={seed}")
             if method == "pretrained":
                 flags.append(f"--model.init_from={self.arguments.init_from}")
-            name = f"baselines-{self.arguments.out.stem}-{method}-{plan.labels}"
             folder = run_network(["--config", str(self.arguments.config), *flags], name, test)
             record = record_of(folder)
             shutil.rmtree(folder / "checkpoints")  # a table leaves hundreds of runs behind
             figures = {f"{split}_{k}": record[split][k] for split in ("val", "test") if split in record for k in SHOWN}
-        return {k: v for k, v in figures.items() if test or k.startswith("val_")}
+        kept = {k: v for k, v in figures.items() if test or k.startswith("val_")}
+        return kept | ({"run": folder} if test else {})
 
     def data(self, seed: int, subsets: dict[str, int | None]) -> TextDataModule:
         """The data module of the config, for the methods that read text."""
@@ -152,12 +168,13 @@ def record_of(folder: Path) -> dict[str, Any]:
     return record
 
 
-def linear_model(data: TextDataModule, options: dict[str, Any]) -> dict[str, float]:
+def linear_model(data: TextDataModule, options: dict[str, Any], folder: Path | None = None) -> dict[str, float]:
     """TF-IDF (uni- and bigrams, sublinear) + logistic regression on the data module's own labels.
 
     Args:
         data: set up; its low-shot subsets of train and validation are used.
         options: ``C`` (inverse strength of the regularisation), ``min_df`` and ``class_weight``.
+        folder: where the test's predictions are kept, in a file like a network's; None: nowhere.
     """
     corpus, prepared = data.corpus, data.prepared
     chosen = {
@@ -170,10 +187,34 @@ def linear_model(data: TextDataModule, options: dict[str, Any]) -> dict[str, flo
     model.fit(vectorizer.fit_transform(chosen["train"].texts), chosen["train"].labels)
     figures = {}
     for split in ("val", "test"):
-        predicted = model.predict(vectorizer.transform(chosen[split].texts))
-        figures[f"{split}_macro_f1"] = float(f1_score(chosen[split].labels, predicted, average="macro"))
-        figures[f"{split}_accuracy"] = float(accuracy_score(chosen[split].labels, predicted))
+        features, labels = vectorizer.transform(chosen[split].texts), chosen[split].labels
+        predicted = model.predict(features)
+        figures[f"{split}_macro_f1"] = float(f1_score(labels, predicted, average="macro"))
+        figures[f"{split}_accuracy"] = float(accuracy_score(labels, predicted))
+        if split == "test" and folder is not None:
+            linear_predictions(data, model, features).write(folder / FILE)
     return figures
+
+
+def linear_predictions(data: TextDataModule, model: LogisticRegression, features: Any) -> Predictions:
+    """What a fitted linear model says of the test documents, as a network's test keeps it; ``features`` are theirs.
+
+    A class that the training documents lack has the probability 0.
+    """
+    test, names = data.prepared.test, data.label_names
+    probabilities = np.zeros((len(test), len(names)))
+    probabilities[:, [names.index(label) for label in model.classes_]] = model.predict_proba(features)
+    labels = np.asarray(test.labels)
+    return Predictions(
+        label_names=names,
+        documents=np.arange(len(test)),
+        keys=np.asarray(test.keys),
+        labels=labels,
+        predicted=np.array([names.index(label) for label in model.predict(features)]),
+        losses=-np.log(probabilities[np.arange(len(test)), labels].clip(1e-12)),
+        probabilities=probabilities,
+        clean=data.test_is_clean,
+    )
 
 
 def low_shot_positions(whole: TokenArray, part: TokenArray) -> np.ndarray:
@@ -183,7 +224,7 @@ def low_shot_positions(whole: TokenArray, part: TokenArray) -> np.ndarray:
 
 
 def search(cells: Cells, results: Results, plan: Plan, method: str, val: str) -> Options:
-    """The grid's point with the best mean validation macro-F1 over the search seeds."""
+    """The grid's point with the best mean validation figure over the search seeds."""
     scores = []
     for options in plan.grids[method]:
         found = []
@@ -192,7 +233,7 @@ def search(cells: Cells, results: Results, plan: Plan, method: str, val: str) ->
             row = results.find(False, **cell)
             if row is None:
                 row = results.add({**cell, **cells.run(plan, method, val, seed, options, test=False)})
-            found.append(float(row["val_macro_f1"]))
+            found.append(float(row[f"val_{cells.arguments.metric}"]))
         scores.append(float(np.mean(found)))
     return plan.grids[method][int(np.argmax(scores))]
 
@@ -207,6 +248,31 @@ def fill(cells: Cells, results: Results, plans: list[Plan], vals: list[str], met
             cell = {"method": method, "labels": plan.labels, "val": val, "seed": seed, "options": _plain(options)}
             if results.find(True, **cell) is None:
                 results.add({**cell, **cells.run(plan, method, val, seed, options, test=True)})
+
+
+def write_intervals(out: Path) -> None:
+    """``OUT.intervals.csv``: errors with their intervals over documents, made of the predictions of the CSV's runs.
+
+    A line for each label count, validation set and method whose runs' folders are all still there.
+    """
+    runs: dict[tuple[str, str], dict[str, dict[str, Path]]] = {}
+    for row in read_lines(out):
+        if row.get("run"):
+            cell = runs.setdefault((row["labels"], row["val"]), {}).setdefault(row["method"], {})
+            cell[row["seed"]] = Path(row["run"])
+    lines = []
+    for (labels, val), methods in runs.items():
+        there = {m: list(seeds.values()) for m, seeds in methods.items() if all(map(Path.is_dir, seeds.values()))}
+        read = {method: [predictions_of(folder) for folder in folders] for method, folders in there.items()}
+        for method, figures in error_intervals(read, "pretrained").items():
+            count = {"seeds": len(read[method]), "documents": len(read[method][0])}
+            lines.append({"labels": labels, "val": val, "method": method, **count, **figures})
+    if lines:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, INTERVAL_FIELDS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: f"{v:.3f}" if isinstance(v, float) else v for k, v in line.items()} for line in lines)
+        write_atomically(intervals_file(out), text.getvalue())
 
 
 def plans_in(path: Path, only: list[str] | None = None) -> list[Plan]:
@@ -251,11 +317,15 @@ def main() -> None:
     parser.add_argument(
         "--val", nargs="+", default=["full"], choices=("full", "small"), help="small: no more than training labels"
     )
+    parser.add_argument(
+        "--metric", default="macro_f1", choices=SHOWN, help="the validation figure that chooses options"
+    )
     parser.add_argument("--search", type=Path, required=True, help="YAML: seeds and grids for each label count")
     parser.add_argument("--out", type=Path, required=True, help="the CSV of all runs")
     arguments = parser.parse_args()
     plans = plans_in(arguments.search, arguments.labels)
     fill(Cells(arguments), Results(arguments.out), plans, arguments.val, arguments.methods)
+    write_intervals(arguments.out)
     print(table(arguments.out))
 
 

@@ -1,6 +1,10 @@
 """The table of a results CSV: mean ± standard deviation over seeds, and the paired difference from the pretrained row.
 
-python scripts/report.py scripts/results/pydocs.csv
+    python scripts/report.py scripts/results/pydocs.csv
+
+Where a ``NAME.intervals.csv`` stands beside the CSV, the columns are errors instead, and the intervals in brackets are
+over the test documents (bootstrap), each document's error being its mean over the seeds; else the columns are macro-F1
+and accuracy, and the interval of the difference is over the seeds (Student's t).
 """
 
 from __future__ import annotations
@@ -39,14 +43,16 @@ def read(path: Path) -> dict[tuple[str, str, str], dict[str, Seeds]]:
 
 def table(path: Path) -> str:
     """A Markdown table: a line for each label count and method, columns for each validation set that chose."""
+    if intervals_file(path).is_file():
+        return error_table(intervals_file(path))
     cells = read(path)
     vals = [val for val in VALS if any(val == cell[0] for cell in cells)]
     head = ["labels a class", "method", "seeds"]
     for val in vals:
         head += [f"{title}, {val} val" for title in ("macro-F1", "accuracy", "pretrained minus it [95%]")]
     lines = [_line(head), _line(["---"] * len(head))]
-    rows = {cell[1:] for cell in cells}
-    for labels, method in sorted(rows, key=lambda row: (float("inf" if row[0] == "all" else row[0]), row[1])):
+    rows = {cell[1:3] for cell in cells}
+    for labels, method in sorted(rows, key=_in_order):
         row = [labels, method, str(max(len(cells[val, labels, method]["macro_f1"]) for val in vals))]
         for val in vals:
             f1, accuracy = (cells[val, labels, method][metric] for metric in ("macro_f1", "accuracy"))
@@ -55,6 +61,42 @@ def table(path: Path) -> str:
             row += [_spread(f1), _spread(accuracy), paired_difference(pretrained, f1) if compared else ""]
         lines.append(_line(row))
     return "\n".join(lines)
+
+
+def intervals_file(path: Path) -> Path:
+    """Where the intervals over documents of a results CSV stand."""
+    return path.with_suffix(".intervals.csv")
+
+
+def error_table(path: Path) -> str:
+    """A Markdown table of an intervals CSV: errors in percent, a line for each label count and method."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    vals = [val for val in VALS if any(val == row["val"] for row in rows)]
+    head = ["labels a class", "method", "seeds"]
+    for val in vals:
+        of = f", {val} val" if len(vals) > 1 else ""
+        head += [f"error{of}", f"[95% over documents]{of}", f"pretrained minus it [95%]{of}"]
+    lines = [_line(head), _line(["---"] * len(head))]
+    cells = {(row["labels"], row["method"], row["val"]): row for row in rows}
+    for labels, method in sorted({cell[:2] for cell in cells}, key=_in_order):
+        there = [cells.get((labels, method, val)) for val in vals]
+        line = [labels, method, max((row["seeds"] for row in there if row), key=int)]
+        for row in there:
+            figures = (
+                {} if row is None else {k: float(v) for k, v in row.items() if k.startswith(("error", "minus")) and v}
+            )
+            line += [
+                "{error:.1f} ± {error_std:.1f}".format(**figures) if row else "",
+                "[{error_low:.1f}, {error_high:.1f}]".format(**figures) if row else "",
+                "{minus:+.1f} [{minus_low:+.1f}, {minus_high:+.1f}]".format(**figures) if "minus" in figures else "",
+            ]
+        lines.append(_line(line))
+    return "\n".join(lines)
+
+
+def _in_order(row: tuple[str, str]) -> tuple[float, str]:
+    return float("inf" if row[0] == "all" else row[0]), row[1]
 
 
 def _line(cells: list[str]) -> str:

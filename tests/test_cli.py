@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lit_sft import load
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.metrics import FIGURES
+from lit_sft.predictions import read_predictions
 
 RUN = Path("logs/tiny-finetune/version_0")
 
@@ -51,7 +52,8 @@ def test_a_stage_leaves_a_complete_folder(fit: Fit) -> None:
         *("checkpoints/best.ckpt", "checkpoints/last.ckpt"),
     }
     record = read(RUN / "metrics.json")
-    assert set(record) == {"stage", "val", "tokens_per_second", "steps", "seed", "seconds", "versions"}
+    figures = {"stage", "val", "tokens_per_second", "steps", "seed", "seconds", "versions"}
+    assert set(record) == {*figures, "contamination"}
     assert record["seed"] == 5
     assert record["stage"] == "finetune"
     config = read(RUN / "config.yaml")
@@ -178,6 +180,12 @@ def test_a_test_is_put_into_the_record_once_and_never_overwritten(tuned: Path, c
     assert read(tuned / "test-val.json")["data"]["test"] == str(files.val)
     assert (tuned / "test-last.json").is_file()
     assert read(tuned / "metrics.json") == record
+    for name, figures in (("predictions", record), ("test-val", read(tuned / "test-val.json"))):
+        kept = read_predictions(tuned / f"{name}.parquet")
+        assert kept.documents.tolist() == list(range(30))
+        assert (kept.predicted == kept.labels).mean() == pytest.approx(figures["test"]["accuracy"])
+        assert kept.losses.mean() == pytest.approx(figures["test"]["loss"])
+    assert (tuned / "test-last.parquet").is_file()
     assert cli("validate", "--ckpt_path", tuned).code == 0
     assert made() == ["tiny-finetune/version_0"]  # no new version for validate and test
     assert not Path("lightning_logs").exists()

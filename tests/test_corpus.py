@@ -98,18 +98,22 @@ def test_without_val_a_part_of_train_is_held_out_by_the_split_seed_alone(files: 
 
 
 def test_copies_of_evaluation_documents_are_left_out_of_unlabeled_text_and_noted(files: Files, tmp_path: Path) -> None:
+    """Those of validation always, by their words; those of test documents where it is asked for."""
     val, test = (labeled_rows(10, seed) for seed in (2, 3))
-    extra = lines(tmp_path / "extra.txt", ["own text", val[0][0], val[4][0], test[1][0], "own text"])
-    sources = {"val": [str(files.val)], "test": [str(files.test)]}
-    corpus = load(tmp_path, labeled=[str(files.train)], unlabeled=[extra], **sources)
-    assert corpus.extra.texts == ["own text", "own text"]
-    assert corpus.notes == [
-        "2 unlabeled documents are copies of validation documents and were left out",
-        "1 unlabeled documents are copies of test documents and were left out",
-    ]
-    alone = load(tmp_path, unlabeled=[extra], **sources)
-    assert alone.train.texts == ["own text", "own text"]
+    extra = lines(tmp_path / "extra.txt", ["own text", val[0][0].upper(), val[4][0] + "!", test[1][0], "own text"])
+    sources = {"val": [str(files.val)], "test": [str(files.test)], "unlabeled": [extra]}
+    corpus = load(tmp_path, labeled=[str(files.train)], **sources)
+    assert corpus.extra.texts == ["own text", test[1][0], "own text"]
+    assert corpus.notes == ["2 unlabeled documents are copies of validation documents and were left out"]
+    alone = load(tmp_path, **sources)
+    assert alone.train.texts == corpus.extra.texts
     assert alone.notes == corpus.notes
+    for labeled in ([str(files.train)], []):
+        removed = load(tmp_path, labeled=labeled, **sources, remove_test_copies=True)
+        assert (removed.extra if labeled else removed.train).texts == ["own text", "own text"]
+        assert removed.gate is not None
+        assert removed.gate.report()["unlabeled"] == {"documents": 5, "exact": 1, "near": 0, "removed": 1}
+        assert removed.notes == corpus.notes
 
 
 def test_held_out_documents_are_left_out_of_unlabeled_text_too(files: Files, tmp_path: Path) -> None:
@@ -203,9 +207,11 @@ def test_pydocs_brings_its_splits_and_its_comments_only_on_request(
     assert (corpus.train, corpus.val, corpus.test) == (pydocs.train, pydocs.val, pydocs.test)
     assert corpus.label_names == ["sympy", "torch"]
     assert len(corpus.extra) == 0
-    more = load(tmp_path, labeled=["pydocs"], unlabeled=["pydocs", str(files.unlabeled)])
-    assert more.extra.texts[:2] == ["a comment", "of a package"]
-    assert len(more.extra) == 62
+    asked = {"labeled": ["pydocs"], "unlabeled": ["pydocs", str(files.unlabeled)]}
+    more = load(tmp_path, **asked)
+    assert more.extra.texts[:3] == ["a comment", "test 2", "of a package"]
+    assert len(more.extra) == 63
+    assert load(tmp_path, **asked, remove_test_copies=True).extra.texts[:2] == ["a comment", "of a package"]
 
 
 @pytest.mark.parametrize(

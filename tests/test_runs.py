@@ -21,6 +21,7 @@ from lit_sft.runs import (
     new_run,
     package_versions,
     read_record,
+    record_of_test,
     run_folder_of,
     run_name,
     unfinished_run,
@@ -132,8 +133,9 @@ class TestFiguresOfATest:
         return tmp_path
 
     def write(self, folder: Path, checkpoint: str = "best", value: float = 1.0, **data: object) -> Path | None:
-        path = folder / "checkpoints" / f"{checkpoint}.ckpt"
-        return write_test(folder, {"loss": value}, path, self.own, {**self.own, **data})
+        path, tested = folder / "checkpoints" / f"{checkpoint}.ckpt", {**self.own, **data}
+        file = record_of_test(folder, path, self.own, tested)
+        return file if write_test(file, {"test": {"loss": value}}, path, tested) else None
 
     def test_the_runs_own_go_into_the_record_once(self, folder: Path) -> None:
         assert self.write(folder, batch_size=3) == folder / RECORD

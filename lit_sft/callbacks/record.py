@@ -87,6 +87,7 @@ class RunRecord(L.Callback):
             "val": {k.removeprefix("val/"): v for k, v in self._best.items()},
             "tokens_per_second": throughput.tokens_per_second if throughput else None,
             "steps": trainer.global_step,
+            "contamination": trainer.datamodule.contamination,  # type: ignore[attr-defined]
             "seed": self.config.get("seed_everything"),
             "seconds": self._seconds_before + time.perf_counter() - self._started,
             "versions": package_versions(),

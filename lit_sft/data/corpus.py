@@ -12,11 +12,15 @@ from typing import Any, Literal
 import numpy as np
 
 from lit_sft.data import pydocs
-from lit_sft.data.documents import Documents, content_keys
+from lit_sft.data.contamination import Gate, through_gate
+from lit_sft.data.documents import Documents
+from lit_sft.data.label_fields import alike_labels, check_label_options
 from lit_sft.data.labels import label_names_of
 from lit_sft.data.readers import iter_rows, read_documents
+from lit_sft.data.sources import parse_source
 from lit_sft.data.splits import hold_out
 from lit_sft.data.texts import TextFile
+from lit_sft.data.words import document_keys
 from lit_sft.errors import UserError
 
 PYDOCS = "pydocs"
@@ -35,9 +39,13 @@ class CorpusConfig:
     label_column: str | None = None
     header: bool = True
     encoding: str = "utf-8"
+    separator: str | None = None
+    label_pattern: str | None = None
+    label_separator: str | None = None
     label_names: dict[str, str] | None = None
     val_fraction: float = 0.1
     split_seed: int = 0
+    remove_test_copies: bool = False
     only: Literal["val", "test"] | None = None
 
     @classmethod
@@ -47,8 +55,9 @@ class CorpusConfig:
         """From options as a user writes them: one source, several, or none; label names with numbers as keys.
 
         Raises:
-            UserError: a ``val_fraction`` that is no fraction.
+            UserError: a ``val_fraction`` that is no fraction, label options that can't be meant.
         """
+        check_label_options(*(options.get(name) for name in ("separator", "label_pattern", "label_separator")))
         if not 0 < options.get("val_fraction", cls.val_fraction) < 1:
             raise UserError(f"--data.val_fraction {options['val_fraction']} must lie between 0 and 1")
         names = None if label_names is None else {str(key): str(name) for key, name in label_names.items()}
@@ -77,7 +86,8 @@ class Corpus:
     """The documents of every split.
 
     ``train``, ``val`` and ``test`` have labels, unless the corpus has none (language modelling alone). ``extra`` is
-    text without labels: a language model trains on ``train`` and ``extra``.
+    text without labels: a language model trains on ``train`` and ``extra``. ``gate`` tells of copies of test documents
+    in what was read for both; None where nothing is tested, or nothing else was read.
     """
 
     train: Documents
@@ -86,6 +96,7 @@ class Corpus:
     extra: Documents
     label_names: list[str]
     notes: list[str]
+    gate: Gate | None = None
 
     @property
     def multilabel(self) -> bool:
@@ -98,12 +109,17 @@ class Corpus:
         return {name: i for i, name in enumerate(self.label_names)}
 
 
-def load_corpus(config: CorpusConfig, cache_dir: Path) -> Corpus:
+def load_corpus(config: CorpusConfig, cache_dir: Path, gated: bool = True) -> Corpus:
     """Read every source and make the splits. The texts stay on disk, in a temporary file in ``cache_dir``.
 
     Without ``val``, a seeded part of the training documents is held out: labels keep their shares, equal texts (and
-    documents of one group) stay on one side. Copies of validation and test documents are left out of unlabeled text.
-    Not covered: copies of test documents among the user's own labeled training files.
+    documents of one group) stay on one side. Copies of validation documents are left out of unlabeled text; those of
+    test documents are counted, and with ``remove_test_copies`` left out everywhere, before validation is held out.
+
+    Args:
+        config: what to read.
+        cache_dir: where the texts go, and ``pydocs`` is kept.
+        gated: False leaves the contamination gate out, where labels and sizes are looked at and nothing is trained.
 
     Raises:
         UserError: a source that can't be read, a label in val or test that train doesn't have, one class only.
@@ -115,34 +131,40 @@ def load_corpus(config: CorpusConfig, cache_dir: Path) -> Corpus:
         raise UserError("no training text: give --data.labeled or --data.unlabeled a file, or 'pydocs'")
     notes: list[str] = []
     if PYDOCS in config.labeled:
-        return _pydocs_corpus(config, cache_dir, notes, file)
-    return _labeled_corpus(config, notes, file) if config.labeled else _unlabeled_corpus(config, notes, file)
+        return _pydocs_corpus(config, cache_dir, notes, file, gated)
+    return (_labeled_corpus if config.labeled else _unlabeled_corpus)(config, notes, file, gated)
 
 
-def _labeled_corpus(config: CorpusConfig, notes: list[str], file: TextFile) -> Corpus:
+def _labeled_corpus(config: CorpusConfig, notes: list[str], file: TextFile, gated: bool) -> Corpus:
     train = _read(config, "labeled", notes, file)
+    if config.label_names is None:
+        notes += alike_labels(label_names_of(train))
     names = _label_names(config, train)
     known = _known_labels(config, names)
-    if config.val:
-        val = _read(config, "val", notes, file, known)
-    else:
-        train, val = hold_out(train, config.val_fraction, config.split_seed)
+    val = _read(config, "val", notes, file, known) if config.val else None
     test = _read(config, "test", notes, file, known) if config.test else Documents([], [])
     extra = _read(config, "unlabeled", notes, file) if config.unlabeled else Documents([])
     _check_kind(f"data.val {', '.join(config.val)}", val, train)
     _check_kind(f"data.test {', '.join(config.test)}", test, train)
-    return Corpus(train, val, test, _without_copies(extra, val, test, notes), names, notes)
-
-
-def _unlabeled_corpus(config: CorpusConfig, notes: list[str], file: TextFile) -> Corpus:
-    """For language modelling alone: no document has a label."""
-    train = _read(config, "unlabeled", notes, file)
-    if config.val:
-        val = _read(config, "val", notes, file, labeled=False)
-    else:
+    gate = None
+    if gated and len(test):
+        train, extra, gate = through_gate(train, extra, test, config.remove_test_copies)
+    if val is None:
         train, val = hold_out(train, config.val_fraction, config.split_seed)
+    return Corpus(train, val, test, _without_copies(extra, val, notes), names, notes, gate)
+
+
+def _unlabeled_corpus(config: CorpusConfig, notes: list[str], file: TextFile, gated: bool) -> Corpus:
+    """For language modelling alone: no document has a label."""
+    text = _read(config, "unlabeled", notes, file)
+    val = _read(config, "val", notes, file, labeled=False) if config.val else None
     test = _read(config, "test", notes, file, labeled=False) if config.test else Documents([])
-    return Corpus(_without_copies(train, val, test, notes), val, test, Documents([]), [], notes)
+    nothing, gate = Documents([]), None
+    if gated and len(test):
+        _, text, gate = through_gate(nothing, text, test, config.remove_test_copies)
+    if val is None:
+        text, val = hold_out(text, config.val_fraction, config.split_seed)
+    return Corpus(_without_copies(text, val, notes), val, test, nothing, [], notes, gate)
 
 
 def _measured_corpus(config: CorpusConfig, split: Literal["val", "test"], file: TextFile) -> Corpus:
@@ -154,7 +176,7 @@ def _measured_corpus(config: CorpusConfig, split: Literal["val", "test"], file: 
     return Corpus(nothing, val, test, Documents([]), names, notes)
 
 
-def _pydocs_corpus(config: CorpusConfig, cache_dir: Path, notes: list[str], file: TextFile) -> Corpus:
+def _pydocs_corpus(config: CorpusConfig, cache_dir: Path, notes: list[str], file: TextFile, gated: bool) -> Corpus:
     if len(config.labeled) > 1:
         raise UserError("data.labeled: 'pydocs' can't be mixed with other labeled sources")
     docs = pydocs.load_pydocs(cache_dir)
@@ -168,12 +190,17 @@ def _pydocs_corpus(config: CorpusConfig, cache_dir: Path, notes: list[str], file
     files = [source for source in config.unlabeled if source != PYDOCS]
     if files:
         extra = extra + _read(replace(config, unlabeled=files), "unlabeled", notes, file)
-    return Corpus(docs.train, val, test, _without_copies(extra, val, test, notes), names, notes)
+    train, gate = docs.train, None
+    if gated and len(test):
+        train, extra, gate = through_gate(train, extra, test, config.remove_test_copies)
+    return Corpus(train, val, test, _without_copies(extra, val, notes), names, notes, gate)
 
 
-def _check_kind(name: str, documents: Documents, before: Documents | None) -> None:
+def _check_kind(name: str, documents: Documents | None, before: Documents | None) -> None:
     """Raise a UserError where documents have one label each, and those before any number of them, or the reverse."""
-    if before is not None and before.labels and documents.labels and before.multilabel != documents.multilabel:
+    if before is None or documents is None:
+        return
+    if before.labels and documents.labels and before.multilabel != documents.multilabel:
         has, others = ("any number of labels", "one") if documents.multilabel else ("one label", "any number")
         raise UserError(
             f"{name}: {has} a document, but the labeled documents before have {others}: see label_separator"
@@ -185,15 +212,13 @@ def _known_labels(config: CorpusConfig, names: list[str]) -> dict[str, str]:
     return {name: name for name in names} if config.label_names is None else config.label_names
 
 
-def _without_copies(text: Documents, val: Documents, test: Documents, notes: list[str]) -> Documents:
-    """The unlabeled documents less exact copies of validation and test ones: these would flatter every figure."""
-    keys = content_keys(text.texts)
-    copies = np.zeros(len(text), dtype=bool)
-    for split, documents in (("validation", val), ("test", test)):
-        found = np.isin(keys, content_keys(documents.texts))
-        copies |= found
-        if found.any():
-            notes.append(f"{int(found.sum())} unlabeled documents are copies of {split} documents and were left out")
+def _without_copies(text: Documents, val: Documents, notes: list[str]) -> Documents:
+    """The unlabeled documents less copies of validation ones, by their words: these would flatter the figures."""
+    if not len(text) or not len(val):
+        return text
+    copies = np.isin(document_keys(text.texts), document_keys(val.texts))
+    if copies.any():
+        notes.append(f"{int(copies.sum())} unlabeled documents are copies of validation documents and were left out")
     return text.select(np.flatnonzero(~copies)) if copies.any() else text
 
 
@@ -218,6 +243,9 @@ def _read(
             label_column=config.label_column,
             encoding=config.encoding,
             header=config.header,
+            separator=config.separator,
+            label_pattern=config.label_pattern,
+            label_separator=config.label_separator,
             file=file,
         )
         if report.blank:
@@ -261,7 +289,7 @@ def _digest(source: str, encoding: str) -> str:
         return pydocs.fingerprint()
     iter_rows(source, encoding=encoding)  # reads nothing yet, but names what is wrong with the file
     try:
-        with Path(source).expanduser().open("rb") as file:
+        with parse_source(source).path.open("rb") as file:
             return hashlib.file_digest(file, "blake2b").hexdigest()
     except OSError as error:
         raise UserError(f"{source}: can't be read: {error.strerror}") from error

@@ -30,7 +30,7 @@ from lit_sft.errors import UserError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # raise it when what a prepared folder holds changes
+FORMAT = 3  # raise it when what a prepared folder holds changes
 ARRAYS = ("unlabeled", "val", "test")
 
 
@@ -39,7 +39,9 @@ class Prepared:
     """Token arrays of every split.
 
     ``unlabeled`` is the language model's text: the training documents, then the extra ones. ``multilabel``: a document
-    has any number of the labels, and not one of them.
+    has any number of the labels, and not one of them. ``contamination`` holds the gate's counts as plain values
+    (:meth:`lit_sft.data.contamination.Gate.report`; empty where nothing was compared), ``clean``, bool (test
+    documents,), is True where no copy of the document is in what is trained on.
     """
 
     tokenizer: Tokenizer
@@ -50,6 +52,8 @@ class Prepared:
     unlabeled: TokenArray
     notes: list[str]
     multilabel: bool
+    contamination: dict[str, Any]
+    clean: np.ndarray
 
 
 class Preparation:
@@ -83,6 +87,10 @@ class Preparation:
     def corpus(self) -> Corpus:
         """The documents themselves: read only when something must be made from them, and let go by ``make``."""
         return load_corpus(self.config, self.cache_dir)
+
+    def ungated(self) -> Corpus:
+        """The documents as they are read, the contamination gate left out, to look at labels and sizes."""
+        return load_corpus(self.config, self.cache_dir, gated=False)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "corpus"}  # it has a file open
@@ -125,6 +133,8 @@ class Preparation:
             "multilabel": corpus.multilabel,
             "train_labels": to_plain(label_array(corpus.train, index)) if index and corpus.train.labels else [],
             "notes": corpus.notes,
+            "contamination": corpus.gate.report() if corpus.gate else {},
+            "copied": np.flatnonzero(~corpus.gate.clean).tolist() if corpus.gate else [],  # test documents
         }
         write_atomically(folder / "meta.json", json.dumps(meta))
         del self.corpus  # training goes on for hours: its texts need not take disk space all the while
@@ -138,15 +148,20 @@ class Preparation:
         train = unlabeled.select(np.arange(meta["num_train"]))
         if len(meta["train_labels"]):
             train = replace(train, labels=meta["train_labels"])
+        test = read_tokens(folder / "test")
+        clean = np.ones(len(test), dtype=bool)
+        clean[meta["copied"]] = False
         return Prepared(
             tokenizer,
             meta["label_names"],
             train,
             read_tokens(folder / "val"),
-            read_tokens(folder / "test"),
+            test,
             unlabeled,
             meta["notes"],
             meta["multilabel"],
+            meta["contamination"],
+            clean,
         )
 
 
@@ -159,8 +174,9 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     try:
         meta: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         whole = isinstance(meta["num_train"], int) and all(
-            isinstance(meta[name], list) for name in ("label_names", "train_labels", "notes")
+            isinstance(meta[name], list) for name in ("label_names", "train_labels", "notes", "copied")
         )
+        whole = whole and isinstance(meta["contamination"], dict)
         meta["train_labels"] = from_plain(meta["train_labels"], len(meta["label_names"]), meta["multilabel"])
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(f"cannot read {folder / 'meta.json'} ({error}): delete that folder and run again") from error

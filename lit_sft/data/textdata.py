@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -23,7 +23,8 @@ class TextData:
     """The documents that a user names, prepared; :class:`lit_sft.data.datamodule.TextDataModule` makes batches of them.
 
     Args:
-        labeled: labeled training data: ``pydocs``, or files (CSV, TSV, JSONL, Parquet).
+        labeled: labeled training data: ``pydocs``, or files (CSV, TSV, JSONL, Parquet, each also gzipped;
+            ``label_text:FILE`` and ``fasttext:FILE`` for lines that begin with their label).
         unlabeled: more text for the language model, which reads the labeled training documents in any case.
         val: validation data; without it a seeded part of ``labeled`` is held out, with every label in it.
         test: test data; nothing but ``test`` reads it.
@@ -31,8 +32,14 @@ class TextData:
         label_column: the column that holds the label ("label").
         header: whether CSV and TSV files start with column names; without them columns are "0", "1", and so on.
         encoding: of text, CSV, TSV and JSONL files.
+        separator: what stands between label and text in ``label_text`` files, a tab by default.
+        label_pattern: a regular expression that finds the label in what stands in the file: its first group, or all of
+            its match where it has no group.
+        label_separator: splits the labels of multi-label data; a list in JSONL and Parquet needs none.
         label_names: from labels as they stand in the files to names; its order is the order of the classes.
         val_fraction: the share of the training documents held out where ``val`` is not given.
+        remove_test_copies: leave copies of test documents, exact and near, out of all training text, labeled and
+            unlabeled, before anything else is done with it. They are counted and told in any case.
         split_seed: draws that part; apart from ``seed``, so that runs of several seeds share one validation set.
         tokenizer: ``bpe`` (byte-level), ``word``, or the path of a ``tokenizer.json``. A run with ``init_from`` or
             ``ckpt_path`` takes the checkpoint's.
@@ -63,9 +70,13 @@ class TextData:
         label_column: str | None = None,
         header: bool = True,
         encoding: str = "utf-8",
+        separator: str | None = None,
+        label_pattern: str | None = None,
+        label_separator: str | None = None,
         label_names: dict[str, str] | None = None,
         val_fraction: float = 0.1,
         split_seed: int = 0,
+        remove_test_copies: bool = False,
         tokenizer: str = "bpe",
         vocab_size: int = 8000,
         lowercase: bool = False,
@@ -93,8 +104,12 @@ class TextData:
             label_column=label_column,
             header=header,
             encoding=encoding,
+            separator=separator,
+            label_pattern=label_pattern,
+            label_separator=label_separator,
             val_fraction=val_fraction,
             split_seed=split_seed,
+            remove_test_copies=remove_test_copies,
         )
         positive = {"max_length": max_length, "batch_size": batch_size, "bptt": bptt, "min_frequency": min_frequency}
         _check_at_least(1, **positive, max_tokens=max_tokens, max_documents=max_documents)
@@ -126,7 +141,7 @@ class TextData:
 
     def check_documents(self) -> None:
         """Raise a UserError where a source can't be read, its labels don't fit, or are fewer than asked for."""
-        corpus = self.preparation.corpus
+        corpus = self.preparation.ungated()
         for option, documents in (("labels_per_class", corpus.train), ("val_labels_per_class", corpus.val)):
             labels = label_array(documents, corpus.label_index or None)
             self._chosen(option, labels, np.zeros(len(labels), dtype=np.uint64), 0, corpus.label_names)
@@ -202,6 +217,16 @@ class TextData:
         """How many training documents (of the low-shot subset, where one is drawn) have each label, (classes,)."""
         self.prepared  # noqa: B018 - raises where setup was forgotten
         return label_counts(np.asarray(self.train.labels), len(self.label_names))
+
+    @property
+    def contamination(self) -> dict[str, Any]:
+        """What the contamination gate found, as plain values; empty where there was nothing to compare."""
+        return self.prepared.contamination
+
+    @property
+    def test_is_clean(self) -> np.ndarray | None:
+        """bool (test documents,): no copy of it is in what is trained on; None where the gate could not compare."""
+        return self.prepared.clean if "clean_documents" in self.contamination else None
 
     @property
     def corpus(self) -> Corpus:

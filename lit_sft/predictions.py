@@ -1,0 +1,194 @@
+"""Every test document's prediction: gathered over processes, and kept in a file that a paired test reads."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import uuid
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+from torch import Tensor
+
+from lit_sft.errors import UserError
+
+FILE = "predictions.parquet"
+LABEL_NAMES = b"lit_sft.label_names"  # in the file's metadata, as JSON: the order of its probabilities
+COLUMNS = ("document", "key", "label", "predicted", "loss", "probabilities", "clean")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of each document of a test set.
+
+    Attributes:
+        label_names: the classes, in the order of the probabilities.
+        documents: int64 (documents,), each one's place in the test data, rising.
+        keys: uint64 (documents,), content key of its text.
+        labels: int64 (documents,), its class; multi-label: uint8 (documents, classes), 1 where a label applies.
+        predicted: as ``labels``.
+        losses: float (documents,), nats.
+        probabilities: float (documents, classes).
+        clean: bool (documents,), True where no copy of it was trained on; None where that was not checked.
+    """
+
+    label_names: list[str]
+    documents: np.ndarray
+    keys: np.ndarray
+    labels: np.ndarray
+    predicted: np.ndarray
+    losses: np.ndarray
+    probabilities: np.ndarray
+    clean: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether a document may have several labels, or none."""
+        return self.labels.ndim == 2
+
+    def select(self, chosen: np.ndarray) -> Predictions:
+        """The documents at ``chosen``: positions, or a mask (documents,)."""
+        columns = ("documents", "keys", "labels", "predicted", "losses", "probabilities")
+        clean = None if self.clean is None else self.clean[chosen]
+        return replace(self, clean=clean, **{name: getattr(self, name)[chosen] for name in columns})
+
+    def write(self, path: Path) -> None:
+        """Write a Parquet file, whole or not at all.
+
+        Its columns: ``document``, ``key``, ``label`` and ``predicted`` (names; multi-label: lists of names), ``loss``,
+        ``probabilities`` (a list in the order of the metadata's label names) and ``clean`` (null: not checked).
+
+        Raises:
+            UserError: the folder can't be written to.
+        """
+        table = pa.table(
+            {
+                "document": pa.array(self.documents, pa.int64()),
+                "key": pa.array(self.keys, pa.uint64()),
+                "label": self._named(self.labels),
+                "predicted": self._named(self.predicted),
+                "loss": pa.array(self.losses, pa.float32()),
+                "probabilities": _lists(self.probabilities),
+                "clean": pa.nulls(len(self), pa.bool_()) if self.clean is None else pa.array(self.clean, pa.bool_()),
+            },
+            metadata={LABEL_NAMES: json.dumps(self.label_names).encode()},
+        )
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                pa.parquet.write_table(table, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise UserError(f"{path}: can't be written: {error.strerror or error}") from error
+
+    def _named(self, classes: np.ndarray) -> pa.Array:
+        """Class numbers (documents,), or flags (documents, classes), as names."""
+        if classes.ndim == 1:
+            return pa.array([self.label_names[i] if i >= 0 else None for i in classes.tolist()], pa.string())
+        names = [[name for name, on in zip(self.label_names, row, strict=True) if on] for row in classes.tolist()]
+        return pa.array(names, pa.list_(pa.string()))
+
+
+def read_predictions(path: Path) -> Predictions:
+    """The predictions that :meth:`Predictions.write` left in a file.
+
+    Raises:
+        UserError: no such file, or another kind of file.
+    """
+    try:
+        table = pa.parquet.read_table(path)
+        names = json.loads(table.schema.metadata[LABEL_NAMES])
+        columns = {name: table.column(name).combine_chunks() for name in COLUMNS}
+        clean = columns["clean"]
+        return Predictions(
+            names,
+            columns["document"].to_numpy(),
+            columns["key"].to_numpy(),
+            _numbered(columns["label"], names),
+            _numbered(columns["predicted"], names),
+            columns["loss"].to_numpy(),
+            columns["probabilities"].flatten().to_numpy().reshape(len(table), len(names)),
+            None if clean.null_count else clean.to_numpy(zero_copy_only=False),
+        )
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file: a test of the run writes it") from error
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise UserError(f"{path}: not a predictions file, or a damaged one: {error}") from error
+
+
+class Collector:
+    """Keeps the documents of a test, batch by batch and on the CPU, until they are :meth:`gathered`."""
+
+    def __init__(self) -> None:
+        self._batches: list[dict[str, np.ndarray]] = []
+
+    def add(self, documents: Tensor, labels: Tensor, predicted: Tensor, losses: Tensor, probabilities: Tensor) -> None:
+        """Keep a batch.
+
+        Args:
+            documents: int64 (batch,), their places in the test data.
+            labels, predicted: (batch,), or (batch, classes) of multi-label data.
+            losses: (batch,).
+            probabilities: (batch, classes).
+        """
+        columns = {"documents": documents, "labels": labels, "predicted": predicted}
+        columns |= {"losses": losses, "probabilities": probabilities}
+        self._batches.append({name: column.cpu().numpy() for name, column in columns.items()})
+
+    def rows(self) -> dict[str, np.ndarray]:
+        """What this process has kept, each column (documents, ...); empty where it had no document."""
+        if not self._batches:
+            return {}
+        return {name: np.concatenate([batch[name] for batch in self._batches]) for name in self._batches[0]}
+
+
+def gathered(
+    ranks: list[dict[str, np.ndarray]], label_names: list[str], keys: np.ndarray, clean: np.ndarray | None
+) -> Predictions | None:
+    """The rows of all processes as one, in the order of the test data; None where none has any.
+
+    Args:
+        ranks: :meth:`Collector.rows` of each process; they share no document.
+        label_names: the classes.
+        keys: uint64 (documents of the test data,).
+        clean: bool (documents of the test data,), or None.
+    """
+    filled = [rows for rows in ranks if rows]
+    if not filled:
+        return None
+    joined: dict[str, Any] = {name: np.concatenate([rows[name] for rows in filled]) for name in filled[0]}
+    order = np.argsort(joined["documents"])
+    joined = {name: column[order] for name, column in joined.items()}
+    places = joined["documents"]
+    assert len(np.unique(places)) == len(places), "a document was tested twice"
+    return Predictions(label_names, keys=keys[places], clean=None if clean is None else clean[places], **joined)
+
+
+def _lists(rows: np.ndarray) -> pa.Array:
+    """An array (documents, classes) as a column of lists of float32."""
+    offsets = np.arange(len(rows) + 1, dtype=np.int32) * rows.shape[1]
+    return pa.ListArray.from_arrays(offsets, pa.array(rows.astype(np.float32).ravel()))
+
+
+def _numbered(column: pa.Array, names: list[str]) -> np.ndarray:
+    """The inverse of naming classes: int64 (documents,), or uint8 (documents, classes)."""
+    place: dict[str | None, int] = {name: i for i, name in enumerate(names)}
+    if not pa.types.is_list(column.type):
+        return np.array([place[name] for name in column.to_pylist()], dtype=np.int64)
+    flags = np.zeros((len(column), len(names)), dtype=np.uint8)
+    for row, applying in zip(flags, column.to_pylist(), strict=True):
+        row[[place[name] for name in applying]] = 1
+    return flags

@@ -1,0 +1,83 @@
+"""Every test document's prediction: kept once, gathered over processes, written and read back."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+
+from lit_sft.errors import UserError
+from lit_sft.predictions import Collector, Predictions, gathered, read_predictions
+
+NAMES = ["a", "b, c", "ü"]
+
+
+def predictions(count: int = 20, multilabel: bool = False, clean: bool = True) -> Predictions:
+    random = np.random.default_rng(5)
+    probabilities = random.dirichlet([1.0, 1.0, 1.0], count).astype(np.float32)
+    labels = random.integers(3, size=count)
+    predicted = probabilities.argmax(1)
+    if multilabel:
+        labels, predicted = random.integers(2, size=(count, 3), dtype=np.uint8), (probabilities > 0.3).astype(np.uint8)
+    keys = random.integers(2**64, size=count, dtype=np.uint64)
+    losses = random.random(count, dtype=np.float32)
+    flags = random.random(count) < 0.8 if clean else None
+    return Predictions(NAMES, np.arange(count) * 3, keys, labels, predicted, losses, probabilities, flags)
+
+
+def assert_equal(one: Predictions, other: Predictions) -> None:
+    for field in fields(Predictions):
+        mine, theirs = (getattr(p, field.name) for p in (one, other))
+        if isinstance(mine, np.ndarray):
+            assert mine.dtype == theirs.dtype, field.name
+            assert mine.tolist() == theirs.tolist(), field.name
+        else:
+            assert mine == theirs, field.name
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+@pytest.mark.parametrize("clean", [False, True])
+def test_a_file_gives_back_what_was_written(multilabel: bool, clean: bool, tmp_path: Path) -> None:
+    kept = predictions(multilabel=multilabel, clean=clean)
+    path = tmp_path / "run" / "predictions.parquet"
+    kept.write(path)
+    assert_equal(read_predictions(path), kept)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    table = pyarrow.parquet.read_table(path)
+    assert table.column_names == ["document", "key", "label", "predicted", "loss", "probabilities", "clean"]
+    if not multilabel:
+        assert table.column("label").to_pylist() == [NAMES[i] for i in kept.labels]
+
+
+def test_documents_are_gathered_in_their_order_and_each_once() -> None:
+    whole = replace(predictions(), documents=np.arange(20))
+    assert whole.clean is not None
+    ranks = []
+    for rank in range(3):
+        collector = Collector()
+        for start in (12, 0):  # batches in another order than the documents
+            mine = np.arange(start, start + 8 if start == 12 else 12)[rank::3]
+            part = whole.select(mine)
+            columns = (mine, part.labels, part.predicted, part.losses, part.probabilities)
+            collector.add(*(torch.from_numpy(np.asarray(column)) for column in columns))
+        ranks.append(collector.rows())
+    made = gathered([*ranks, Collector().rows()], NAMES, whole.keys, whole.clean)
+    assert made is not None
+    assert_equal(made, whole)
+    assert gathered([{}, {}], NAMES, whole.keys, None) is None
+
+
+def test_another_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        read_predictions(tmp_path / "absent.parquet")
+    other = tmp_path / "other.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"]}), other)
+    with pytest.raises(UserError, match="not a predictions file"):
+        read_predictions(other)
+    other.write_bytes(b"PAR1")
+    with pytest.raises(UserError, match="not a predictions file"):
+        read_predictions(other)
