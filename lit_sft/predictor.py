@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_sft.checkpoints import Checkpoint, own_class, read_checkpoint, resolve, stored_config
+from lit_sft.checkpoints import Checkpoint, read_checkpoint, resolve
 from lit_sft.data.buckets import DocumentBatch, DocumentDataset, Truncation
 from lit_sft.data.readers import iter_rows
 from lit_sft.data.tokens import TokenArray
@@ -27,8 +27,9 @@ from lit_sft.errors import UserError, nearest
 from lit_sft.models import Encoder
 from lit_sft.module import LitSFT
 from lit_sft.objectives import MLE, Objective, Supervised
-from lit_sft.objectives.supervised import class_probabilities
 from lit_sft.options import one_line
+from lit_sft.stored_options import own_class, stored_config
+from lit_sft.thresholds import applying
 
 TEXTS_AT_ONCE = 2048  # sorted by length together; memory stays at this many, whatever the input's size
 TOKENS_AT_ONCE = 16_384
@@ -56,7 +57,9 @@ class Predictor:
         """The label and all probabilities of each text, in their order; None for a blank text.
 
         Returns:
-            ``{"label": name, "probabilities": {name: probability, ...}}`` for each text.
+            ``{"label": name, "probabilities": {name: probability, ...}}`` for each text; of a multi-label model
+            ``{"labels": [name, ...], "probabilities": {...}}`` with the labels whose probability reaches their
+            threshold, which was chosen in validation.
 
         Raises:
             UserError: the checkpoint is of pretraining and has no classifier.
@@ -71,12 +74,14 @@ class Predictor:
             if probabilities is None:
                 yield None
                 continue
-            values = probabilities.tolist()
-            best = int(probabilities.argmax())
-            yield {
-                "label": self.label_names[best],
-                "probabilities": dict(zip(self.label_names, values, strict=True)),
-            }
+            by_name = dict(zip(self.label_names, probabilities.tolist(), strict=True))
+            thresholds = self.module.evaluation.thresholds
+            if thresholds is None:
+                yield {"label": self.label_names[int(probabilities.argmax())], "probabilities": by_name}
+                continue
+            chosen = applying(probabilities, thresholds).tolist()
+            labels = [name for name, applies in zip(self.label_names, chosen, strict=True) if applies]
+            yield {"labels": labels, "probabilities": by_name}
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Document vectors, float32 of shape (texts, units): pooled as for the classifier; NaN for a blank text."""
@@ -120,7 +125,8 @@ class Predictor:
             yield from rows
 
     def _probabilities(self, batch: DocumentBatch) -> Tensor:
-        return class_probabilities(self.module.net.classify(batch, self.module.net.draw_masks(len(batch.labels))))
+        network = self.module.net
+        return network.class_probabilities(network.classify(batch, network.draw_masks(len(batch.labels))))
 
     def _vectors(self, batch: DocumentBatch) -> Tensor:
         return self.module.net.pooled(batch, self.module.net.draw_masks(len(batch.labels))).float()
@@ -169,8 +175,9 @@ def build_module(checkpoint: Checkpoint, encoder: Callable[..., Encoder] | None 
         options["encoder"] = encoder
     try:
         module = LitSFT(**options, objective=_heads_of(checkpoint))
-        network = module.build(checkpoint.tokenizer(), checkpoint.label_names)
+        network = module.build(checkpoint.tokenizer(), checkpoint.label_names, checkpoint.multilabel)
         network.load_state_dict(checkpoint.network_weights())
+        module.evaluation.thresholds = checkpoint.thresholds
     except (RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{checkpoint.path}: can't be built from its own options: {one_line(error)}") from error
     return module
