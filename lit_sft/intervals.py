@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from lit_sft.predictions import Predictions
-from lit_sft.weighted import Figures, weighted_figures
+from lit_sft.weighted import Figures
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -56,11 +55,6 @@ def bootstrap(figures: Callable[[np.ndarray], Figures], count: int, seed: int = 
     """
     chunks = [figures(weights) for weights in resamples(count, seed)]
     return {name: percentiles(np.concatenate([chunk[name] for chunk in chunks])) for name in chunks[0]}
-
-
-def classifier_intervals(predictions: Predictions, seed: int = 0) -> dict[str, Interval]:
-    """The interval of every figure of a classifier's test, by its name; documents are drawn."""
-    return bootstrap(lambda weights: weighted_figures(predictions, weights), len(predictions), seed)
 
 
 def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:

@@ -19,6 +19,7 @@ from lit_sft.predictions import Collector, Predictions, gathered, predictions_in
 from lit_sft.ranks import of_all_ranks
 from lit_sft.stretches import Stretches
 from lit_sft.weighted import Figures, weighted_figures
+from lit_sft.weighted_multilabel import weighted_multilabel_figures
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,8 @@ def gather(
 
 
 def _classifier_part(predictions: Predictions) -> Part:
-    return Part(len(predictions), partial(weighted_figures, predictions))
+    figures = weighted_multilabel_figures if predictions.multilabel else weighted_figures
+    return Part(len(predictions), partial(figures, predictions))
 
 
 def _stream_part(rows: dict[str, np.ndarray], sums: str, bytes_per_target: float) -> Part:

@@ -26,8 +26,8 @@ def weighted_figures(predictions: Predictions, weights: np.ndarray) -> Figures:
     p, classes = predictions, len(predictions.label_names)
     size = weights.sum(0)  # (weightings,)
     right = p.predicted == p.labels
-    hits = _sums(p.labels[right], classes, weights[right])  # (classes, weightings), as the next two
-    occurs, predicted = _sums(p.labels, classes, weights), _sums(p.predicted, classes, weights)
+    hits = group_sums(p.labels[right], classes, weights[right])  # (classes, weightings), as the next two
+    occurs, predicted = group_sums(p.labels, classes, weights), group_sums(p.predicted, classes, weights)
     with np.errstate(divide="ignore", invalid="ignore"):
         figures = {"loss": p.losses.astype(np.float64) @ weights / size, "accuracy": hits.sum(0) / size}
         f1 = np.nan_to_num(2 * hits / (occurs + predicted))
@@ -41,7 +41,7 @@ def weighted_figures(predictions: Predictions, weights: np.ndarray) -> Figures:
     return figures
 
 
-def _sums(groups: np.ndarray, count: int, weights: np.ndarray) -> np.ndarray:
+def group_sums(groups: np.ndarray, count: int, weights: np.ndarray) -> np.ndarray:
     """Sums of ``weights`` (documents, weightings) over each of ``groups`` (documents,): (count, weightings)."""
     sums = np.zeros((count, weights.shape[1]))
     if len(groups):
@@ -68,11 +68,15 @@ def _correlation(hits: np.ndarray, occurs: np.ndarray, predicted: np.ndarray) ->
 def _calibration_error(p: Predictions, right: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Sum over the bins of |right documents - confidence|, (weightings,): the calibration error times the documents."""
     confidence = p.probabilities.max(1).astype(np.float32)
-    bounds = torch.linspace(0, 1, BINS + 1).numpy()  # the very bounds that torchmetrics compares with, as [low, high)
-    bins = np.searchsorted(bounds, confidence, side="right") - 1
     gap = right - confidence.astype(np.float64)
-    error: np.ndarray = np.abs(_sums(bins, BINS + 1, weights * gap[:, None])).sum(0)
+    error: np.ndarray = np.abs(group_sums(bins_of(confidence), BINS + 1, weights * gap[:, None])).sum(0)
     return error
+
+
+def bins_of(confidence: np.ndarray) -> np.ndarray:
+    """The bin of each confidence, as torchmetrics has them: [low, high) in float32, and 1 in one of its own."""
+    bounds = torch.linspace(0, 1, BINS + 1).numpy()
+    return np.searchsorted(bounds, confidence.astype(np.float32), side="right") - 1
 
 
 def _mean_auroc(p: Predictions, occurs: np.ndarray, weights: np.ndarray) -> np.ndarray:

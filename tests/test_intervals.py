@@ -11,11 +11,13 @@ import torch
 from scipy import stats
 from sklearn import metrics as reference
 
-from lit_sft.intervals import RESAMPLES, bootstrap, classifier_intervals, mean_interval, percentiles, resamples
+from lit_sft.intervals import RESAMPLES, Interval, bootstrap, mean_interval, percentiles, resamples
 from lit_sft.metrics import ClassificationMetrics, LanguageModelMetrics
+from lit_sft.multilabel import MultilabelMetrics
 from lit_sft.predictions import Predictions
 from lit_sft.stretches import Stretches, row_sums
 from lit_sft.weighted import auroc, weighted_figures
+from lit_sft.weighted_multilabel import weighted_multilabel_figures
 
 
 def predictions(count: int, classes: int, seed: int = 0, decimals: int | None = None, missing: int = -1) -> Predictions:
@@ -31,6 +33,10 @@ def predictions(count: int, classes: int, seed: int = 0, decimals: int | None = 
     names = [f"c{i}" for i in range(classes)]
     keys = np.arange(count, dtype=np.uint64)
     return Predictions(names, np.arange(count), keys, labels, probabilities.argmax(1), losses, probabilities)
+
+
+def classifier_intervals(p: Predictions) -> dict[str, Interval]:
+    return bootstrap(lambda weights: weighted_figures(p, weights), len(p))
 
 
 def repeated(p: Predictions, times: np.ndarray) -> dict[str, float]:
@@ -54,6 +60,29 @@ def test_a_document_of_weight_n_counts_as_n_documents(count: int, classes: int, 
         expected = repeated(p, row)
         assert {name: values[i] for name, values in found.items()} == pytest.approx(expected, abs=2e-6, nan_ok=True)
     assert math.isnan(found["auroc"][-1])
+
+
+@pytest.mark.parametrize(("count", "decimals", "missing"), [(200, None, -1), (200, 1, -1), (60, 1, 2), (3, None, -1)])
+def test_a_document_of_any_labels_counts_as_often_as_it_weighs(count: int, decimals: int | None, missing: int) -> None:
+    random = np.random.default_rng(count)
+    labels = (random.random((count, 4)) < 0.3).astype(np.uint8) * (np.arange(4) != missing).astype(np.uint8)
+    probabilities = (1 / (1 + np.exp(-random.normal(size=(count, 4)) - 2.0 * labels + 1))).astype(np.float32)
+    if decimals is not None:
+        probabilities = probabilities.round(decimals)
+    metrics = MultilabelMetrics(["a", "b", "c", "d"])
+    metrics.thresholds = [0.5, 0.4, 0.3, 0.2]
+    predicted = metrics.predicted(torch.from_numpy(probabilities)).numpy()
+    losses = random.random(count, dtype=np.float32)
+    keys = np.arange(count, dtype=np.uint64)
+    p = Predictions(metrics.label_names, np.arange(count), keys, labels, predicted, losses, probabilities)
+    times = np.concatenate([np.ones((1, count), dtype=int), random.integers(3, size=(4, count)) + np.eye(1, count, 1)])
+    found = weighted_multilabel_figures(p, times.T)
+    for i, row in enumerate(times):
+        chosen = np.repeat(np.arange(count), row.astype(int))
+        metrics.reset()
+        metrics.update(*(torch.from_numpy(column[chosen]) for column in (probabilities, labels, losses)))
+        expected = metrics.compute()
+        assert {name: values[i] for name, values in found.items()} == pytest.approx(expected, abs=2e-6, nan_ok=True)
 
 
 def test_auroc_of_ties_equals_scikit_learns_on_weights() -> None:
