@@ -44,9 +44,10 @@ class TextData:
         remove_test_copies: leave copies of test documents, exact and near, out of all training text, labeled and
             unlabeled, before anything else is done with it. They are counted and told in any case.
         split_seed: draws that part; apart from ``seed``, so that runs of several seeds share one validation set.
-        tokenizer: ``bpe`` (byte-level), ``word``, or the path of a ``tokenizer.json``. A run with ``init_from`` or
+        tokenizer: ``bpe`` (byte-level), ``word``, ``whitespace`` (for text that was tokenised before: a newline is an
+            ``<eos>``, ``<unk>`` the unknown word), or the path of a ``tokenizer.json``. A run with ``init_from`` or
             ``ckpt_path`` takes the checkpoint's.
-        vocab_size: entries of a tokenizer trained here, at most.
+        vocab_size: entries of a tokenizer trained here, at most; 0 for every word that ``min_frequency`` admits.
         lowercase: lower-case the text of a tokenizer trained here.
         min_frequency: a merge (bpe) or word below this count gets no entry.
         max_length: tokens of a document that the classifier reads.
