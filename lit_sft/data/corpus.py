@@ -9,10 +9,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from lit_sft.data import pydocs
-from lit_sft.data.contamination import Gate, through_gate
+from lit_sft.data.contamination import Gate, through_gate, without_copies
 from lit_sft.data.documents import Documents
 from lit_sft.data.label_fields import alike_labels, check_label_options
 from lit_sft.data.labels import label_names_of
@@ -20,7 +18,6 @@ from lit_sft.data.readers import iter_rows, read_documents
 from lit_sft.data.sources import parse_source
 from lit_sft.data.splits import hold_out
 from lit_sft.data.texts import TextFile
-from lit_sft.data.words import document_keys
 from lit_sft.errors import UserError
 
 PYDOCS = "pydocs"
@@ -69,13 +66,21 @@ class CorpusConfig:
         sources: dict[str, Any] = {"labeled": [], "unlabeled": [], "val": [], "test": []}
         return replace(self, **sources | {split: getattr(self, split)}, label_names=names, only=split)
 
-    def fingerprint(self) -> str:
-        """A hash of the options and of every source's bytes: equal fingerprints, equal splits.
+    def digests(self) -> dict[str, str]:
+        """A hash of every source's bytes.
 
         Raises:
             UserError: a source that isn't there, or that no reader knows.
         """
-        digests = {s: _digest(s, self.encoding) for s in [*self.labeled, *self.unlabeled, *self.val, *self.test]}
+        return {s: _digest(s, self.encoding) for s in [*self.labeled, *self.unlabeled, *self.val, *self.test]}
+
+    def fingerprint(self, digests: dict[str, str] | None = None) -> str:
+        """A hash of the options and of every source's bytes (where ``digests`` has them not): equal ones, equal splits.
+
+        Raises:
+            UserError: see :meth:`digests`.
+        """
+        digests = digests or self.digests()
         label_order = list(self.label_names or {})  # sort_keys hides it, and it is the order of the classes
         plain = json.dumps([asdict(self), label_order, digests], sort_keys=True)
         return hashlib.sha256(plain.encode()).hexdigest()[:24]
@@ -151,7 +156,7 @@ def _labeled_corpus(config: CorpusConfig, notes: list[str], file: TextFile, gate
         train, extra, gate = through_gate(train, extra, test, config.remove_test_copies)
     if val is None:
         train, val = hold_out(train, config.val_fraction, config.split_seed)
-    return Corpus(train, val, test, _without_copies(extra, val, notes), names, notes, gate)
+    return Corpus(train, val, test, without_copies(extra, val, notes), names, notes, gate)
 
 
 def _unlabeled_corpus(config: CorpusConfig, notes: list[str], file: TextFile, gated: bool) -> Corpus:
@@ -164,7 +169,7 @@ def _unlabeled_corpus(config: CorpusConfig, notes: list[str], file: TextFile, ga
         _, text, gate = through_gate(nothing, text, test, config.remove_test_copies)
     if val is None:
         text, val = hold_out(text, config.val_fraction, config.split_seed)
-    return Corpus(_without_copies(text, val, notes), val, test, nothing, [], notes, gate)
+    return Corpus(without_copies(text, val, notes), val, test, nothing, [], notes, gate)
 
 
 def _measured_corpus(config: CorpusConfig, split: Literal["val", "test"], file: TextFile) -> Corpus:
@@ -193,7 +198,7 @@ def _pydocs_corpus(config: CorpusConfig, cache_dir: Path, notes: list[str], file
     train, gate = docs.train, None
     if gated and len(test):
         train, extra, gate = through_gate(train, extra, test, config.remove_test_copies)
-    return Corpus(train, val, test, _without_copies(extra, val, notes), names, notes, gate)
+    return Corpus(train, val, test, without_copies(extra, val, notes), names, notes, gate)
 
 
 def _check_kind(name: str, documents: Documents | None, before: Documents | None) -> None:
@@ -210,16 +215,6 @@ def _check_kind(name: str, documents: Documents | None, before: Documents | None
 def _known_labels(config: CorpusConfig, names: list[str]) -> dict[str, str]:
     """From labels as validation and test files may hold them to their names."""
     return {name: name for name in names} if config.label_names is None else config.label_names
-
-
-def _without_copies(text: Documents, val: Documents, notes: list[str]) -> Documents:
-    """The unlabeled documents less copies of validation ones, by their words: these would flatter the figures."""
-    if not len(text) or not len(val):
-        return text
-    copies = np.isin(document_keys(text.texts), document_keys(val.texts))
-    if copies.any():
-        notes.append(f"{int(copies.sum())} unlabeled documents are copies of validation documents and were left out")
-    return text.select(np.flatnonzero(~copies)) if copies.any() else text
 
 
 def _read(
