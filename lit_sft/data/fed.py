@@ -11,46 +11,59 @@ given as a file; a checkpoint that says nothing of what it was fed with, or the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 NOTHING: dict[str, Any] = {"digests": [], "transductive": False}
 
 
 def is_fed(value: Any) -> bool:
-    """Whether a value, which may come from anywhere, is what :func:`fed_with` returns."""
+    """Whether a value, which may come from anywhere, is what :meth:`Food.plain` returns."""
     if not isinstance(value, dict) or not isinstance(value.get("transductive"), bool):
         return False
     digests = value.get("digests")
     return isinstance(digests, list) and all(isinstance(digest, str) for digest in digests)
 
 
-def fed_with(training: Iterable[str], before: Mapping[str, Any], transductive: bool) -> dict[str, Any]:
-    """What a checkpoint says of it, as plain values.
+@dataclass(frozen=True)
+class Food:
+    """What a run is fed with.
 
-    Args:
-        training: digests of the run's own training sources.
-        before: the same of the checkpoint that it starts from or goes on with.
-        transductive: whether the run is.
+    Attributes:
+        sources: for each option that names sources, the digest of each of them.
+        removed: whether documents of the test are removed from training text.
+        before: what the checkpoint was fed with that the weights come from, or :data:`NOTHING`.
+        only_measured: other test data than the run's own are tested, and nothing is trained.
     """
-    return {"digests": sorted({*training, *before["digests"]}), "transductive": transductive}
 
+    sources: Mapping[str, Mapping[str, str]]
+    removed: bool
+    before: Mapping[str, Any]
+    only_measured: bool
 
-def reasons(
-    test: Mapping[str, str], training: Mapping[str, str], before: Mapping[str, Any], only_measured: bool
-) -> list[str]:
-    """Why the run is transductive, by its sources; nothing where it isn't.
+    @property
+    def training(self) -> dict[str, str]:
+        """Digest of each source that is trained on; not of a test source whose documents were removed."""
+        removed = set(self.sources["test"].values()) if self.removed else set()
+        given = {**self.sources["labeled"], **self.sources["unlabeled"]}
+        return {source: digest for source, digest in given.items() if digest not in removed}
 
-    Args:
-        test: digest of each source of test documents.
-        training: digest of each source that is trained on.
-        before: what the checkpoint that it starts from was fed with.
-        only_measured: other test data than the run's own: that it is transductive for those says nothing of these.
-    """
-    names = {digest: source for source, digest in training.items()}
-    found = [f"{s} is test and training text ({names[d]})" for s, d in test.items() if d in names]
-    seen = set(before["digests"]) - names.keys()
-    found += [f"{s} was training text of the run that the weights come from" for s, d in test.items() if d in seen]
-    if before["transductive"] and not only_measured:
-        found.append("the run that the weights come from is transductive")
-    return found
+    def reasons(self) -> list[str]:
+        """Why the run is transductive, by its sources; nothing where it isn't.
+
+        That the run before was transductive says nothing of other test data than its own.
+        """
+        names = {digest: source for source, digest in self.training.items()}
+        seen = set(self.before["digests"]) - names.keys()
+        test = self.sources["test"].items()
+        found = [f"{s} is test and training text ({names[d]})" for s, d in test if d in names]
+        found += [f"{s} was training text of the run that the weights come from" for s, d in test if d in seen]
+        if self.before["transductive"] and not self.only_measured:
+            found.append("the run that the weights come from is transductive")
+        return found
+
+    def plain(self, transductive: bool) -> dict[str, Any]:
+        """What a checkpoint says of it, as plain values; ``transductive``: whether the run is."""
+        digests = {*self.training.values(), *self.before["digests"]}
+        return {"digests": sorted(digests), "transductive": transductive or self.before["transductive"]}

@@ -9,8 +9,9 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_sft.data.contamination import told
-from lit_sft.data.corpus import Corpus, CorpusConfig, Sources
-from lit_sft.data.fed import NOTHING, fed_with, reasons
+from lit_sft.data.corpus import Corpus
+from lit_sft.data.corpus_config import CorpusConfig, Sources
+from lit_sft.data.fed import NOTHING, Food
 from lit_sft.data.labels import label_array, label_counts
 from lit_sft.data.prepare import Preparation, Prepared, default_cache_dir
 from lit_sft.data.splits import low_shot
@@ -25,9 +26,12 @@ class TextData:
     """The documents that a user names, prepared; :class:`lit_sft.data.datamodule.TextDataModule` makes batches of them.
 
     Args:
-        labeled: labeled training data: ``pydocs``, or files (CSV, TSV, JSONL, Parquet, each also gzipped;
-            ``label_text:FILE`` and ``fasttext:FILE`` for lines that begin with their label).
-        unlabeled: more text for the language model, which reads the labeled training documents in any case.
+        labeled: labeled training data: ``pydocs``, or sources: a file (CSV, TSV, JSONL, Parquet, also with ``.gz``
+            behind its suffix), ``FORMAT:FILE`` where the suffix doesn't tell the format (``label_text``,
+            ``fasttext``), a folder of files, a folder with a folder of text files for each class, or
+            ``hf:NAME[:CONFIG][:SPLIT]``.
+        unlabeled: more text for the language model, which reads the labeled training documents in any case; text files
+            are a document a line, ``file:PATH`` is a document a file, ``wikitext:FILE`` the articles of WikiText.
         val: validation data; without it a seeded part of ``labeled`` is held out, with every label in it.
         test: test data; nothing but ``test`` reads it.
         text_column: the column that holds the text ("text", or the only column of strings).
@@ -43,9 +47,10 @@ class TextData:
         remove_test_copies: leave copies of test documents, exact and near, out of all training text, labeled and
             unlabeled, before anything else is done with it. They are counted and told in any case.
         split_seed: draws that part; apart from ``seed``, so that runs of several seeds share one validation set.
-        tokenizer: ``bpe`` (byte-level), ``word``, or the path of a ``tokenizer.json``. A run with ``init_from`` or
+        tokenizer: ``bpe`` (byte-level), ``word``, ``whitespace`` (for text that was tokenised before: a newline is an
+            ``<eos>``, ``<unk>`` the unknown word), or the path of a ``tokenizer.json``. A run with ``init_from`` or
             ``ckpt_path`` takes the checkpoint's.
-        vocab_size: entries of a tokenizer trained here, at most.
+        vocab_size: entries of a tokenizer trained here, at most; 0 for every word that ``min_frequency`` admits.
         lowercase: lower-case the text of a tokenizer trained here.
         min_frequency: a merge (bpe) or word below this count gets no entry.
         max_length: tokens of a document that the classifier reads.
@@ -243,26 +248,19 @@ class TextData:
         ``transductive`` says whether the test split was training text of this run or of one before it, ``why`` how.
         """
         found = self.prepared.contamination
-        if not found and not len(self.test):
-            return {}
-        sources = {source: self.preparation.digests[source] for source in self.corpus_config.test}
-        only_measured = self.corpus_config.only is not None
-        why = reasons(sources, self._training_sources(), self._adopted_fed, only_measured)
-        why = [*found.get("why", []), *why]
-        return {**found, "transductive": bool(why), "why": why}
+        why = [*found.get("why", []), *self._food.reasons()]
+        return {**found, "transductive": bool(why), "why": why} if found or len(self.test) else {}
 
     @property
     def fed(self) -> dict[str, Any]:
         """What a checkpoint of this run was fed with, as plain values (:mod:`lit_sft.data.fed`)."""
-        before = self._adopted_fed
-        transductive = before["transductive"] or self.contamination.get("transductive", False)
-        return fed_with(self._training_sources().values(), before, transductive)
+        return self._food.plain(self.contamination.get("transductive", False))
 
-    def _training_sources(self) -> dict[str, str]:
-        """Digest of each source that is trained on; none of a test source whose documents were removed."""
-        config, digests = self.corpus_config, self.preparation.digests
-        removed = {digests[source] for source in config.test} if config.remove_test_copies else set()
-        return {s: digests[s] for s in [*config.labeled, *config.unlabeled] if digests[s] not in removed}
+    @property
+    def _food(self) -> Food:
+        config = self.corpus_config
+        digests = self.preparation.digests
+        return Food(digests, config.remove_test_copies, self._adopted_fed, only_measured=config.only is not None)
 
     @property
     def test_is_clean(self) -> np.ndarray | None:
