@@ -29,5 +29,10 @@ def keep_test(trainer: Trainer, module: LitSFT, source: Checkpoint, folder: Path
     predictions = path.with_name(FILE) if path.name == RECORD else path.with_suffix(".parquet")
     if module.tested is not None and not (path.name == RECORD and predictions.is_file()):
         module.tested.write(predictions)
-    written = write_test(path, {"test": figures}, source.path, data)
+    found: dict[str, Any] = {"test": figures}
+    if (confusion := module.evaluation.confusion()) is not None:
+        found["test_confusion"] = confusion
+    if (thresholds := module.evaluation.thresholds) is not None:
+        found["thresholds"] = dict(zip(module.label_names, thresholds, strict=True))
+    written = write_test(path, found, source.path, data)
     rank_zero_info(f"wrote {path}" if written else f"{path} has these figures already: it stays")
