@@ -203,12 +203,12 @@ def predict_command(arguments: list[str]) -> None:
     """
     options = _parser().parse_args(arguments)
     predictor = load(options.ckpt_path, options.encoder and _class(options.encoder), options.device)
-    source = sys.stdin.buffer if options.input == "-" else Path(options.input)
     rows = iter_rows(
-        source,
+        sys.stdin.buffer if options.input == "-" else options.input,
         text_column=options.text_column,
         encoding=options.encoding,
         header=not options.no_header,
+        separator=options.separator,
         labels=False,
         format=options.format,
     )
@@ -223,15 +223,18 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         exit_on_error=False,
         description="Label documents: a JSON line out for each row in, null for a blank one. "
-        "Input files are txt (a document a line), csv, tsv, jsonl or parquet, by their suffix.",
+        "Input files are txt (a document a line), csv, tsv, jsonl or parquet by their suffix, with .gz behind it too, "
+        "or FORMAT:FILE for these and for file (a document), label_text, fasttext and wikitext.",
     )
     parser.add_argument("--ckpt_path", required=True, help="a run's folder or a checkpoint file")
     parser.add_argument("--input", required=True, help="a file, or - for standard input")
     parser.add_argument("--output", required=True, help="a file for JSON lines, or - for standard output")
-    parser.add_argument("--format", choices=("txt", "csv", "tsv", "jsonl"), help="of standard input (default: txt)")
+    formats = ("txt", "csv", "tsv", "jsonl", "file", "fasttext", "wikitext")
+    parser.add_argument("--format", choices=formats, help="of standard input (default: txt)")
     parser.add_argument("--text_column", help='the column that holds the text (default: "text")')
     parser.add_argument("--no_header", action="store_true", help="CSV and TSV columns are named 0, 1, and so on")
     parser.add_argument("--encoding", default="utf-8")
+    parser.add_argument("--separator", help="between label and text of a label_text file (default: a tab)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     parser.add_argument("--model.encoder", dest="encoder", help="the encoder's class, where it is one of your own")
 

@@ -12,6 +12,7 @@ import pyarrow.parquet
 
 from lit_sft.data.label_fields import label_of
 from lit_sft.data.rows import Row, RowOptions, choose_columns
+from lit_sft.data.sources import is_gzip
 from lit_sft.data.textfiles import CHUNK_BYTES, open_bytes, read_piece
 from lit_sft.errors import UserError
 
@@ -22,7 +23,7 @@ T = TypeVar("T")
 def parquet_rows(path: Path, options: RowOptions) -> Iterator[Row]:
     """Parquet: its text is UTF-8 by definition, so ``encoding`` is for the other formats."""
     with open_bytes(path, options.name) as stream:
-        if path.suffix.lower() == ".gz":
+        if is_gzip(path):
             with _unzipped(stream, options.name) as file:
                 yield from _parquet_rows(file, options)
         else:
@@ -52,28 +53,24 @@ def _parquet_rows(stream: BinaryIO, options: RowOptions) -> Iterator[Row]:
 
     file = tried(lambda: pa.parquet.ParquetFile(stream, page_checksum_verification=True))
     schema, names, expected = tried(lambda: (file.schema_arrow, file.schema_arrow.names, file.metadata.num_rows))
-    text, label = choose_columns(names, lambda name: is_string(schema.field(name).type), options)
+    text, label_column = choose_columns(names, lambda name: is_string(schema.field(name).type), options)
     check_text_type(schema.field(text).type, text, options)
-    batches = file.iter_batches(batch_size=BATCH_ROWS, columns=[text] if label is None else [text, label])
+    batches = file.iter_batches(batch_size=BATCH_ROWS, columns=[text, *filter(None, [label_column])])
     number = 0
     while (batch := tried(lambda: next(batches, None))) is not None:
-        texts, labels = tried(lambda: column_values(batch, text)), tried(lambda: column_values(batch, label))
+        texts, labels = tried(lambda: column_values(batch, text)), tried(lambda: column_values(batch, label_column))
         for raw, value in zip(texts, labels, strict=True):
             number += 1
-            yield row_of(raw, value, number, options)
+            label = label_of(decoded(value, number, options), number, options)
+            yield Row(number, decoded(raw, number, options), label)
     if number != expected:
         raise UserError(f"{options.name}: not a readable Parquet file ({number} rows where it says {expected})")
 
 
-def row_of(raw: Any, value: Any, number: int, options: RowOptions) -> Row:
-    """A row from the values of its text and label columns."""
-    return Row(number, _decoded(raw, number, options), label_of(_decoded(value, number, options), number, options))
-
-
-def _decoded(value: Any, number: int, options: RowOptions) -> Any:
-    """Strings are handed on as bytes: so an undecodable one names its row."""
+def decoded(value: Any, number: int, options: RowOptions) -> Any:
+    """A value whose strings are bytes with strings: so an undecodable one names its row."""
     if isinstance(value, list):
-        return [_decoded(part, number, options) for part in value]
+        return [decoded(part, number, options) for part in value]
     if not isinstance(value, bytes):
         return value
     try:

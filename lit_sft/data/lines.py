@@ -65,7 +65,7 @@ def _fasttext_label(labels: list[str], number: int, options: RowOptions) -> Labe
 def file_rows(stream: BinaryIO, options: RowOptions) -> Iterator[Row]:
     """file: the whole file is a document, but for a final newline."""
     text = "".join(text_lines(stream, options)).removesuffix("\n").removesuffix("\r")
-    yield Row(1, checked(text, 1, options), None)
+    yield Row(1, checked(text, 0, options), None)
 
 
 def wikitext_rows(stream: BinaryIO, options: RowOptions) -> Iterator[Row]:

@@ -2,44 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Unpack
+from typing import Any, BinaryIO, NamedTuple, Unpack
 
-from lit_sft.data.columnar import parquet_rows
-from lit_sft.data.csvfiles import csv_rows, tsv_rows
 from lit_sft.data.documents import Documents
-from lit_sft.data.jsonfiles import json_rows
-from lit_sft.data.label_fields import check_label_options
-from lit_sft.data.lines import fasttext_rows, file_rows, label_text_rows, text_rows, wikitext_rows
+from lit_sft.data.folders import Parts, parts_of
+from lit_sft.data.formats import check_labels, format_rows, not_empty, row_options
+from lit_sft.data.hub import hub_rows, open_hub
 from lit_sft.data.rows import Label, ReadOptions, Row, RowOptions
-from lit_sft.data.sources import FORMATS, WITHOUT_LABELS, check_file, file_format, parse_source
-from lit_sft.data.textfiles import open_bytes
+from lit_sft.data.sources import FORMATS, HUB, check_file, file_format, parse_source
 from lit_sft.data.texts import TextFile
 from lit_sft.errors import UserError
 
 __all__ = ["FORMATS", "ReadReport", "Row", "iter_rows", "read_documents"]
-
-STREAM_ROWS = {
-    "txt": text_rows,
-    "csv": csv_rows,
-    "tsv": tsv_rows,
-    "jsonl": json_rows,
-    "file": file_rows,
-    "label_text": label_text_rows,
-    "fasttext": fasttext_rows,
-    "wikitext": wikitext_rows,
-}
-
-
-@dataclass(frozen=True)
-class ReadReport:
-    """What reading met: the source as given, its rows (header not counted), and the blank ones left out."""
-
-    source: str
-    rows: int
-    blank: int
 
 
 def iter_rows(
@@ -73,27 +50,20 @@ def iter_rows(
         UserError: a missing file, a folder, an unknown suffix, format or encoding (at once); an empty source,
             a missing column, a malformed or undecodable row (as it is met; the message names file and row).
     """
-    is_path = isinstance(source, (str, Path))
-    name = str(source) if is_path else _stream_name(source)
-    row_options = _checked_options(RowOptions(name, labels=labels, **options))
-    if not is_path:
-        return _rows(source, _stream_format(format, name), row_options)  # type: ignore[arg-type]
-    parsed = parse_source(source)  # type: ignore[arg-type]
-    path = parsed.path
-    check_file(path, parsed.place)
-    if path.is_dir():
+    if not isinstance(source, (str, Path)):
+        return _rows(source, _stream_format(format, source), row_options(_stream_name(source), labels, **options))
+    parsed = parse_source(source)
+    if parsed.kind == HUB:
+        return hub_rows(open_hub(parsed, "train"), row_options(parsed.name, labels, **options))
+    check_file(parsed.path, parsed.place)
+    if parsed.path.is_dir():
         raise UserError(f"{parsed.place} is a folder; give a file")
-    return _rows(path, file_format(parsed, format), replace(row_options, name=parsed.place))
+    return _rows(parsed.path, file_format(parsed, format), row_options(parsed.place, labels, **options))
 
 
-def _checked_options(options: RowOptions) -> RowOptions:
-    try:
-        "a".encode(options.encoding)  # text encodings only: looking "hex" up would succeed
-    except (LookupError, UnicodeError):
-        known = "try utf-8, utf-16, latin-1 or cp1252"
-        raise UserError(f"{options.name}: unknown encoding {options.encoding!r}; {known}") from None
-    check_label_options(options.separator, options.label_pattern, options.label_separator)
-    return options
+def _rows(source: Path | BinaryIO, kind: str, options: RowOptions) -> Iterator[Row]:
+    check_labels(kind, options)
+    return not_empty(format_rows(source, kind, options), options.name)
 
 
 def _stream_name(stream: object) -> str:
@@ -101,41 +71,37 @@ def _stream_name(stream: object) -> str:
     return name if isinstance(name, str) and name != "<stdin>" else "standard input"
 
 
-def _stream_format(format: str | None, name: str) -> str:
+def _stream_format(format: str | None, stream: object) -> str:
     if format == "parquet":
-        raise UserError(f"{name}: Parquet can't be read from a stream; give its file")
+        raise UserError(f"{_stream_name(stream)}: Parquet can't be read from a stream; give its file")
     if format is not None and format not in FORMATS:
-        raise UserError(f"{name}: unknown format {format!r}; known: {', '.join(sorted(FORMATS))}")
+        raise UserError(f"{_stream_name(stream)}: unknown format {format!r}; known: {', '.join(sorted(FORMATS))}")
     return format or "txt"
 
 
-def _rows(source: Path | BinaryIO, kind: str, options: RowOptions) -> Iterator[Row]:
-    """Checks as much as can be known at once, then the rows one by one."""
-    if options.labels and kind in WITHOUT_LABELS:
-        raise UserError(
-            f"{options.name}: plain text has no labels; give a file with a label column, lines of LABEL and text "
-            "(label_text:FILE), or a folder for each class"
-        )
-    return _not_empty(source, kind, options)
+@dataclass(frozen=True)
+class ReadReport:
+    """What reading met: the source as given; its rows (header not counted), of which blank ones and those of classes
+    that are not read are left out; what else there is to tell."""
+
+    source: str
+    rows: int
+    blank: int
+    left_out: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def read(self) -> int:
+        """How many documents there are."""
+        return self.rows - self.blank - self.left_out
 
 
-def _not_empty(source: Path | BinaryIO, kind: str, options: RowOptions) -> Iterator[Row]:
-    any_row = False
-    for row in _format_rows(source, kind, options):
-        any_row = True
-        yield row
-    if not any_row:
-        raise UserError(f"{options.name} is empty: it has no rows")
+class _Opened(NamedTuple):
+    """The rows of a source, each with the options (and so the file's name) it was read with; and what is not read."""
 
-
-def _format_rows(source: Path | BinaryIO, kind: str, options: RowOptions) -> Iterator[Row]:
-    if not isinstance(source, Path):
-        yield from STREAM_ROWS[kind](source, options)
-    elif kind == "parquet":
-        yield from parquet_rows(source, options)
-    else:
-        with open_bytes(source, options.name) as stream:
-            yield from STREAM_ROWS[kind](stream, options)
+    rows: Iterator[tuple[Row, RowOptions]]
+    left_out: int
+    notes: list[str]
 
 
 def read_documents(
@@ -143,50 +109,83 @@ def read_documents(
     *,
     labeled: bool,
     label_names: dict[str, str] | None = None,
+    classes: Sequence[str] | None = None,
+    split: str = "train",
     file: TextFile | None = None,
     **options: Unpack[ReadOptions],
 ) -> tuple[Documents, ReadReport]:
     """The documents of a source, blank texts counted and left out.
 
+    A folder is all its files whose suffix tells the format, one after the other, sorted; where labels are wanted and
+    it has subfolders of text files, each of those is a class and each file a document.
+
     Args:
         labeled: True - every document needs a label; False - labels are not looked at, whatever they are.
         label_names: display name of each raw label, ``{"0": "negative", "1": "positive"}``.
+        classes: the labels of class folders that are read; None reads all but ``unsup``. What is left out is counted.
+        split: of a ``hf:`` source that names none.
         file: where the texts go; None keeps them in memory.
         options: as for :func:`iter_rows`.
 
     Raises:
-        UserError: as :func:`iter_rows`; also a row without a label, a label that ``label_names`` lacks, and a
-            file whose texts are all blank.
+        UserError: as :func:`iter_rows`; also a row without a label, a label that ``label_names`` lacks, lists as
+            labels in some rows and names in others, and a source whose texts are all blank.
     """
     texts: list[str] | TextFile = [] if file is None else file
     before = len(texts)
     labels: list[Any] = []  # all names, or all tuples of names
     names: dict[Label, Label] = {}  # each label once: a million documents share a few strings
+    opened = _open(source, row_options(str(source), labeled, **options), classes, split)
     rows = 0
-    for row in iter_rows(source, labels=labeled, **options):
+    for row, its_options in opened.rows:
         rows += 1
         if row.text is None or not row.text.strip():
             continue
         texts.append(row.text)
         if labeled:
-            name = _named(row, label_names, source)
+            name = _named(row, label_names, its_options)
+            if labels and isinstance(labels[0], str) != isinstance(name, str):
+                raise its_options.error(row.number, "a list as label in some rows and a name in others")
             labels.append(names.setdefault(name, name))
     count = len(texts) - before
     if not count:
         raise UserError(f"{source}: all {rows} rows are blank, there is no text")
     read = texts.view(before) if isinstance(texts, TextFile) else texts
-    return Documents(read, labels if labeled else None), ReadReport(str(source), rows, rows - count)
+    report = ReadReport(str(source), rows + opened.left_out, rows - count, opened.left_out, opened.notes)
+    return Documents(read, labels if labeled else None), report
 
 
-def _named(row: Row, label_names: dict[str, str] | None, source: str | Path) -> Label:
+def _open(source: str | Path, options: RowOptions, classes: Sequence[str] | None, split: str) -> _Opened:
+    parsed = parse_source(source)
+    if parsed.kind == HUB:
+        rows = hub_rows(open_hub(parsed, split), options)
+        return _Opened(not_empty(((row, options) for row in rows), parsed.name), 0, [])
+    parts = parts_of(parsed, options, classes)
+    return _Opened(not_empty(_part_rows(parts, options), parsed.place), parts.left_out, parts.notes)
+
+
+def _part_rows(parts: Parts, options: RowOptions) -> Iterator[tuple[Row, RowOptions]]:
+    for part in parts.files:
+        own = replace(options, name=part.name)
+        if part.label is None:
+            check_labels(part.kind, own)
+        for row in format_rows(part.path, part.kind, own):
+            yield (row if part.label is None else row._replace(label=part.label)), own
+
+
+def _named(row: Row, label_names: dict[str, str] | None, options: RowOptions) -> Label:
+    """The label's display name.
+
+    Raises:
+        UserError: there is no label, or ``label_names`` lacks it.
+    """
     if row.label is None:
-        raise UserError(f"{source}, row {row.number}: no label")
+        raise options.error(row.number, "no label")
     if label_names is None:
         return row.label
     parts = (row.label,) if isinstance(row.label, str) else row.label
     for part in parts:
         if part not in label_names:
-            known = ", ".join(label_names)
-            raise UserError(f"{source}, row {row.number}: label {part!r} is not in label_names ({known})")
-    names = tuple(dict.fromkeys(label_names[part] for part in parts))
-    return names[0] if isinstance(row.label, str) else names
+            raise options.error(row.number, f"label {part!r} is not in label_names ({', '.join(label_names)})")
+    found = tuple(dict.fromkeys(label_names[part] for part in parts))
+    return found[0] if isinstance(row.label, str) else found

@@ -55,8 +55,9 @@ class RowOptions:
     label_separator: str | None = None
 
     def error(self, row: int, what: str) -> UserError:
-        """The user's mistake in a row of this source, to be raised."""
-        return UserError(f"{self.name}, row {row}: {what}")
+        """The user's mistake in a row of this source, to be raised; row 0 is the file as a whole."""
+        where = f"{self.name}, row {row}" if row else self.name
+        return UserError(f"{where}: {' '.join(what.split())}")
 
 
 def choose_columns(names: list[str], is_text: Callable[[str], bool], options: RowOptions) -> tuple[str, str | None]:

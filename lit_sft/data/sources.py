@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import TypeVar
 
 from lit_sft.errors import UserError, nearest
 
@@ -22,6 +23,7 @@ PREFIXED = ("file", "label_text", "fasttext", "wikitext")
 FORMATS = (*dict.fromkeys(SUFFIXES.values()), *PREFIXED)
 WITHOUT_LABELS = ("txt", "wikitext", "file")
 HUB = "hf"
+P = TypeVar("P", bound=PurePath)
 
 
 @dataclass(frozen=True)
@@ -58,15 +60,19 @@ def _exists(name: str) -> bool:
         return False
 
 
-def is_gzip(path: Path) -> bool:
+def is_gzip(path: PurePath) -> bool:
     """Whether a file's name says that it is gzipped."""
     return path.suffix.lower() == ".gz"
 
 
-def format_of(path: Path) -> str | None:
+def bare_path(path: P) -> P:
+    """The name without ``.gz``."""
+    return path.with_suffix("") if is_gzip(path) else path
+
+
+def format_of(path: PurePath) -> str | None:
     """The format that a file's suffix tells, below ``.gz`` too."""
-    bare = path.with_suffix("") if is_gzip(path) else path
-    return SUFFIXES.get(bare.suffix.lower())
+    return SUFFIXES.get(bare_path(path).suffix.lower())
 
 
 def file_format(source: Source, format: str | None = None) -> str:
@@ -81,8 +87,8 @@ def file_format(source: Source, format: str | None = None) -> str:
         raise UserError(f"{source.name}: is {source.kind} by its name and {format} by option; leave one out")
     kind = format or source.kind or format_of(source.path)
     if kind is None:
-        bare = source.path.with_suffix("") if is_gzip(source.path) else source.path
-        what = f"unknown suffix {bare.suffix!r}" if bare.suffix else "no suffix"
+        suffix = bare_path(source.path).suffix
+        what = f"unknown suffix {suffix!r}" if suffix else "no suffix"
         known = f"known: {', '.join(SUFFIXES)}, and .gz behind them"
         raise UserError(
             f"{source.name}: {what}; {known}; else write FORMAT:{source.name}, a FORMAT of {', '.join(FORMATS)}"

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lit_sft.data.corpus import Corpus, CorpusConfig, Sources
+from lit_sft.data.corpus import Corpus
+from lit_sft.data.corpus_config import CorpusConfig, Sources
 from lit_sft.data.labels import label_array, label_counts
 from lit_sft.data.prepare import Preparation, Prepared, default_cache_dir
 from lit_sft.data.splits import low_shot
@@ -23,9 +24,11 @@ class TextData:
     """The documents that a user names, prepared; :class:`lit_sft.data.datamodule.TextDataModule` makes batches of them.
 
     Args:
-        labeled: labeled training data: ``pydocs``, or files (CSV, TSV, JSONL, Parquet, each also gzipped;
-            ``label_text:FILE`` and ``fasttext:FILE`` for lines that begin with their label).
-        unlabeled: more text for the language model, which reads the labeled training documents in any case.
+        labeled: labeled training data: ``pydocs``, or sources: a file (CSV, TSV, JSONL, Parquet, also with ``.gz`` behind
+            its suffix), ``FORMAT:FILE`` where the suffix doesn't tell the format (``label_text``, ``fasttext``), a folder
+            of files, a folder with a folder of text files for each class, or ``hf:NAME[:CONFIG][:SPLIT]``.
+        unlabeled: more text for the language model, which reads the labeled training documents in any case; text files
+            are a document a line, ``file:PATH`` is a document a file, ``wikitext:FILE`` the articles of WikiText.
         val: validation data; without it a seeded part of ``labeled`` is held out, with every label in it.
         test: test data; nothing but ``test`` reads it.
         text_column: the column that holds the text ("text", or the only column of strings).

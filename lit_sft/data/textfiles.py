@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from lit_sft.data.rows import RowOptions
+from lit_sft.data.sources import is_gzip
 from lit_sft.errors import UserError
 
 CHUNK_BYTES = 1 << 16
@@ -38,7 +39,7 @@ def open_bytes(path: Path, name: str) -> BinaryIO:
         file = path.open("rb")
     except OSError as error:
         raise UserError(f"{name}: can't be opened ({error.strerror})") from error
-    return cast(BinaryIO, _OwningGzip(file)) if path.suffix.lower() == ".gz" else file
+    return cast(BinaryIO, _OwningGzip(file)) if is_gzip(path) else file
 
 
 class _OwningGzip(gzip.GzipFile):
