@@ -27,9 +27,8 @@ class TextData:
 
     Args:
         labeled: labeled training data: ``pydocs``, or sources: a file (CSV, TSV, JSONL, Parquet, also with ``.gz``
-            behind its suffix), ``FORMAT:FILE`` where the suffix doesn't tell the format (``label_text``,
-            ``fasttext``), a folder of files, a folder with a folder of text files for each class, or
-            ``hf:NAME[:CONFIG][:SPLIT]``.
+            behind its suffix), ``FORMAT:FILE`` where the suffix doesn't tell the format (``label_text``, ``fasttext``),
+            a folder of files, a folder with a folder of text files for each class, or ``hf:NAME[:CONFIG][:SPLIT]``.
         unlabeled: more text for the language model, which reads the labeled training documents in any case; text files
             are a document a line, ``file:PATH`` is a document a file, ``wikitext:FILE`` the articles of WikiText.
         val: validation data; without it a seeded part of ``labeled`` is held out, with every label in it.
@@ -272,9 +271,14 @@ class TextData:
         """The documents as text, for baselines that read text."""
         return self.preparation.corpus
 
-    def bytes_per_target(self, split: Split) -> float:
-        """UTF-8 bytes of a split's documents over what a language model predicts there: their tokens and ends."""
+    def bytes_per_target(self, split: Split, chosen: np.ndarray | None = None) -> float:
+        """UTF-8 bytes of a split's documents over what a language model predicts there: their tokens and ends.
+
+        ``chosen``: bool (documents,), of these documents alone.
+        """
         array = self._array(split)
+        if chosen is not None:
+            array = array.select(np.flatnonzero(chosen))
         return int(array.num_bytes.sum()) / max(array.num_tokens + len(array), 1)
 
     def _array(self, split: Split) -> TokenArray:
