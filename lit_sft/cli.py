@@ -251,6 +251,7 @@ class LitCLI(LightningCLI):
             callbacks.append(LoggedRun(self.folder, self.source.global_step if self.source else 0))
         if self.subcommand == "fit":
             check_monitors(callbacks, self.model.objective.heads, self.prepared_data.multilabel)
+            callbacks.append(ShowData())
         if self.subcommand != "fit" or self.folder is None:
             return
         callbacks.append(RunRecord(self.folder, plain, self.resumed))

@@ -34,11 +34,13 @@ class Copies:
         exact: bool (test documents,), one of the others has the same words.
         near: bool (test documents,), not that, but one of the others is a near copy.
         others: bool (others,), which of them are copies of a test document, exact or near.
+        keys: uint64 (others,), the keys of their words.
     """
 
     exact: np.ndarray
     near: np.ndarray
     others: np.ndarray
+    keys: np.ndarray
 
 
 class CopyFinder:
@@ -48,6 +50,7 @@ class CopyFinder:
         test: the test documents.
 
     Attributes:
+        keys: uint64 (test documents,), the keys of their words.
         exactly: bool (test documents,): only exact copies of it are sure to be found. It has fewer than 13 words, or
             it is a form, most of whose grams stand in over 100 test documents with other words.
     """
@@ -62,7 +65,8 @@ class CopyFinder:
             grams.append(found)
             owners.append((documents + before).astype(np.uint64))
             before += len(some.texts)
-        self._keys, first, same = np.unique(np.concatenate(keys), return_index=True, return_inverse=True)
+        self.keys = np.concatenate(keys)
+        self._keys, first, same = np.unique(self.keys, return_index=True, return_inverse=True)
         self._first = first  # of the test documents with the same words, the first stands for all
         self._stands_for = first[same]  # (test documents,)
         self.exactly = np.ones(before, dtype=bool)
@@ -89,8 +93,9 @@ class CopyFinder:
         documents_with = _documents_with(grams)
         looked_up = _rarest_half(owners, documents_with, len(self.exactly))
         common = documents_with > COMMON
-        with_grams, forms = (np.bincount(o, minlength=len(self.exactly)) > 0 for o in (owners, owners[looked_up & common]))
-        self.exactly = (~with_grams | forms)[self._stands_for]
+        count = len(self.exactly)
+        grams_of, forms_of = (np.bincount(o, minlength=count) for o in (owners, owners[looked_up & common]))
+        self.exactly = ((grams_of == 0) | (forms_of > 0))[self._stands_for]
         looked_up &= ~common
         self._mask, self._grams, self._owners = ~number, grams[looked_up], owners[looked_up].astype(np.int32)
         bits = int(np.clip(len(self._grams).bit_length() + 4, *SLOT_BITS))
@@ -101,7 +106,7 @@ class CopyFinder:
     def find(self, texts: Iterable[str]) -> Copies:
         """The copies among ``texts``, which are read once and let go."""
         exact, near = np.zeros_like(self.exactly), np.zeros_like(self.exactly)
-        others = [np.zeros(0, dtype=bool)]
+        others, other_keys = [np.zeros(0, dtype=bool)], [np.zeros(0, dtype=np.uint64)]
         for some in hashed_words(texts):
             keys = some.keys()
             place = np.searchsorted(self._keys, keys)
@@ -109,8 +114,9 @@ class CopyFinder:
             exact[self._first[place[copies]]] = True
             self._find_near(some, near, copies)
             others.append(copies)
+            other_keys.append(keys)
         exact, near = exact[self._stands_for], near[self._stands_for]
-        return Copies(exact, near & ~exact, np.concatenate(others))
+        return Copies(exact, near & ~exact, np.concatenate(others), np.concatenate(other_keys))
 
     def _find_near(self, some: HashedWords, near: np.ndarray, copies: np.ndarray) -> None:
         """Mark the test documents with a near copy among ``some``, and these copies; both in place."""
@@ -137,7 +143,8 @@ def _documents_with(grams: np.ndarray) -> np.ndarray:
 def _rarest_half(owners: np.ndarray, documents_with: np.ndarray, documents: int) -> np.ndarray:
     """bool (grams,): of each document's n grams the n // 2 + 1 that stand in fewest documents."""
     packed = np.arange(len(owners), dtype=np.uint64)
-    packed |= owners.astype(np.uint64) << np.uint64(40) | documents_with.clip(max=255).astype(np.uint64) << np.uint64(32)
+    packed |= documents_with.clip(max=255).astype(np.uint64) << np.uint64(32)
+    packed |= owners.astype(np.uint64) << np.uint64(40)
     packed.sort()
     order = packed & np.uint64(0xFFFFFFFF)
     counts = np.bincount(owners, minlength=documents)
