@@ -16,6 +16,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_sft.callbacks import BestCheckpoint, EarlyStop, Health, LastCheckpoint, RunRecord
+from lit_sft.callbacks.card import ShowData
 from lit_sft.callbacks.progress import progress_for
 from lit_sft.callbacks.saving import place_saving
 from lit_sft.callbacks.stopping import check_monitors

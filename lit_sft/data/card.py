@@ -38,8 +38,8 @@ class SplitCard:
         documents, tokens: how many; boundaries are not counted.
         lengths: tokens of a document: the percentiles 5, 50 and 95 (of the documents, none is made up) and the longest.
         unknown: share of unknown tokens.
-        truncated: share of documents longer than ``max_length``.
-        cut: share of tokens that are cut off these.
+        truncated: share of documents longer than ``max_length``; None of text that no classifier reads.
+        cut: share of tokens that are cut off these; None likewise.
         bytes_per_token: UTF-8 bytes of the texts over tokens.
         labels: documents of each label, int64 (classes,); empty without labels.
     """
@@ -49,8 +49,8 @@ class SplitCard:
     tokens: int
     lengths: tuple[int, int, int, int]
     unknown: float
-    truncated: float
-    cut: float
+    truncated: float | None
+    cut: float | None
     bytes_per_token: float
     labels: np.ndarray
 
@@ -126,7 +126,7 @@ def data_card(data: TextDataModule, classifies: bool) -> DataCard:
     elif len(data.prepared.unlabeled) > len(data.prepared.train):
         arrays["text"] = data.prepared.unlabeled
     splits = [
-        split_card(name, array, data.tokenizer.unk_id, max_length, len(names))
+        split_card(name, array, data.tokenizer.unk_id, None if name == "text" else max_length, len(names))
         for name, array in arrays.items()
         if len(array)
     ]
@@ -140,17 +140,17 @@ def split_card(name: str, array: TokenArray, unk_id: int, max_length: int | None
     lengths = array.lengths
     total = max(int(lengths.sum()), 1)
     spread = np.percentile(lengths, PERCENTILES, method="inverted_cdf").astype(int).tolist()
-    over = np.maximum(lengths - max_length, 0) if max_length is not None else np.zeros_like(lengths)
+    over = None if max_length is None else np.maximum(lengths - max_length, 0)
     return SplitCard(
         name=name,
         documents=len(array),
         tokens=int(lengths.sum()),
         lengths=(*spread, int(lengths.max())),
         unknown=sum(_counts(array, unk_id)) / total,
-        truncated=float((over > 0).mean()),
-        cut=int(over.sum()) / total,
+        truncated=None if over is None else float((over > 0).mean()),
+        cut=None if over is None else int(over.sum()) / total,
         bytes_per_token=int(array.num_bytes.sum()) / total,
-        labels=label_counts(np.asarray(array.labels), classes),
+        labels=label_counts(np.asarray(array.labels), classes) if classes else np.zeros(0, dtype=np.int64),
     )
 
 
@@ -164,8 +164,8 @@ def _counts(array: TokenArray, token: int) -> Iterator[int]:
             yield int(np.count_nonzero(array.tokens[begin : min(begin + AT_ONCE, int(last))] == token))
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}%"
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}%"
 
 
 def _labels(counts: np.ndarray, names: Sequence[str]) -> str:
