@@ -90,7 +90,7 @@ class DataCard:
         lines = [
             f"labels of {split.name}: {_labels(split.labels, self.label_names)}"
             for split in self.splits
-            if len(split.labels) and split.labels.sum()
+            if len(split.labels)
         ]
         repeated = [f"{count:,} {REPEATS[name]}" for name, count in self.repeats.items() if count]
         lines.append(f"documents that repeat the words of another: {', '.join(repeated) or 'none'}")
@@ -126,7 +126,7 @@ def data_card(data: TextDataModule, classifies: bool) -> DataCard:
     elif len(data.prepared.unlabeled) > len(data.prepared.train):
         arrays["text"] = data.prepared.unlabeled
     splits = [
-        split_card(name, array, data.tokenizer.unk_id, None if name == "text" else max_length, len(names))
+        split_card(name, array, data.tokenizer.unk_id, *((None, 0) if name == "text" else (max_length, len(names))))
         for name, array in arrays.items()
         if len(array)
     ]
