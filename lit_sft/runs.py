@@ -175,26 +175,19 @@ def record_of_test(folder: Path, checkpoint: Path, own_data: dict[str, Any], dat
     return folder / (f"test-{'-'.join(parts)}.json" if parts else RECORD)
 
 
-def write_test(path: Path, figures: dict[str, Any], checkpoint: Path, data: dict[str, Any]) -> bool:
+def write_test(path: Path, figures: dict[str, Any], checkpoint: Path, data: dict[str, Any]) -> None:
     """Keep what a test gave in the file of :func:`record_of_test`.
 
     Args:
         path: that file.
         figures: ``test`` and what belongs to it, as plain values.
         checkpoint, data: what was tested, and the data options.
-
-    Returns:
-        Whether it was written: a record that has its test figures already stays as it is.
     """
-    if path.name != RECORD:
+    if path.name == RECORD:
+        write_record(path, {**read_record(path.parent), **figures})
+    else:
         tested = {key: data.get(key) for key in ("labeled", *TESTED)}
         write_record(path, {**figures, "data": tested, "checkpoint": str(checkpoint)})
-        return True
-    record = read_record(path.parent)
-    if "test" in record:
-        return False
-    write_record(path, {**record, **figures})
-    return True
 
 
 def _located(value: Any) -> Any:

@@ -45,9 +45,10 @@ class TextData:
         remove_test_copies: leave copies of test documents, exact and near, out of all training text, labeled and
             unlabeled, before anything else is done with it. They are counted and told in any case.
         split_seed: draws that part; apart from ``seed``, so that runs of several seeds share one validation set.
-        tokenizer: ``bpe`` (byte-level), ``word``, or the path of a ``tokenizer.json``. A run with ``init_from`` or
+        tokenizer: ``bpe`` (byte-level), ``word``, ``whitespace`` (for text that was tokenised before: a newline is an
+            ``<eos>``, ``<unk>`` the unknown word), or the path of a ``tokenizer.json``. A run with ``init_from`` or
             ``ckpt_path`` takes the checkpoint's.
-        vocab_size: entries of a tokenizer trained here, at most.
+        vocab_size: entries of a tokenizer trained here, at most; 0 for every word that ``min_frequency`` admits.
         lowercase: lower-case the text of a tokenizer trained here.
         min_frequency: a merge (bpe) or word below this count gets no entry.
         max_length: tokens of a document that the classifier reads.
@@ -237,9 +238,14 @@ class TextData:
         """The documents as text, for baselines that read text."""
         return self.preparation.corpus
 
-    def bytes_per_target(self, split: Split) -> float:
-        """UTF-8 bytes of a split's documents over what a language model predicts there: their tokens and ends."""
+    def bytes_per_target(self, split: Split, chosen: np.ndarray | None = None) -> float:
+        """UTF-8 bytes of a split's documents over what a language model predicts there: their tokens and ends.
+
+        ``chosen``: bool (documents,), of these documents alone.
+        """
         array = self._array(split)
+        if chosen is not None:
+            array = array.select(np.flatnonzero(chosen))
         return int(array.num_bytes.sum()) / max(array.num_tokens + len(array), 1)
 
     def _array(self, split: Split) -> TokenArray:
