@@ -20,7 +20,10 @@ LOGS = Path("logs")
 RECORD = "metrics.json"
 SHARED = "LIT_SFT_RUN_DIR"  # the run's folder, for the processes that its first one starts
 # Which documents are tested, and what the classifier sees of them; batch sizes and places change no figure.
-TESTED = ("test", "text_column", "label_column", "header", "encoding", "label_names", "max_length", "truncation")
+TESTED = (
+    *("test", "text_column", "label_column", "header", "encoding", "separator", "label_pattern", "label_separator"),
+    *("label_names", "max_length", "truncation"),
+)
 # What decides a result: ours, the engines', and the projects whose documentation is the pydocs corpus.
 VERSIONED = (
     *("lit_sft", "torch", "lightning", "torchmetrics", "tokenizers", "numpy", "pyarrow", "jsonargparse"),

@@ -36,6 +36,10 @@ def keep_test(trainer: Trainer, module: LitSFT, source: Checkpoint, folder: Path
     logged = {k.removeprefix("test/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
     record = tested.record()
     record["test"] = {**logged, **tested.figures}  # a callback of the user's own may have logged more
+    if (confusion := module.evaluation.confusion()) is not None:
+        record["test_confusion"] = confusion
+    if (thresholds := module.evaluation.thresholds) is not None:
+        record["thresholds"] = dict(zip(module.label_names, thresholds, strict=True))
     record["contamination"] = trainer.datamodule.contamination  # type: ignore[attr-defined]
     write_test(path, record, source.path, data)
     rank_zero_info(f"test: {told(record)}")

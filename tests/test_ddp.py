@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import Configs, read
+from conftest import Configs, multilabel_rows, read
 from torch import Tensor
 
+from lit_sft.checkpoints import read_checkpoint
 from lit_sft.errors import UserError
 from lit_sft.ranks import of_this_rank
 
@@ -81,6 +83,24 @@ def test_two_processes_equal_one_at_every_step_and_resume(stage: str, resume: bo
     rest = train(config, "cut", 2, "--ckpt_path", "last")
     assert torch.equal(rest, two[5:])
     assert [path.name for path in Path("logs/cut").iterdir()] == ["version_0"]
+
+
+@pytest.mark.slow
+def test_two_processes_tune_the_thresholds_of_one(configs: Configs) -> None:
+    config = exact(configs, "finetune")
+    options = yaml.safe_load(config.read_text())
+    for name, (size, seed) in {"labeled": (60, 0), "val": (33, 1), "test": (9, 2)}.items():
+        path = Path(f"{name}.jsonl").resolve()
+        path.write_text("".join(json.dumps(row) + "\n" for row in multilabel_rows(size, seed)))
+        options["data"][name] = str(path)
+    config.write_text(yaml.safe_dump(options))
+    assert (train(config, "one", 1) - train(config, "two", 2)).abs().max() < 1e-6
+    runs = [Path(f"logs/{name}/version_0") for name in ("one", "two")]
+    chosen = [read_checkpoint(run / "checkpoints" / "last.ckpt").thresholds for run in runs]
+    assert chosen[0] is not None
+    assert chosen[0] == pytest.approx(chosen[1], abs=1e-6)
+    figures = [read(run / "metrics.json")["val"] for run in runs]
+    assert figures[0] == pytest.approx(figures[1], abs=1e-6, nan_ok=True)
 
 
 def test_a_run_goes_on_with_as_many_processes_only() -> None:

@@ -25,9 +25,8 @@ class TextData:
 
     Args:
         labeled: labeled training data: ``pydocs``, or sources: a file (CSV, TSV, JSONL, Parquet, also with ``.gz``
-            behind its suffix), ``FORMAT:FILE`` where the suffix doesn't tell the format (``label_text``,
-            ``fasttext``), a folder of files, a folder with a folder of text files for each class, or
-            ``hf:NAME[:CONFIG][:SPLIT]``.
+            behind its suffix), ``FORMAT:FILE`` where the suffix doesn't tell the format (``label_text``, ``fasttext``),
+            a folder of files, a folder with a folder of text files for each class, or ``hf:NAME[:CONFIG][:SPLIT]``.
         unlabeled: more text for the language model, which reads the labeled training documents in any case; text files
             are a document a line, ``file:PATH`` is a document a file, ``wikitext:FILE`` the articles of WikiText.
         val: validation data; without it a seeded part of ``labeled`` is held out, with every label in it.
