@@ -123,6 +123,7 @@ def test_a_figure_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
     class Trainer:
         sanity_checking = False
         progress_bar_callback = object()
+        global_step, loggers = 1, ()
         checkpoint_callbacks = (best,)
         callback_metrics: dict[str, float]
 
@@ -136,6 +137,7 @@ def test_another_monitor_after_a_resume_chooses_anew(tmp_path: Path) -> None:
     class Trainer:
         sanity_checking = False
         progress_bar_callback = object()
+        global_step, loggers = 1, ()
 
         def __init__(self, best: BestCheckpoint, macro_f1: float, loss: float) -> None:
             self.checkpoint_callbacks = (best,)
