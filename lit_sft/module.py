@@ -282,7 +282,8 @@ class LitSFT(L.LightningModule):
         self._watcher.before_saving(self.trainer)
         ranks = of_all_ranks(self.trainer, {"state": self._state, "random": random_states()})
         labels = (self.label_names, self.multilabel, self.evaluation.thresholds)
-        checkpoint["lit_sft"] = contents(self.stage, self.tokenizer.to_json(), *labels, self.config, ranks)
+        fed = self.trainer.datamodule.fed  # type: ignore[attr-defined]
+        checkpoint["lit_sft"] = contents(self.stage, self.tokenizer.to_json(), *labels, fed, self.config, ranks)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the carried state; a checkpoint of another shape is the user's mistake, named here and not by torch."""

@@ -13,28 +13,31 @@ import torch
 from lit_sft.predictions import Predictions
 
 BINS = 15  # of the calibration error
+MATRIX_GROUPS = 32  # up to so many groups, a product with their members is faster than sorting
 Figures = dict[str, np.ndarray]
 
 
-def weighted_figures(predictions: Predictions, weights: np.ndarray) -> Figures:
+def weighted_figures(predictions: Predictions, weights: np.ndarray, counts_only: bool = False) -> Figures:
     """Every figure of a classifier under each weighting, (weightings,) by its name; NaN where it isn't defined.
 
     Args:
         predictions: of the documents.
         weights: float64 (documents, weightings), how often each document counts.
+        counts_only: leave AUROC and calibration error out, which take most of the time.
     """
     p, classes = predictions, len(predictions.label_names)
     size = weights.sum(0)  # (weightings,)
     right = p.predicted == p.labels
-    hits = group_sums(p.labels[right], classes, weights[right])  # (classes, weightings), as the next two
+    hits = group_sums(np.where(right, p.labels, -1), classes, weights)  # (classes, weightings), as the next two
     occurs, predicted = group_sums(p.labels, classes, weights), group_sums(p.predicted, classes, weights)
     with np.errstate(divide="ignore", invalid="ignore"):
         figures = {"loss": p.losses.astype(np.float64) @ weights / size, "accuracy": hits.sum(0) / size}
         f1 = np.nan_to_num(2 * hits / (occurs + predicted))
         figures["macro_f1"] = f1.sum(0) / (occurs + predicted > 0).sum(0)
-        figures["auroc"] = _mean_auroc(p, occurs, weights)
+        if not counts_only:
+            figures["auroc"] = _mean_auroc(p, occurs, weights)
+            figures["ece"] = _calibration_error(p, right, weights) / size
         figures["mcc"] = _correlation(hits.sum(0), occurs, predicted)
-        figures["ece"] = _calibration_error(p, right, weights) / size
         for name, whole in (("precision", predicted), ("recall", occurs)):
             share = np.nan_to_num(hits / whole)
             figures |= {f"{name}/{label}": share[c] for c, label in enumerate(p.label_names)}
@@ -42,10 +45,18 @@ def weighted_figures(predictions: Predictions, weights: np.ndarray) -> Figures:
 
 
 def group_sums(groups: np.ndarray, count: int, weights: np.ndarray) -> np.ndarray:
-    """Sums of ``weights`` (documents, weightings) over each of ``groups`` (documents,): (count, weightings)."""
+    """Sums of ``weights`` (documents, weightings) over each group, (count, weightings).
+
+    ``groups``: int64 (documents,), from 0 on; a document of group -1 is in none.
+    """
+    if count <= MATRIX_GROUPS:
+        members = (groups == np.arange(count)[:, None]).astype(np.float64)  # (count, documents)
+        sums: np.ndarray = members @ weights
+        return sums
     sums = np.zeros((count, weights.shape[1]))
-    if len(groups):
-        order = np.argsort(groups, kind="stable")
+    order = np.argsort(groups, kind="stable")
+    order = order[np.searchsorted(groups[order], 0) :]
+    if len(order):
         there, starts = np.unique(groups[order], return_index=True)
         sums[there] = np.add.reduceat(weights[order], starts, axis=0)
     return sums

@@ -8,12 +8,13 @@ from lit_sft.predictions import Predictions
 from lit_sft.weighted import BINS, Figures, auroc, bins_of, group_sums
 
 
-def weighted_multilabel_figures(predictions: Predictions, weights: np.ndarray) -> Figures:
+def weighted_multilabel_figures(predictions: Predictions, weights: np.ndarray, counts_only: bool = False) -> Figures:
     """Every figure of :class:`lit_sft.multilabel.MultilabelMetrics` under each weighting, (weightings,).
 
     Args:
         predictions: of the documents; ``labels`` and ``predicted`` are (documents, classes).
         weights: float64 (documents, weightings), how often each document counts.
+        counts_only: leave AUROC, average precision and calibration error out, which take most of the time.
     """
     p, size = predictions, weights.sum(0)  # (weightings,)
     hits = (p.labels & p.predicted).T @ weights  # (classes, weightings), as the next two
@@ -24,16 +25,23 @@ def weighted_multilabel_figures(predictions: Predictions, weights: np.ndarray) -
         figures["micro_f1"] = np.nan_to_num(2 * hits.sum(0) / (occurs + predicted).sum(0))
         f1 = np.nan_to_num(2 * hits / (occurs + predicted))
         figures["macro_f1"] = np.nan_to_num(f1.sum(0) / (occurs + predicted > 0).sum(0))
-        scores = list(zip(p.probabilities.T, p.labels.T == 1, strict=True))
-        ranked = np.array([auroc(score, positive, weights) for score, positive in scores])
-        figures["auroc"] = np.nansum(ranked, 0) / (~np.isnan(ranked)).sum(0)
-        precise = np.array([average_precision(score, positive, weights) for score, positive in scores])
-        figures["average_precision"] = np.nansum(precise, 0) / (~np.isnan(precise)).sum(0)
-        figures["ece"] = _calibration_error(p, weights) / (size * len(p.label_names))
+        if not counts_only:
+            figures |= _rankings(p, weights)
+            figures["ece"] = _calibration_error(p, weights) / (size * len(p.label_names))
         for name, whole in (("precision", predicted), ("recall", occurs)):
             share = np.nan_to_num(hits / whole)
             figures |= {f"{name}/{label}": share[c] for c, label in enumerate(p.label_names)}
     return figures
+
+
+def _rankings(p: Predictions, weights: np.ndarray) -> Figures:
+    """AUROC and average precision, their means over the labels that have one, each (weightings,)."""
+    found = {}
+    for name, measure in (("auroc", auroc), ("average_precision", average_precision)):
+        labels = zip(p.probabilities.T, p.labels.T == 1, strict=True)
+        values = np.array([measure(scores, positive, weights) for scores, positive in labels])  # (classes, weightings)
+        found[name] = np.nansum(values, 0) / (~np.isnan(values)).sum(0)
+    return found
 
 
 def average_precision(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
