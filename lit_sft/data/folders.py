@@ -21,7 +21,7 @@ SPLIT_NAME = re.compile(r"(train|test|val|valid|validation|dev)(?![a-z])", re.IG
 ABOUT = re.compile(
     r"(readme|license|licence|copying|notice|changelog|citation|authors)(\.(txt|md|rst))?", re.IGNORECASE
 )
-SHOWN = 5  # names in a note
+SHOWN = 8  # names in a note
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,8 @@ def _class_folders(found: list[PurePath], source: Source) -> dict[str, list[Pure
         return {}
     tables = [path for path in found if format_of(path) not in (None, "txt") and not _is_about(path)]
     if tables and source.kind is None:
+        if not any(format_of(path) for paths in by_class.values() for path in paths):
+            return {}
         raise UserError(
             f"{source.place}: holds both folders of text files ({_names(by_class)}) and {_names(tables)}: "
             f"give the files, or file:{source.place} for a class in each folder"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import sys
 import urllib.error
 import urllib.request
@@ -147,7 +148,7 @@ def _library() -> Any:
         raise UserError(
             "hf: sources need the library datasets: pip install 'lit_sft[hub]', or give local files"
         ) from error
-    datasets.utils.logging.set_verbosity_error()
+    datasets.utils.logging.set_verbosity(logging.CRITICAL)  # it tells what it raises, too
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     return datasets
