@@ -35,11 +35,19 @@ def confusion_table(confusion: dict[str, Any], most: int = MOST) -> str:
     return "\n".join(lines)
 
 
-def log_confusion(trainer: L.Trainer, name: str, confusion: dict[str, Any] | None, step: int) -> None:
-    """Write the table to TensorBoard under ``name``, where that is a logger and there is something to write."""
+def log_confusion(trainer: L.Trainer, module: L.LightningModule, split: str, step: int) -> None:
+    """Write the table to TensorBoard as ``SPLIT/confusion``, where that is a logger and there is a classifier.
+
+    Args:
+        trainer: whose loggers.
+        module: after the pass.
+        split: ``val`` or ``test``.
+        step: the optimizer steps of the weights; the table stands where Lightning puts the pass's figures.
+    """
     for logger in trainer.loggers:
+        confusion = module.evaluation.confusion()  # type: ignore[operator, union-attr]
         if isinstance(logger, TensorBoardLogger) and confusion is not None:
-            logger.experiment.add_text(name, confusion_table(confusion), step)
+            logger.experiment.add_text(f"{split}/confusion", confusion_table(confusion), max(0, step - 1))
 
 
 def _line(cells: list[str]) -> str:

@@ -110,4 +110,4 @@ class LoggedRun(L.Callback):
 
     def on_test_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Write what was taken for what where the test's figures stand."""
-        log_confusion(trainer, "test/confusion", module.evaluation.confusion(), max(0, self.step - 1))  # type: ignore
+        log_confusion(trainer, module, "test", self.step)

@@ -70,7 +70,7 @@ class RunRecord(L.Callback):
             rank_zero_info(f"step {trainer.global_step}: {_shown(figures)}")
         if self._is_best(figures, checkpoint):
             self._best = figures
-            log_confusion(trainer, "val/confusion", module.evaluation.confusion(), max(0, trainer.global_step - 1))  # type: ignore
+            log_confusion(trainer, module, "val", trainer.global_step)
 
     def _is_best(self, figures: dict[str, float], checkpoint: BestCheckpoint | None) -> bool:
         """Whether no validation before was better; the last one is where no checkpoint tells which is."""
