@@ -40,24 +40,28 @@ TOSSES = 10_000
 Runs = Sequence[Predictions]
 
 
-def predictions_of(run: Path) -> Predictions:
-    """The predictions of a run's own test: ``run`` is its folder, a recipe's folder, or the file itself."""
+def predictions_file(run: Path) -> Path:
+    """Where the predictions of a run's own test are: ``run`` is its folder, a recipe's folder, or the file itself."""
     if not run.is_dir():
-        return read_predictions(run)
+        return run
     stages = stage_folders(run)
-    return read_predictions((stages[-1] if stages and not (run / FILE).is_file() else run) / FILE)
+    return (stages[-1] if stages and not (run / FILE).is_file() else run) / FILE
 
 
 def side(pattern: str) -> list[Predictions]:
     """The runs that a path or a pattern names, in the order of their names.
 
     Raises:
-        UserError: there is none, one was not tested, or they were tested on different documents.
+        UserError: there is none, none was tested, or they were tested on different documents.
     """
     paths = sorted(glob.glob(pattern), key=lambda path: (len(path), path))  # noqa: PTH207 - absolute ones, too
     if not paths:
         raise UserError(f"{pattern}: no such run or predictions file")
-    runs = [predictions_of(Path(path)) for path in paths]
+    files = [predictions_file(Path(path)) for path in paths]
+    tested = [file for file in files if file.is_file()] or files
+    if len(tested) < len(files):
+        print(f"{pattern}: {len(files) - len(tested)} of {len(files)} runs were not tested, and are left out")
+    runs = [read_predictions(file) for file in tested]
     for run in runs[1:]:
         check_same(runs[0], run)
     return runs

@@ -19,6 +19,7 @@ from lit_sft import load
 from lit_sft.checkpoints import checkpoint_in, read_checkpoint, read_entries
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.errors import UserError
+from lit_sft.predictions import read_predictions
 
 RUN = Path("logs/multi/version_0")
 NAMES = list(SUBJECTS)
@@ -79,6 +80,12 @@ def test_a_multilabel_run_learns_and_its_thresholds_are_those_of_validation(cli:
     assert np.array_equal(table(told, "labels"), probabilities >= np.array(stored.thresholds))
     assert f1_score(actual, table(told, "labels"), average="macro") == pytest.approx(figures["macro_f1"], abs=1e-6)
     assert record["thresholds"] == dict(zip(NAMES, stored.thresholds, strict=True))
+    kept = read_predictions(RUN / "predictions.parquet")
+    assert np.array_equal(kept.labels, actual)
+    assert np.array_equal(kept.predicted, table(told, "labels"))
+    assert kept.probabilities == pytest.approx(probabilities, abs=1e-6)
+    assert record["test_interval"].keys() == figures.keys()
+    assert all(low <= figures[name] <= high for name, (low, high) in record["test_interval"].items() if name != "ece")
     assert record["test_confusion"] == {
         "labels": NAMES,
         "columns": ["tn", "fp", "fn", "tp"],

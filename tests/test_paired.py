@@ -115,9 +115,11 @@ def test_the_table_tells_both_sides_and_what_was_tested(tmp_path: Path, capsys: 
     for name, accuracy in (("good", 0.9), ("bad", 0.5)):
         for seed in range(2):
             run(accuracy, seed).write(tmp_path / name / f"version_{seed}" / FILE)
+    (tmp_path / "bad" / "version_2").mkdir()
     sys.argv = ["paired.py", str(tmp_path / "good" / "version_*"), str(tmp_path / "bad" / "version_*")]
     main()
-    lines = capsys.readouterr().out.splitlines()
+    left_out, *lines = capsys.readouterr().out.splitlines()
+    assert left_out.endswith("1 of 3 runs were not tested, and are left out")
     assert lines[0] == f"{SIZE} documents; runs: 2 of A, 2 of B"
     accuracy = np.mean([(run(0.9, seed).predicted == run(0.9, seed).labels).mean() for seed in range(2)])
     assert lines[2].startswith(f"accuracy  {accuracy:>9.4f}")
