@@ -205,6 +205,19 @@ def test_a_fit_tells_its_counts_keeps_them_and_hands_on_what_it_was_fed(
     assert read_checkpoint(Path("tuned/checkpoints/best.ckpt")).fed["transductive"] is True
 
 
+def test_a_resumed_run_knows_what_it_was_fed_before(cli: Command, trained: Trained, files: Files) -> None:
+    """Other text is read from now on; the weights have seen that of the first start."""
+    shutil.copytree(trained.pretrain, "lm")
+    flags = ["--config", "lm/config.yaml", "--ckpt_path", "lm/checkpoints/last.ckpt", "--run_dir", "more"]
+    flags += ["--trainer.max_epochs", "2", "--data.labeled", "null", "--data.unlabeled", files.unlabeled]
+    with pytest.warns(UserWarning, match=r"train\.csv was training text of the run that the weights come from"):
+        assert cli("fit", *flags, "--data.test", files.train).code == 0
+    assert read(Path("more/metrics.json"))["contamination"]["transductive"] is True
+    fed = read_checkpoint(Path("more/checkpoints/last.ckpt")).fed
+    assert fed["transductive"] is True
+    assert len(fed["digests"]) == 2
+
+
 def test_a_checkpoint_that_tells_nothing_or_nonsense_of_its_food(trained: Trained, tmp_path: Path) -> None:
     path = tmp_path / "edited.ckpt"
     entries = torch.load(trained.finetune / "checkpoints" / "best.ckpt", weights_only=True)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -127,9 +128,12 @@ class CopyFinder:
         counts = last - first
         places = np.arange(counts.sum()) + np.repeat(first - np.cumsum(counts) + counts, counts)
         pairs = np.unique(np.repeat(documents, counts) * len(near) + self._owners[places])
+        grams_of = lru_cache(1000)(_grams)  # a document has neighbours in the list, a test document comes again
         for document, test in zip(*(part.tolist() for part in np.divmod(pairs, len(near))), strict=True):
-            if not (copies[document] and near[test]) and _is_near(self.test[test], some.texts[document]):
-                copies[document] = near[test] = True
+            if not (copies[document] and near[test]):
+                mine, its = grams_of(self.test[test]), grams_of(some.texts[document])
+                if 2 * len(mine & its) >= len(mine):
+                    copies[document] = near[test] = True
 
 
 def _documents_with(grams: np.ndarray) -> np.ndarray:
@@ -152,12 +156,6 @@ def _rarest_half(owners: np.ndarray, documents_with: np.ndarray, documents: int)
     chosen = np.zeros(len(owners), dtype=bool)
     chosen[order[rank <= np.repeat(counts, counts) // 2]] = True
     return chosen
-
-
-def _is_near(test: str, other: str) -> bool:
-    """Whether ``other`` holds half of the distinct grams of ``test``, which has one at least."""
-    mine = _grams(test)
-    return 2 * len(mine & _grams(other)) >= len(mine)
 
 
 def _grams(text: str) -> set[tuple[str, ...]]:
