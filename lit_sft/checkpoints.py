@@ -7,9 +7,7 @@ it loads with ``weights_only=True`` and nothing in it is ever executed.
 
 from __future__ import annotations
 
-import importlib
 import pickle
-import re
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -24,8 +22,6 @@ from torch import Tensor
 from lit_sft.checkpoint_io import saved
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.errors import UserError
-from lit_sft.models import Encoder
-from lit_sft.objectives import Objective
 
 FORMAT = 1
 NETWORK = "network."  # where the LightningModule keeps the network: the prefix of its weights
@@ -33,7 +29,10 @@ NETWORK = "network."  # where the LightningModule keeps the network: the prefix 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What of a checkpoint every command needs. ``config`` holds the run's options as plain values."""
+    """What of a checkpoint every command needs. ``config`` holds the run's options as plain values.
+
+    ``multilabel``: a document has any number of the labels; ``thresholds`` says from which probability on each applies.
+    """
 
     path: Path
     stage: Literal["pretrain", "finetune"]
@@ -42,6 +41,8 @@ class Checkpoint:
     tokenizer_json: str
     state_dict: dict[str, Tensor]
     global_step: int
+    multilabel: bool = False
+    thresholds: list[float] | None = None
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the run used."""
@@ -63,6 +64,8 @@ def contents(
     stage: str,
     tokenizer_json: str,
     label_names: list[str],
+    multilabel: bool,
+    thresholds: list[float] | None,
     config: dict[str, Any],
     ranks: list[dict[str, Any]],
 ) -> dict[str, Any]:
@@ -75,6 +78,8 @@ def contents(
         "stage": stage,
         "tokenizer": tokenizer_json,
         "label_names": label_names,
+        "multilabel": multilabel,
+        "thresholds": thresholds,
         "config": config,
         "ranks": ranks,
     }
@@ -121,8 +126,12 @@ def checkpoint_in(raw: dict[str, Any], path: Path) -> Checkpoint:
     values: dict[str, Any] = {key: ours.get(key) for key in ("stage", "label_names", "config")}
     values |= {"tokenizer_json": ours.get("tokenizer"), "state_dict": raw.get("state_dict")}
     values["global_step"] = raw.get("global_step", 0)
+    values["multilabel"] = ours.get("multilabel", False)  # older ones are not
+    values["thresholds"] = ours.get("thresholds")
     if wrong := ", ".join(name for name, is_right in KINDS.items() if not is_right(values[name])):
         raise UserError(f"{path}: a damaged checkpoint, its {wrong} can't be used")
+    if values["thresholds"] is not None and len(values["thresholds"]) != len(values["label_names"]):
+        raise UserError(f"{path}: a damaged checkpoint, its thresholds can't be used")
     return Checkpoint(path, **values)
 
 
@@ -138,6 +147,10 @@ def _plain_config(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(value.get(part, {}), dict) for part in ("data", "model"))
 
 
+def _thresholds(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(t, float) and 0 <= t <= 1 for t in value))
+
+
 def _weights(value: Any) -> bool:
     named = isinstance(value, dict) and all(isinstance(n, str) and isinstance(w, Tensor) for n, w in value.items())
     return named and bool(value)
@@ -151,6 +164,8 @@ KINDS: dict[str, Callable[[Any], bool]] = {
     "tokenizer_json": lambda value: isinstance(value, str),
     "state_dict": _weights,
     "global_step": lambda value: isinstance(value, int) and value >= 0,
+    "multilabel": lambda value: isinstance(value, bool),
+    "thresholds": _thresholds,
 }
 
 
@@ -204,93 +219,3 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     return config if isinstance(config, dict) else {}
-
-
-# What of a stranger's config is followed: plain values of our own options. The optimizer is not: only a fit needs it;
-# nor what belongs to the machine: seed, cache and worker processes.
-MODEL_OPTIONS = ("stage", "pooling", "head_dropout", "head_hidden_size", "tie_weights_up_to")
-CLASS_OPTIONS = {"encoder": Encoder, "objective": Objective}
-LOCAL_DATA_OPTIONS = ("seed", "cache_dir", "num_workers")
-OWN_PACKAGE = "lit_sft."
-
-
-def stored_config(checkpoint: Checkpoint, named: dict[str, str], without: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The checkpoint's data and model options, to build its model from: plain values, and classes of this package.
-
-    Args:
-        checkpoint: whose options.
-        named: the class that the user's own config or flag names, by option; where it isn't the checkpoint's, the
-            checkpoint's is left out.
-        without: class options that are not wanted.
-
-    Raises:
-        UserError: a class outside the package that the user did not name.
-    """
-    model = checkpoint.config.get("model", {})
-    chosen = {key: _plain(model[key]) for key in MODEL_OPTIONS if key in model}
-    for key in CLASS_OPTIONS:
-        spec = model.get(key)
-        if spec is None or key in without:
-            continue
-        if named.get(key) not in (None, _class_path(spec)):
-            continue
-        chosen[key] = _class_spec(checkpoint.path, key, spec, named.get(key))
-    data = {k: _plain(v) for k, v in checkpoint.config.get("data", {}).items() if k not in LOCAL_DATA_OPTIONS}
-    return {"data": data, "model": chosen, "trainer": {"precision": checkpoint.precision}}
-
-
-def own_class(name: str, base: type) -> type | None:
-    """The class of this package that a name stands for; None for any other name, which is not imported."""
-    module, _, short = name.rpartition(".")
-    if not name.startswith(OWN_PACKAGE):
-        return None
-    try:
-        found = getattr(importlib.import_module(module), short, None)
-    except ImportError:
-        return None
-    if isinstance(found, type) and issubclass(found, base) and found.__module__.startswith(OWN_PACKAGE):
-        return found
-    return None
-
-
-def _class_path(spec: Any) -> Any:
-    return spec.get("class_path") if isinstance(spec, dict) else spec
-
-
-def _class_spec(path: Path, key: str, spec: Any, named: str | None) -> dict[str, Any]:
-    """A class and its options as the parser takes them.
-
-    The options are numbers and plain words: a string that the parser could take for another class, or for the
-    file of one, is refused like the class itself.
-    """
-    name = _class_path(spec)
-    options = spec.get("init_args") or {} if isinstance(spec, dict) else {}
-    if not isinstance(name, str) or not (name == named or own_class(name, CLASS_OPTIONS[key])):
-        raise UserError(
-            f"{path}: its {key} is {str(name)[:200]}, code outside this package, and is not followed on a checkpoint's "
-            f"word; if you trust it, add --model.{key} with its name"
-        )
-    if not isinstance(options, dict) or not _harmless(options):
-        raise UserError(
-            f"{path}: its {key} has an option that could name code, and is not followed on a checkpoint's word; "
-            f"if you trust it, give the options of --model.{key} yourself"
-        )
-    return {"class_path": name, "init_args": options}
-
-
-def _harmless(value: Any) -> bool:
-    """Whether a value is made of numbers and plain words alone: no dotted name, no path, no nested class."""
-    if isinstance(value, dict):
-        return "class_path" not in value and all(isinstance(k, str) and _harmless(v) for k, v in value.items())
-    if isinstance(value, list):
-        return all(map(_harmless, value))
-    return value is None or isinstance(value, (bool, int, float)) or bool(re.fullmatch(r"[\w -]*", str(value)))
-
-
-def _plain(value: Any) -> Any:
-    """The value without anything that a parser could take for a class."""
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items() if k != "class_path"}
-    if isinstance(value, list):
-        return [_plain(v) for v in value]
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

@@ -19,7 +19,7 @@ from lit_sft.callbacks import BestCheckpoint, EarlyStop, Health, LastCheckpoint,
 from lit_sft.callbacks.progress import progress_for
 from lit_sft.callbacks.saving import place_saving
 from lit_sft.callbacks.stopping import check_monitors
-from lit_sft.checkpoints import CLASS_OPTIONS, Checkpoint, read_checkpoint, resolve, stored_config
+from lit_sft.checkpoints import Checkpoint, read_checkpoint, resolve
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.errors import SickRun, UserError
 from lit_sft.loggers import LoggedRun, place_loggers
@@ -28,6 +28,7 @@ from lit_sft.module import LitSFT
 from lit_sft.options import check_trainer, explain, read_config_file, reason, values_of
 from lit_sft.resume import check_resumable, check_tokenizer, last_checkpoint, read_resumable
 from lit_sft.runs import RECORD, discard_run, resume_run, run_folder_of, run_name, start_run
+from lit_sft.stored_options import CLASS_OPTIONS, stored_config
 from lit_sft.testing import keep_test
 
 DEFAULTS = Path(__file__).with_name("defaults.yaml")
@@ -158,7 +159,7 @@ class LitCLI(LightningCLI):
         check_trainer(config.trainer)
         data = TextDataModule(**config.data.clone(with_meta=False).as_dict())
         if self.source is not None:
-            data.adopt(self.source.tokenizer(), self.source.label_names)
+            data.adopt(self.source.tokenizer(), self.source.label_names, self.source.multilabel)
             split: Literal["val", "test"] = "test" if self.subcommand == "test" else "val"
             before = self.source.config.get("data", {})
             if config.data[split] != before.get(split) and config.data.labeled == before.get("labeled"):
@@ -215,7 +216,7 @@ class LitCLI(LightningCLI):
             check_resumable(self.source, config.model.stage, config.data.clone(with_meta=False).as_dict())
             check_tokenizer(self.source, data.preparation.kind)
             config.ckpt_path = str(self.source.path)
-            data.adopt(self.source.tokenizer(), self.source.label_names or None)
+            data.adopt(self.source.tokenizer(), self.source.label_names or None, self.source.multilabel)
         elif config.model.init_from:
             self.source = read_checkpoint(resolve(config.model.init_from, "init_from"))
             config.model.init_from = str(self.source.path)
@@ -248,7 +249,7 @@ class LitCLI(LightningCLI):
         if self.folder is not None:
             callbacks.append(LoggedRun(self.folder, self.source.global_step if self.source else 0))
         if self.subcommand == "fit":
-            check_monitors(callbacks, self.model.objective.heads)
+            check_monitors(callbacks, self.model.objective.heads, self.prepared_data.multilabel)
         if self.subcommand != "fit" or self.folder is None:
             return
         callbacks.append(RunRecord(self.folder, plain, self.resumed))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from lit_sft.data.buckets import DocumentBatch
 from lit_sft.data.streams import StreamBatch
 from lit_sft.metrics import ClassificationMetrics, LanguageModelMetrics
 from lit_sft.models import LSTMState, Network
-from lit_sft.objectives.supervised import class_probabilities
+from lit_sft.models.heads import at_least_float32
+from lit_sft.multilabel import MultilabelMetrics
 from lit_sft.predictions import Collector
 
 
@@ -25,7 +28,9 @@ class Evaluation(nn.Module):
     def __init__(self, network: Network, label_names: Sequence[str]) -> None:
         super().__init__()
         self.lm = None if network.lm_head is None else LanguageModelMetrics()
-        self.classes = None if network.classifier is None else ClassificationMetrics(label_names)
+        self.classes: ClassificationMetrics | MultilabelMetrics | None = None
+        if network.classifier is not None:
+            self.classes = (MultilabelMetrics if network.multilabel else ClassificationMetrics)(label_names)
         self._state: LSTMState | None = None  # carried from one batch of the stream to the next
         self.kept: Collector | None = None
 
@@ -48,13 +53,38 @@ class Evaluation(nn.Module):
             self.lm.update(nll, batch.targets)
             return
         assert self.classes is not None
-        probabilities = class_probabilities(network.classify(batch, masks))
+        logits = network.classify(batch, masks)
         if batch.indices[0] < 0:  # nothing of this batch is for this process
             return
-        loss = -probabilities.gather(1, batch.labels[:, None]).squeeze(1).clamp_min(1e-12).log()
-        self.classes.update(probabilities, batch.labels, loss)
+        probabilities = network.class_probabilities(logits)
+        losses = _losses(logits, probabilities, batch.labels)
+        self.classes.update(probabilities, batch.labels, losses)
         if self.kept is not None:
-            self.kept.add(batch.indices, batch.labels, probabilities.argmax(1), loss, probabilities)
+            predicted = self.classes.predicted(probabilities)
+            self.kept.add(batch.indices, batch.labels.to(predicted.dtype), predicted, losses, probabilities)
+
+    def tune(self) -> None:
+        """Choose the thresholds of multi-label data by what was measured; validation data only are for that."""
+        if isinstance(self.classes, MultilabelMetrics):
+            self.classes.tune()
+
+    @property
+    def thresholds(self) -> list[float] | None:
+        """From which probability on each label applies; None where a document has one label, the most probable."""
+        return self.classes.thresholds if isinstance(self.classes, MultilabelMetrics) else None
+
+    @thresholds.setter
+    def thresholds(self, values: list[float] | None) -> None:
+        if isinstance(self.classes, MultilabelMetrics) and values is not None:
+            self.classes.thresholds = list(values)
+
+    def confusion(self) -> dict[str, Any] | None:
+        """What was taken for what, as plain values; None where there is no classifier.
+
+        ``labels`` and ``matrix``: documents of each label (a row) by predicted label (a column); multi-label: for each
+        label (a row) its true and false negatives and positives, as ``columns`` names them.
+        """
+        return None if self.classes is None else self.classes.confusion()
 
     def figures(self, bytes_per_target: float) -> dict[str, float]:
         """Every figure of the pass by its name.
@@ -67,3 +97,11 @@ class Evaluation(nn.Module):
             return found
         # with both heads the classifier's loss is the one to choose by
         return {f"lm_{name}": value for name, value in found.items()} | self.classes.compute()
+
+
+def _losses(logits: Tensor, probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each document in nats, (batch,): multi-label, the mean over the labels of the binary one."""
+    if labels.ndim == 2:
+        logits = at_least_float32(logits)
+        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none").mean(1)
+    return -probabilities.gather(1, labels[:, None]).squeeze(1).clamp_min(1e-12).log()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,12 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
-# The figures of each head, to be monitored as val/NAME; a class's own come as precision/LABEL and recall/LABEL.
+# The figures of each head, and of a classifier of any number of labels a document, to be monitored as val/NAME; a
+# class's own come as precision/LABEL and recall/LABEL.
 FIGURES = {
     "lm": ("loss", "perplexity", "bits_per_byte"),
     "classifier": ("loss", "accuracy", "macro_f1", "auroc", "mcc", "ece"),
+    "multilabel": ("loss", "accuracy", "micro_f1", "macro_f1", "auroc", "average_precision", "ece"),
 }
 
 
@@ -97,6 +100,11 @@ class ClassificationMetrics(nn.Module):
             compute_groups=False,
         )
 
+    @property
+    def guessing(self) -> float:
+        """The loss of a model that gives every class the same probability."""
+        return math.log(len(self.label_names))
+
     def update(self, probabilities: Tensor, labels: Tensor, loss: Tensor) -> None:
         """Add a batch: probabilities (batch, classes), labels (batch,), loss (batch,) of each document."""
         self.loss.update(loss)
@@ -117,6 +125,14 @@ class ClassificationMetrics(nn.Module):
         for name in ("precision", "recall"):
             metrics |= {f"{name}/{label}": float(v) for label, v in zip(self.label_names, scores[name], strict=True)}
         return metrics
+
+    def predicted(self, probabilities: Tensor) -> Tensor:
+        """The most probable class: (batch, classes) -> int64 (batch,)."""
+        return probabilities.argmax(1)
+
+    def confusion(self) -> dict[str, Any]:
+        """How often each class (a row) was taken for each (a column), as plain values."""
+        return {"labels": self.label_names, "matrix": self.scores["confusion"].compute().tolist()}
 
     def only_prediction(self) -> str | None:
         """The label that every document got though they have several; None where the predictions differ."""

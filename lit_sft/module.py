@@ -22,8 +22,8 @@ from lit_sft.errors import UserError
 from lit_sft.evaluation import Evaluation
 from lit_sft.models import ClassifierHead, Encoder, LMHead, LSTMEncoder, LSTMState, Network
 from lit_sft.models.dropout import check_dropout
+from lit_sft.models.heads import num_outputs
 from lit_sft.objectives import MLE, Objective, Supervised
-from lit_sft.objectives.supervised import class_probabilities, num_outputs
 from lit_sft.optim import Schedule, WarmupCosine, build_optimizer, clip_gradients, steps_of_fit, take_options
 from lit_sft.predictions import Predictions, gathered
 from lit_sft.random_states import go_on_drawing, random_states
@@ -80,6 +80,7 @@ class LitSFT(L.LightningModule):
         self.network: Network | None = None
         self.tokenizer: Tokenizer | None = None
         self.label_names: list[str] = []
+        self.multilabel = False
         self.tested: Predictions | None = None  # of the last test, over all processes
         self._state: LSTMState | None = None  # carried from one training batch of the stream to the next
         self._random: dict[str, Any] | None = None  # the states that a resumed run goes on from
@@ -89,8 +90,10 @@ class LitSFT(L.LightningModule):
 
     # ---- building
 
-    def build(self, tokenizer: Tokenizer, label_names: list[str]) -> Network:
+    def build(self, tokenizer: Tokenizer, label_names: list[str], multilabel: bool = False) -> Network:
         """Make the network for a vocabulary and labels, with the heads that the objective needs.
+
+        ``multilabel``: a document has any number of the labels, and not one of them.
 
         Raises:
             UserError: labels missing, an objective of the other stage, an option of encoder or heads out of range.
@@ -99,17 +102,17 @@ class LitSFT(L.LightningModule):
         if ("classifier" in heads) != (self.stage == "finetune"):
             kind = type(self.objective).__name__
             raise UserError(f"model.stage {self.stage} doesn't go with model.objective {kind}")
-        if "classifier" in heads and len(label_names) < 2:
+        if "classifier" in heads and len(label_names) < (1 if multilabel else 2):
             raise UserError("fine-tuning needs labeled data: give --data.labeled a file with a label column")
         try:
-            self.network = self._make_network(tokenizer, label_names)
+            self.network = self._make_network(tokenizer, label_names, multilabel)
         except ValueError as error:
             raise UserError(f"model: {error}") from error
         self.evaluation = Evaluation(self.network, label_names)
-        self.tokenizer, self.label_names = tokenizer, list(label_names)
+        self.tokenizer, self.label_names, self.multilabel = tokenizer, list(label_names), multilabel
         return self.network
 
-    def _make_network(self, tokenizer: Tokenizer, label_names: list[str]) -> Network:
+    def _make_network(self, tokenizer: Tokenizer, label_names: list[str], multilabel: bool) -> Network:
         check_dropout("head_dropout", self.head_dropout)
         if self.layer_decay <= 0:
             raise ValueError(f"layer_decay={self.layer_decay} must be above 0")
@@ -122,10 +125,11 @@ class LitSFT(L.LightningModule):
                 self.objective.check_classes(len(label_names))
             classifier = ClassifierHead(
                 encoder.output_size,
-                num_outputs(len(label_names)),
+                num_outputs(len(label_names), multilabel),
                 pooling=self.pooling,
                 dropout=self.head_dropout,
                 hidden_size=self.head_hidden_size,
+                multilabel=multilabel,
             )
         return Network(encoder, lm_head, classifier)
 
@@ -136,14 +140,23 @@ class LitSFT(L.LightningModule):
         """
         if self.network is None:
             data = self.trainer.datamodule  # type: ignore[attr-defined]
-            self.build(data.tokenizer, data.label_names)
+            self.build(data.tokenizer, data.label_names, data.multilabel)
 
     def on_fit_start(self) -> None:
-        """Load ``init_from``, unless this run is resumed: only here the Trainer tells (in ``setup`` it doesn't yet)."""
+        """Load ``init_from``, unless this run is resumed: only here the Trainer tells (in ``setup`` it doesn't yet).
+
+        And tell the objective how often each label occurs.
+        """
         if self.init_from and not self.trainer.ckpt_path and not self._initialized:
             assert self.tokenizer is not None
             load_pretrained(self.net, read_checkpoint(resolve(self.init_from, "init_from")), self.tokenizer)
         self._initialized = True
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if "classifier" in self.objective.heads:
+            try:
+                self.objective.see_counts(data.label_counts.tolist(), len(data.train), self.multilabel)
+            except ValueError as error:
+                raise UserError(f"model.objective: {error}") from error
 
     @property
     def net(self) -> Network:
@@ -238,6 +251,8 @@ class LitSFT(L.LightningModule):
         self.evaluation.add(self.net, batch)
 
     def on_validation_epoch_end(self) -> None:
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self.evaluation.tune()
         self._log_metrics("val")
 
     def on_test_epoch_end(self) -> None:
@@ -248,7 +263,7 @@ class LitSFT(L.LightningModule):
 
     def predict_step(self, batch: DocumentBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Class probabilities, (batch, classes), in the batch's order (its ``indices`` say which documents)."""
-        return class_probabilities(self.net.classify(batch, self.net.draw_masks(len(batch.input_ids))))
+        return self.net.class_probabilities(self.net.classify(batch, self.net.draw_masks(len(batch.input_ids))))
 
     def _log_metrics(self, split: Literal["val", "test"]) -> None:
         bytes_per_target = self.trainer.datamodule.bytes_per_target(split)  # type: ignore[attr-defined]
@@ -260,7 +275,8 @@ class LitSFT(L.LightningModule):
         assert self.tokenizer is not None
         self._watcher.before_saving(self.trainer)
         ranks = of_all_ranks(self.trainer, {"state": self._state, "random": random_states()})
-        checkpoint["lit_sft"] = contents(self.stage, self.tokenizer.to_json(), self.label_names, self.config, ranks)
+        labels = (self.label_names, self.multilabel, self.evaluation.thresholds)
+        checkpoint["lit_sft"] = contents(self.stage, self.tokenizer.to_json(), *labels, self.config, ranks)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the carried state; a checkpoint of another shape is the user's mistake, named here and not by torch."""
@@ -271,5 +287,6 @@ class LitSFT(L.LightningModule):
             self._state, self._random = own["state"], own["random"]
         if misfit := first_misfit(self.state_dict(), checkpoint["state_dict"]):
             raise UserError(f"the checkpoint doesn't fit the model: {misfit}; give --model the options of its run")
+        self.evaluation.thresholds = checkpoint["lit_sft"].get("thresholds")
         if self.trainer.state.fn != "fit":
             checkpoint["callbacks"] = {}  # evaluation takes the weights alone; Lightning would ask for these callbacks

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_sft.checkpoints import Checkpoint, own_class, read_checkpoint, resolve, stored_config
+from lit_sft.checkpoints import Checkpoint, read_checkpoint, resolve
 from lit_sft.data.buckets import DocumentBatch, DocumentDataset, Truncation
 from lit_sft.data.readers import iter_rows
 from lit_sft.data.tokens import TokenArray
@@ -27,8 +27,9 @@ from lit_sft.errors import UserError, nearest
 from lit_sft.models import Encoder
 from lit_sft.module import LitSFT
 from lit_sft.objectives import MLE, Objective, Supervised
-from lit_sft.objectives.supervised import class_probabilities
 from lit_sft.options import one_line
+from lit_sft.stored_options import own_class, stored_config
+from lit_sft.thresholds import applying
 
 TEXTS_AT_ONCE = 2048  # sorted by length together; memory stays at this many, whatever the input's size
 TOKENS_AT_ONCE = 16_384
@@ -56,7 +57,9 @@ class Predictor:
         """The label and all probabilities of each text, in their order; None for a blank text.
 
         Returns:
-            ``{"label": name, "probabilities": {name: probability, ...}}`` for each text.
+            ``{"label": name, "probabilities": {name: probability, ...}}`` for each text; of a multi-label model
+            ``{"labels": [name, ...], "probabilities": {...}}`` with the labels whose probability reaches their
+            threshold, which was chosen in validation.
 
         Raises:
             UserError: the checkpoint is of pretraining and has no classifier.
@@ -71,12 +74,14 @@ class Predictor:
             if probabilities is None:
                 yield None
                 continue
-            values = probabilities.tolist()
-            best = int(probabilities.argmax())
-            yield {
-                "label": self.label_names[best],
-                "probabilities": dict(zip(self.label_names, values, strict=True)),
-            }
+            by_name = dict(zip(self.label_names, probabilities.tolist(), strict=True))
+            thresholds = self.module.evaluation.thresholds
+            if thresholds is None:
+                yield {"label": self.label_names[int(probabilities.argmax())], "probabilities": by_name}
+                continue
+            chosen = applying(probabilities, thresholds).tolist()
+            labels = [name for name, applies in zip(self.label_names, chosen, strict=True) if applies]
+            yield {"labels": labels, "probabilities": by_name}
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Document vectors, float32 of shape (texts, units): pooled as for the classifier; NaN for a blank text."""
@@ -120,7 +125,8 @@ class Predictor:
             yield from rows
 
     def _probabilities(self, batch: DocumentBatch) -> Tensor:
-        return class_probabilities(self.module.net.classify(batch, self.module.net.draw_masks(len(batch.labels))))
+        network = self.module.net
+        return network.class_probabilities(network.classify(batch, network.draw_masks(len(batch.labels))))
 
     def _vectors(self, batch: DocumentBatch) -> Tensor:
         return self.module.net.pooled(batch, self.module.net.draw_masks(len(batch.labels))).float()
@@ -169,8 +175,9 @@ def build_module(checkpoint: Checkpoint, encoder: Callable[..., Encoder] | None 
         options["encoder"] = encoder
     try:
         module = LitSFT(**options, objective=_heads_of(checkpoint))
-        network = module.build(checkpoint.tokenizer(), checkpoint.label_names)
+        network = module.build(checkpoint.tokenizer(), checkpoint.label_names, checkpoint.multilabel)
         network.load_state_dict(checkpoint.network_weights())
+        module.evaluation.thresholds = checkpoint.thresholds
     except (RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{checkpoint.path}: can't be built from its own options: {one_line(error)}") from error
     return module
@@ -196,12 +203,12 @@ def predict_command(arguments: list[str]) -> None:
     """
     options = _parser().parse_args(arguments)
     predictor = load(options.ckpt_path, options.encoder and _class(options.encoder), options.device)
-    source = sys.stdin.buffer if options.input == "-" else Path(options.input)
     rows = iter_rows(
-        source,
+        sys.stdin.buffer if options.input == "-" else options.input,
         text_column=options.text_column,
         encoding=options.encoding,
         header=not options.no_header,
+        separator=options.separator,
         labels=False,
         format=options.format,
     )
@@ -216,15 +223,18 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         exit_on_error=False,
         description="Label documents: a JSON line out for each row in, null for a blank one. "
-        "Input files are txt (a document a line), csv, tsv, jsonl or parquet, by their suffix.",
+        "Input files are txt (a document a line), csv, tsv, jsonl or parquet by their suffix, with .gz behind it too, "
+        "or FORMAT:FILE for these and for file (a document), label_text, fasttext and wikitext.",
     )
     parser.add_argument("--ckpt_path", required=True, help="a run's folder or a checkpoint file")
     parser.add_argument("--input", required=True, help="a file, or - for standard input")
     parser.add_argument("--output", required=True, help="a file for JSON lines, or - for standard output")
-    parser.add_argument("--format", choices=("txt", "csv", "tsv", "jsonl"), help="of standard input (default: txt)")
+    formats = ("txt", "csv", "tsv", "jsonl", "file", "fasttext", "wikitext")
+    parser.add_argument("--format", choices=formats, help="of standard input (default: txt)")
     parser.add_argument("--text_column", help='the column that holds the text (default: "text")')
     parser.add_argument("--no_header", action="store_true", help="CSV and TSV columns are named 0, 1, and so on")
     parser.add_argument("--encoding", default="utf-8")
+    parser.add_argument("--separator", help="between label and text of a label_text file (default: a tab)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     parser.add_argument("--model.encoder", dest="encoder", help="the encoder's class, where it is one of your own")
 

@@ -30,7 +30,7 @@ from jsonargparse import Namespace
 from lit_sft.checkpoint_io import saved
 from lit_sft.checkpoints import resolve
 from lit_sft.cli import check
-from lit_sft.data.corpus import PYDOCS
+from lit_sft.data.corpus_config import PYDOCS
 from lit_sft.data.prepare import write_atomically
 from lit_sft.errors import UserError, nearest
 from lit_sft.options import read_config_file, read_yaml, values_of

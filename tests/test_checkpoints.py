@@ -13,10 +13,11 @@ import yaml
 from conftest import Command, Configs, Files, Trained, tiny_options
 
 from lit_sft import load
-from lit_sft.checkpoints import own_class, read_checkpoint, resolve, stage_folders, stage_of, stored_config
+from lit_sft.checkpoints import read_checkpoint, resolve, stage_folders, stage_of
 from lit_sft.errors import UserError
 from lit_sft.models import Encoder, LSTMEncoder
 from lit_sft.objectives import Objective, Supervised
+from lit_sft.stored_options import own_class, stored_config
 
 
 class TestRunOrCheckpoint:

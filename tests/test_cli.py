@@ -52,7 +52,8 @@ def test_a_stage_leaves_a_complete_folder(fit: Fit) -> None:
         *("checkpoints/best.ckpt", "checkpoints/last.ckpt"),
     }
     record = read(RUN / "metrics.json")
-    assert set(record) == {"stage", "val", "tokens_per_second", "steps", "seed", "seconds", "versions"}
+    figures = {"stage", "val", "tokens_per_second", "steps", "seed", "seconds", "versions"}
+    assert set(record) == {*figures, "contamination"}
     assert record["seed"] == 5
     assert record["stage"] == "finetune"
     config = read(RUN / "config.yaml")

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import Files, labeled_rows, write_csv
 
-from lit_sft.data.corpus import Corpus, CorpusConfig, load_corpus
+from lit_sft.data.corpus import Corpus, load_corpus
+from lit_sft.data.corpus_config import CorpusConfig
 from lit_sft.data.documents import Documents
 from lit_sft.data.pydocs import PyDocs
 from lit_sft.errors import UserError
@@ -159,7 +160,7 @@ def test_a_missing_file_is_named_before_anything_is_read(option: str, files: Fil
     options = {"labeled": [str(files.train)], option: [str(files.folder / "trian.csv")]}
     with pytest.raises(UserError, match=r"trian\.csv: no such file; did you mean 'train\.csv'"):
         CorpusConfig(**options).fingerprint()
-    with pytest.raises(UserError, match="is a folder"):
+    with pytest.raises(UserError, match="holds several splits"):
         CorpusConfig(**{**options, option: [str(files.folder)]}).fingerprint()
 
 

@@ -270,7 +270,7 @@ def test_a_model_that_has_only_begun_to_learn_has_not_collapsed(
     trainer: Any = SimpleNamespace(state=SimpleNamespace(fn="fit"), sanity_checking=False, checkpoint_callbacks=[])
     trainer.optimizers = [SimpleNamespace(param_groups=[{"initial_lr": 0.1}])]
     for number, (label, loss, auroc) in enumerate(validations, start=1):
-        metrics = SimpleNamespace(only_prediction=lambda label=label: label)
+        metrics = SimpleNamespace(only_prediction=lambda label=label: label, guessing=math.log(3))
         trainer.global_step, trainer.callback_metrics = number, {"val/loss": loss, "val/auroc": auroc}
         module: Any = SimpleNamespace(evaluation=SimpleNamespace(classes=metrics), label_names=["sea", "sky", "wood"])
         try:

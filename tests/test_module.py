@@ -17,9 +17,9 @@ from training import Losses, data_of, equal, module_of, trainer_of, weights
 
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.errors import UserError
+from lit_sft.models.heads import class_probabilities
 from lit_sft.module import LitSFT
 from lit_sft.objectives import Supervised
-from lit_sft.objectives.supervised import class_probabilities
 from lit_sft.optim import OneCycle, SlantedTriangular, WarmupCosine
 
 CLIP = 0.5

@@ -10,8 +10,8 @@ from torch import Tensor
 from toy_network import batch, build, loss_of
 
 from lit_sft.models import Network
+from lit_sft.models.heads import class_probabilities, num_outputs
 from lit_sft.objectives import MLE, Objective, Supervised
-from lit_sft.objectives.supervised import class_probabilities, num_outputs
 
 
 @pytest.fixture(autouse=True)

@@ -84,8 +84,8 @@ CHANGES: dict[type, dict[str, list[Change]]] = {
         "layer_decay": finetune(layer_decay=0.5),
     },
 }
-# What the network itself hands to its parts: sizes and the shared embedding.
-WIRING = {"vocab_size", "embedding", "input_size", "num_outputs"}
+# What the network itself hands to its parts: sizes, the shared embedding and the kind of labels.
+WIRING = {"vocab_size", "embedding", "input_size", "num_outputs", "multilabel"}
 # What an option is compared with, where it isn't the module without any.
 BASES: dict[tuple[type, str], dict[str, Any]] = {
     **{

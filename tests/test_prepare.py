@@ -15,7 +15,7 @@ import pytest
 from conftest import Files, labeled_rows, write_csv
 
 from lit_sft.data import prepare as module
-from lit_sft.data.corpus import CorpusConfig
+from lit_sft.data.corpus_config import CorpusConfig
 from lit_sft.data.documents import content_keys
 from lit_sft.data.prepare import Preparation, Prepared, default_cache_dir, write_atomically
 from lit_sft.data.tokenization import Tokenizer
@@ -211,7 +211,7 @@ def test_two_processes_at_once_both_succeed_with_the_same_result(tmp_path: Path)
     path = write_csv(tmp_path / "train.csv", rows)
     code = f"""
 from pathlib import Path
-from lit_sft.data.corpus import CorpusConfig
+from lit_sft.data.corpus_config import CorpusConfig
 from lit_sft.data.prepare import Preparation
 p = Preparation(CorpusConfig(labeled=[{str(path)!r}]), "bpe", 1000, False, 2, Path({str(tmp_path / "cache")!r}))
 p.make(p.tokenizer())

@@ -1,5 +1,6 @@
 """What the readers refuse: one line that names the file, the row or column, and what to do."""
 
+import csv
 import io
 import re
 from pathlib import Path
@@ -8,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lit_sft.data import formats
+from lit_sft.data import csvfiles
 from lit_sft.data.readers import iter_rows, read_documents
 from lit_sft.errors import UserError
 
@@ -27,7 +28,7 @@ def write(path: Path, content: str | bytes) -> Path:
         ("a.csv", "text,label\n", True, r"a\.csv is empty: it has no rows"),
         ("a.txt", "\n \n", False, r"a\.txt: all 2 rows are blank"),
         ("a.txt", "x\n", True, r"a\.txt: plain text has no labels"),
-        ("a.doc", "x\n", False, r"unknown suffix '\.doc'; known: \.txt, \.csv, \.tsv, \.jsonl"),
+        ("a.doc", "x\n", False, r"unknown suffix '\.doc'; known: \.txt, \.csv, .*; else write FORMAT:.*label_text"),
         (
             "a.csv",
             "text,lable\nx,1\n",
@@ -58,7 +59,7 @@ def write(path: Path, content: str | bytes) -> Path:
         ("a.jsonl", '{"text": "x"}\n{"txt": "y"}', False, r"a\.jsonl, row 2: no 'text'; there: txt"),
         ("a.jsonl", '{"text": 5}', False, r"a\.jsonl, row 1: 'text' is 5, not text"),
         ("a.jsonl", '{"text": "\\ud83d"}', False, r"a\.jsonl, row 1: half a surrogate pair"),
-        ("a.jsonl", '{"text": "x", "label": [1]}', True, r"a\.jsonl, row 1: the label is a list"),
+        ("a.jsonl", '{"text": "x", "label": {"a": 1}}', True, r"a\.jsonl, row 1: the label is a dict"),
         ("a.txt", b"fine\n\xff\xfe\n", False, r"a\.txt, row 2: bytes that are not utf-8"),
         ("a.csv", b'text\n"a\nb"\nc\nd\xe9\n', False, r"a\.csv, row 4: bytes that are not utf-8"),
         ("a.csv", b"te\xe9xt\nx\n", False, r"a\.csv, row 1: bytes that are not utf-8"),
@@ -90,13 +91,24 @@ def test_undecodable_bytes_of_another_encoding_name_the_row() -> None:
         list(iter_rows(stream, encoding="utf-16-le"))
 
 
-def test_a_quote_never_closed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "BLOCK_BYTES", 1 << 20)
-    path = write(tmp_path / "a.csv", 'text,label\n"x,1\n' + "y,2\n" * 600_000)
-    with pytest.raises(UserError, match=r"a row of more than 1 MiB \(a quote that is never closed\?\)"):
+@pytest.mark.parametrize("columns", [1, 2])
+def test_a_quote_never_closed_is_refused(tmp_path: Path, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rest = ",1" * (columns - 1)
+    head = "text" + ",label" * (columns - 1) + "\n"
+    path = write(tmp_path / "a.csv", f'{head}x{rest}\n"y{rest}\n' + f"z{rest}\n" * 1000)
+    with pytest.raises(UserError, match=r"a\.csv, row 3: a quote that is never closed"):
         list(iter_rows(path))
-    with pytest.raises(UserError, match=r"row 2: 1 columns where the first row has 2"):
-        list(iter_rows(write(tmp_path / "b.csv", 'text,label\n"x,1\ny,2\n')))
+    monkeypatch.setattr(csvfiles, "MAX_FIELD", 1000)
+    csv.field_size_limit(1000)
+    with pytest.raises(UserError, match=r"a\.csv, row 3: a field of more than 1,000 characters"):
+        list(iter_rows(path))
+
+
+def test_a_quote_closed_by_that_of_another_row_is_refused(tmp_path: Path) -> None:
+    """A lenient parser reads one row here, and 'bad' is gone."""
+    path = write(tmp_path / "a.csv", 'text,label\n"good,1\n"bad,2\n')
+    with pytest.raises(UserError, match=r"a\.csv, row 2: text behind a closing quote"):
+        list(iter_rows(path))
 
 
 def test_parquet_text_of_numbers_is_refused(tmp_path: Path) -> None:
@@ -113,7 +125,7 @@ def test_what_can_be_known_at_once_is_refused_before_the_first_row(tmp_path: Pat
         iter_rows(tmp_path)
     with pytest.raises(UserError, match="unknown encoding 'utf-9'"):
         iter_rows(path, encoding="utf-9")
-    with pytest.raises(UserError, match="unknown format 'xml'; known: csv, jsonl, parquet, tsv, txt"):
+    with pytest.raises(UserError, match="unknown format 'xml'; known: csv, fasttext, file"):
         iter_rows(path, format="xml")
     with pytest.raises(UserError, match="Parquet can't be read from a stream"):
         iter_rows(io.BytesIO(b"x"), format="parquet")

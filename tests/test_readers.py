@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lit_sft.data import formats
+from lit_sft.data import columnar, csvfiles
 from lit_sft.data.readers import iter_rows, read_documents
 from lit_sft.errors import UserError
 
@@ -81,12 +81,20 @@ def test_csv_equals_the_csv_module_on_random_files(tmp_path: Path, newline: str)
         assert values(iter_rows(path)) == expected
 
 
-def test_csv_rows_are_the_same_over_block_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_rows_are_the_same_over_the_bounds_of_pieces(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [[f"{i} " + "x\n" * (i % 7), str(i)] for i in range(300)]
-    path = write_csv(tmp_path / "a.csv", [["text", "label"], *rows])
-    monkeypatch.setattr(formats, "BLOCK_BYTES", 256)
-    monkeypatch.setattr(formats, "SLICE_ROWS", 3)
-    assert values(iter_rows(path)) == [(i + 2, text, label) for i, (text, label) in enumerate(rows)]
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".csv":
+        write_csv(path, [["text", "label"], *rows])
+    else:
+        pq.write_table(pa.table({"text": [text for text, _ in rows], "label": [name for _, name in rows]}), path)
+    monkeypatch.setattr(csvfiles, "PEEKED_ROWS", 3)
+    monkeypatch.setattr(columnar, "BATCH_ROWS", 7)
+    first = 2 if suffix == ".csv" else 1
+    assert values(iter_rows(path)) == [(i + first, text, label) for i, (text, label) in enumerate(rows)]
 
 
 def test_tsv_takes_quotes_literally(tmp_path: Path, newline: str) -> None:
@@ -177,8 +185,7 @@ def test_a_character_across_chunk_bounds_is_one_character() -> None:
 
 
 @pytest.mark.parametrize("kind", ["txt", "csv", "jsonl"])
-def test_memory_is_flat_with_the_number_of_rows(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "BLOCK_BYTES", 1 << 16)
+def test_memory_is_flat_with_the_number_of_rows(kind: str) -> None:
     line = {"txt": "x" * 399, "csv": "x" * 399, "jsonl": json.dumps({"text": "x" * 399})}[kind]
 
     def peak(rows: int) -> int:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from lit_sft.models import ClassifierHead, LMHead, LSTMEncoder, LSTMState, Network
+from lit_sft.models.heads import num_outputs
 from lit_sft.objectives import Objective
-from lit_sft.objectives.supervised import num_outputs
 
 
 @dataclass

@@ -197,7 +197,7 @@ class Health(L.Callback, Watcher):
             return
         label: str | None = measured.classes.only_prediction()
         loss, auroc = (float(trainer.callback_metrics[f"val/{name}"]) for name in ("loss", "auroc"))
-        guessing = math.log(len(module.label_names))  # type: ignore[arg-type]
+        guessing = measured.classes.guessing
         falls = self._val_loss is not None and loss < FALLING * self._val_loss
         begun = loss < NO_WORSE * guessing and (auroc > RANKS or falls)
         self._val_loss = loss

@@ -32,12 +32,14 @@ class EarlyStop(EarlyStopping):
         super().load_state_dict({**state_dict, "patience": self.patience})
 
 
-def check_monitors(callbacks: Iterable[Callback], heads: frozenset[str]) -> None:
+def check_monitors(callbacks: Iterable[Callback], heads: frozenset[str], multilabel: bool = False) -> None:
     """Raise a UserError where a callback waits for a validation figure that the heads don't have.
 
     Lightning would tell after the first validation; an epoch of a language model can take an hour.
     """
-    known = [f"val/{name}" for head in ("lm", "classifier") if head in heads for name in FIGURES[head]]
+    classifier = FIGURES["multilabel" if multilabel else "classifier"]
+    figures = {"lm": FIGURES["lm"], "classifier": classifier}
+    known = [f"val/{name}" for head in figures if head in heads for name in figures[head]]
     if len(heads) > 1:
         known += [f"val/lm_{name}" for name in FIGURES["lm"]]
     for callback in callbacks:

@@ -2,77 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from lit_sft.data import pydocs
 from lit_sft.data.contamination import Gate, through_gate
+from lit_sft.data.corpus_config import HUB_SPLITS, PYDOCS, CorpusConfig
 from lit_sft.data.documents import Documents
+from lit_sft.data.label_fields import alike_labels
 from lit_sft.data.labels import label_names_of
-from lit_sft.data.readers import iter_rows, read_documents
+from lit_sft.data.readers import read_documents
 from lit_sft.data.splits import hold_out
 from lit_sft.data.texts import TextFile
 from lit_sft.data.words import document_keys
 from lit_sft.errors import UserError
-
-PYDOCS = "pydocs"
-Sources = str | list[str] | None
-
-
-@dataclass(frozen=True)
-class CorpusConfig:
-    """What to read and how to split it; everything here decides which document stands in which split."""
-
-    labeled: list[str] = field(default_factory=list)
-    unlabeled: list[str] = field(default_factory=list)
-    val: list[str] = field(default_factory=list)
-    test: list[str] = field(default_factory=list)
-    text_column: str | None = None
-    label_column: str | None = None
-    header: bool = True
-    encoding: str = "utf-8"
-    label_names: dict[str, str] | None = None
-    val_fraction: float = 0.1
-    split_seed: int = 0
-    remove_test_copies: bool = False
-    only: Literal["val", "test"] | None = None
-
-    @classmethod
-    def of(
-        cls, labeled: Sources, unlabeled: Sources, val: Sources, test: Sources, label_names: Any, **options: Any
-    ) -> CorpusConfig:
-        """From options as a user writes them: one source, several, or none; label names with numbers as keys.
-
-        Raises:
-            UserError: a ``val_fraction`` that is no fraction.
-        """
-        if not 0 < options.get("val_fraction", cls.val_fraction) < 1:
-            raise UserError(f"--data.val_fraction {options['val_fraction']} must lie between 0 and 1")
-        names = None if label_names is None else {str(key): str(name) for key, name in label_names.items()}
-        return cls(_listed(labeled), _listed(unlabeled), _listed(val), _listed(test), label_names=names, **options)
-
-    def measuring(self, split: Literal["val", "test"], label_names: list[str]) -> CorpusConfig:
-        """The sources of one split alone, whose labels are those of a trained model."""
-        names = self.label_names or {name: name for name in label_names}
-        sources: dict[str, Any] = {"labeled": [], "unlabeled": [], "val": [], "test": []}
-        return replace(self, **sources | {split: getattr(self, split)}, label_names=names, only=split)
-
-    def fingerprint(self) -> str:
-        """A hash of the options and of every source's bytes: equal fingerprints, equal splits.
-
-        Raises:
-            UserError: a source that isn't there, or that no reader knows.
-        """
-        digests = {s: _digest(s, self.encoding) for s in [*self.labeled, *self.unlabeled, *self.val, *self.test]}
-        label_order = list(self.label_names or {})  # sort_keys hides it, and it is the order of the classes
-        plain = json.dumps([asdict(self), label_order, digests], sort_keys=True)
-        return hashlib.sha256(plain.encode()).hexdigest()[:24]
 
 
 @dataclass(frozen=True)
@@ -131,6 +78,8 @@ def load_corpus(config: CorpusConfig, cache_dir: Path, gated: bool = True) -> Co
 
 def _labeled_corpus(config: CorpusConfig, notes: list[str], file: TextFile, gated: bool) -> Corpus:
     train = _read(config, "labeled", notes, file)
+    if config.label_names is None:
+        notes += alike_labels(label_names_of(train))
     names = _label_names(config, train)
     known = _known_labels(config, names)
     val = _read(config, "val", notes, file, known) if config.val else None
@@ -231,12 +180,12 @@ def _read(
             source,
             labeled=labeled and option != "unlabeled",
             label_names=config.label_names if known is None else known,
-            text_column=config.text_column,
-            label_column=config.label_column,
-            encoding=config.encoding,
-            header=config.header,
+            classes=config.classes,
+            split=HUB_SPLITS[option],
             file=file,
+            **config.read_options,
         )
+        notes += report.notes
         if report.blank:
             notes.append(f"{source}: {report.blank} of {report.rows} texts are blank and were left out")
         _check_kind(source, documents, total)
@@ -266,19 +215,3 @@ def _label_names(config: CorpusConfig, train: Documents) -> list[str]:
         return names
     numbers = all(re.fullmatch(r"-?[0-9]+", name) for name in counts)
     return sorted(counts, key=(lambda name: (int(name), name)) if numbers else None)
-
-
-def _listed(sources: Sources) -> list[str]:
-    return [] if sources is None else [sources] if isinstance(sources, str) else list(sources)
-
-
-def _digest(source: str, encoding: str) -> str:
-    """A hash of a source's content: of a file its bytes, of ``pydocs`` the versions it is made from."""
-    if source == PYDOCS:
-        return pydocs.fingerprint()
-    iter_rows(source, encoding=encoding)  # reads nothing yet, but names what is wrong with the file
-    try:
-        with Path(source).expanduser().open("rb") as file:
-            return hashlib.file_digest(file, "blake2b").hexdigest()
-    except OSError as error:
-        raise UserError(f"{source}: can't be read: {error.strerror}") from error

@@ -22,7 +22,8 @@ from typing import Any, cast, get_args
 
 import numpy as np
 
-from lit_sft.data.corpus import Corpus, CorpusConfig, load_corpus
+from lit_sft.data.corpus import Corpus, load_corpus
+from lit_sft.data.corpus_config import CorpusConfig
 from lit_sft.data.labels import from_plain, label_array, to_plain
 from lit_sft.data.tokenization import Tokenizer, TokenizerKind
 from lit_sft.data.tokens import TokenArray, read_tokens, write_tokens

@@ -1,110 +1,69 @@
-"""From a file to documents: what is read, what is counted, and what is refused with the row named."""
+"""From a source to documents: what is read, what is counted, and what is refused with the row named."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple, Unpack
 
 from lit_sft.data.documents import Documents
-from lit_sft.data.formats import csv_rows, json_rows, parquet_rows, text_rows
-from lit_sft.data.rows import Row, RowOptions
+from lit_sft.data.folders import Parts, parts_of
+from lit_sft.data.formats import check_labels, format_rows, not_empty, row_options
+from lit_sft.data.hub import hub_rows, open_hub
+from lit_sft.data.rows import Label, ReadOptions, Row, RowOptions
+from lit_sft.data.sources import FORMATS, HUB, check_file, file_format, parse_source
 from lit_sft.data.texts import TextFile
 from lit_sft.errors import UserError
 
 __all__ = ["FORMATS", "ReadReport", "Row", "iter_rows", "read_documents"]
 
-FORMATS = {
-    ".txt": "txt",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".parquet": "parquet",
-}
-
-
-@dataclass(frozen=True)
-class ReadReport:
-    """What reading met: the source as given, its rows (header not counted), and the blank ones left out."""
-
-    source: str
-    rows: int
-    blank: int
-
 
 def iter_rows(
     source: str | Path | BinaryIO,
     *,
-    text_column: str | None = None,
-    label_column: str | None = None,
-    encoding: str = "utf-8",
-    header: bool = True,
     labels: bool | None = None,
     format: str | None = None,
+    **options: Unpack[ReadOptions],
 ) -> Iterator[Row]:
     """The rows of a file or of an open binary stream, in order, none dropped; memory flat with its size.
 
-    Formats, by suffix or by ``format``: txt (a document a line), csv (quoted fields may hold newlines), tsv
-    (quote characters are literal), jsonl (an object a line), parquet (files only). A stream is txt unless
-    ``format`` says otherwise. A blank row has the text "" or None. A byte-order mark is skipped.
+    Formats, by suffix, before a colon (``csv:data.dat``) or by ``format``: txt (a document a line), csv (quoted fields
+    may hold newlines), tsv (quote characters are literal), jsonl (an object a line), parquet (files only), file (a
+    document), label_text (``LABEL<separator>text`` lines), fasttext (``__label__NAME text`` lines), wikitext (articles
+    of ``wiki.*.tokens``). A file whose name ends in ``.gz`` is unzipped. A stream is txt unless ``format`` says
+    otherwise. A blank row has the text "" or None. A byte-order mark is skipped.
 
     Args:
-        text_column: by default "text" if there is one, else the only column that holds text. Ignored for txt.
-        label_column: by default "label". Labels come as strings: 1 and 1.0 as "1", true as "true", missing as
-            None; those of CSV and TSV as they are written. Ignored for txt.
+        labels: True - there must be labels; None - they are read if there; False - they are not looked at.
+        text_column: by default "text" if there is one, else the only column that holds text. Ignored without columns.
+        label_column: by default "label". Labels come as strings: 1 and 1.0 as "1", true as "true", missing as None;
+            those of text files as they are written.
         encoding: of everything but Parquet; given, not guessed.
         header: False - the first row of a CSV or TSV is data and columns are named "0", "1", ...
-        labels: True - a label column must be there; None - it is read if there; False - it is not looked at.
+        separator: what stands between label and text in label_text, a tab by default.
+        label_pattern: a regular expression, searched in each label as it stands: its first group, or its whole match
+            where it has none, is the label.
+        label_separator: splits labels of multi-label data, which come as tuples; so do lists in JSON and Parquet.
 
     Raises:
         UserError: a missing file, a folder, an unknown suffix, format or encoding (at once); an empty source,
             a missing column, a malformed or undecodable row (as it is met; the message names file and row).
     """
-    path = Path(source).expanduser() if isinstance(source, (str, Path)) else None
-    name = str(source) if path is not None else _stream_name(source)
-    try:
-        "a".encode(encoding)  # text encodings only: looking "hex" up would succeed
-    except LookupError:
-        raise UserError(f"{name}: unknown encoding {encoding!r}; try utf-8, utf-16, latin-1 or cp1252") from None
-    options = RowOptions(name, text_column, label_column, labels, header, encoding)
-    kind = _format(path, format, name)
-    if path is not None:
-        _check_file(path, name)
-    elif kind == "parquet":
-        raise UserError(f"{name}: Parquet can't be read from a stream; give its file")
-    return _rows(path if path is not None else source, kind, options)  # type: ignore[arg-type]
+    if not isinstance(source, (str, Path)):
+        return _rows(source, _stream_format(format, source), row_options(_stream_name(source), labels, **options))
+    parsed = parse_source(source)
+    if parsed.kind == HUB:
+        return hub_rows(open_hub(parsed, "train"), row_options(parsed.name, labels, **options))
+    check_file(parsed.path, parsed.place)
+    if parsed.path.is_dir():
+        raise UserError(f"{parsed.place} is a folder; give a file")
+    return _rows(parsed.path, file_format(parsed, format), row_options(parsed.place, labels, **options))
 
 
 def _rows(source: Path | BinaryIO, kind: str, options: RowOptions) -> Iterator[Row]:
-    any_row = False
-    for row in _format_rows(source, kind, options):
-        any_row = True
-        yield row
-    if not any_row:
-        raise UserError(f"{options.name} is empty: it has no rows")
-
-
-def _format_rows(source: Path | BinaryIO, kind: str, options: RowOptions) -> Iterator[Row]:
-    if isinstance(source, Path):
-        if kind == "parquet":
-            yield from parquet_rows(source, options)
-            return
-        try:
-            stream = source.open("rb")
-        except OSError as error:
-            raise UserError(f"{options.name}: can't be opened ({error.strerror})") from error
-        with stream:
-            yield from _format_rows(stream, kind, options)
-    elif kind == "txt":
-        yield from text_rows(source, options)
-    elif kind == "jsonl":
-        yield from json_rows(source, options)
-    else:
-        yield from csv_rows(source, options, tabs=kind == "tsv")
+    check_labels(kind, options)
+    return not_empty(format_rows(source, kind, options), options.name)
 
 
 def _stream_name(stream: object) -> str:
@@ -112,30 +71,37 @@ def _stream_name(stream: object) -> str:
     return name if isinstance(name, str) and name != "<stdin>" else "standard input"
 
 
-def _format(path: Path | None, format: str | None, name: str) -> str:
-    known = sorted(set(FORMATS.values()))
-    if format is not None:
-        if format not in known:
-            raise UserError(f"{name}: unknown format {format!r}; known: {', '.join(known)}")
-        return format
-    if path is None:
-        return "txt"
-    kind = FORMATS.get(path.suffix.lower())
-    if kind is None and path.is_file():
-        what = f"unknown suffix {path.suffix!r}" if path.suffix else "no suffix"
-        raise UserError(f"{name}: {what}; known: {', '.join(FORMATS)}")
-    return kind or "txt"  # a missing file or a folder: refused next, which says more than its suffix
+def _stream_format(format: str | None, stream: object) -> str:
+    if format == "parquet":
+        raise UserError(f"{_stream_name(stream)}: Parquet can't be read from a stream; give its file")
+    if format is not None and format not in FORMATS:
+        raise UserError(f"{_stream_name(stream)}: unknown format {format!r}; known: {', '.join(sorted(FORMATS))}")
+    return format or "txt"
 
 
-def _check_file(path: Path, name: str) -> None:
-    if path.is_dir():
-        raise UserError(f"{name} is a folder; give a file ({', '.join(FORMATS)})")
-    if not path.exists():
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, siblings, n=1)
-        raise UserError(f"{name}: no such file" + (f"; did you mean {near[0]!r}?" if near else ""))
-    if path.is_file() and path.stat().st_size == 0:
-        raise UserError(f"{name} is empty")
+@dataclass(frozen=True)
+class ReadReport:
+    """What reading met: the source as given; its rows (header not counted), of which blank ones and those of classes
+    that are not read are left out; what else there is to tell."""
+
+    source: str
+    rows: int
+    blank: int
+    left_out: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def read(self) -> int:
+        """How many documents there are."""
+        return self.rows - self.blank - self.left_out
+
+
+class _Opened(NamedTuple):
+    """The rows of a source, each with the options (and so the file's name) it was read with; and what is not read."""
+
+    rows: Iterator[tuple[Row, RowOptions]]
+    left_out: int
+    notes: list[str]
 
 
 def read_documents(
@@ -143,57 +109,83 @@ def read_documents(
     *,
     labeled: bool,
     label_names: dict[str, str] | None = None,
-    text_column: str | None = None,
-    label_column: str | None = None,
-    encoding: str = "utf-8",
-    header: bool = True,
+    classes: Sequence[str] | None = None,
+    split: str = "train",
     file: TextFile | None = None,
+    **options: Unpack[ReadOptions],
 ) -> tuple[Documents, ReadReport]:
-    """The documents of a file, blank texts counted and left out.
+    """The documents of a source, blank texts counted and left out.
+
+    A folder is all its files whose suffix tells the format, one after the other, sorted; where labels are wanted and
+    it has subfolders of text files, each of those is a class and each file a document.
 
     Args:
         labeled: True - every document needs a label; False - labels are not looked at, whatever they are.
         label_names: display name of each raw label, ``{"0": "negative", "1": "positive"}``.
-        text_column, label_column, encoding, header: as for :func:`iter_rows`.
+        classes: the labels of class folders that are read; None reads all but ``unsup``. What is left out is counted.
+        split: of a ``hf:`` source that names none.
         file: where the texts go; None keeps them in memory.
+        options: as for :func:`iter_rows`.
 
     Raises:
-        UserError: as :func:`iter_rows`; also a row without a label, a label that ``label_names`` lacks, and a
-            file whose texts are all blank.
+        UserError: as :func:`iter_rows`; also a row without a label, a label that ``label_names`` lacks, lists as
+            labels in some rows and names in others, and a source whose texts are all blank.
     """
     texts: list[str] | TextFile = [] if file is None else file
     before = len(texts)
-    labels: list[str] = []
-    names: dict[str, str] = {}  # each label once: a million documents share a few strings
+    labels: list[Any] = []  # all names, or all tuples of names
+    names: dict[Label, Label] = {}  # each label once: a million documents share a few strings
+    opened = _open(source, row_options(str(source), labeled, **options), classes, split)
     rows = 0
-    for row in iter_rows(
-        source,
-        text_column=text_column,
-        label_column=label_column,
-        encoding=encoding,
-        header=header,
-        labels=labeled,
-    ):
+    for row, its_options in opened.rows:
         rows += 1
         if row.text is None or not row.text.strip():
             continue
         texts.append(row.text)
         if labeled:
-            name = _named(row, label_names, source)
+            name = _named(row, label_names, its_options)
+            if labels and isinstance(labels[0], str) != isinstance(name, str):
+                raise its_options.error(row.number, "a list as label in some rows and a name in others")
             labels.append(names.setdefault(name, name))
     count = len(texts) - before
     if not count:
         raise UserError(f"{source}: all {rows} rows are blank, there is no text")
     read = texts.view(before) if isinstance(texts, TextFile) else texts
-    return Documents(read, labels if labeled else None), ReadReport(str(source), rows, rows - count)
+    report = ReadReport(str(source), rows + opened.left_out, rows - count, opened.left_out, opened.notes)
+    return Documents(read, labels if labeled else None), report
 
 
-def _named(row: Row, label_names: dict[str, str] | None, source: str | Path) -> str:
+def _open(source: str | Path, options: RowOptions, classes: Sequence[str] | None, split: str) -> _Opened:
+    parsed = parse_source(source)
+    if parsed.kind == HUB:
+        rows = hub_rows(open_hub(parsed, split), options)
+        return _Opened(not_empty(((row, options) for row in rows), parsed.name), 0, [])
+    parts = parts_of(parsed, options, classes)
+    return _Opened(not_empty(_part_rows(parts, options), parsed.place), parts.left_out, parts.notes)
+
+
+def _part_rows(parts: Parts, options: RowOptions) -> Iterator[tuple[Row, RowOptions]]:
+    for part in parts.files:
+        own = replace(options, name=part.name)
+        if part.label is None:
+            check_labels(part.kind, own)
+        for row in format_rows(part.path, part.kind, own):
+            yield (row if part.label is None else row._replace(label=part.label)), own
+
+
+def _named(row: Row, label_names: dict[str, str] | None, options: RowOptions) -> Label:
+    """The label's display name.
+
+    Raises:
+        UserError: there is no label, or ``label_names`` lacks it.
+    """
     if row.label is None:
-        raise UserError(f"{source}, row {row.number}: no label")
+        raise options.error(row.number, "no label")
     if label_names is None:
         return row.label
-    if row.label not in label_names:
-        known = ", ".join(label_names)
-        raise UserError(f"{source}, row {row.number}: label {row.label!r} is not in label_names ({known})")
-    return label_names[row.label]
+    parts = (row.label,) if isinstance(row.label, str) else row.label
+    for part in parts:
+        if part not in label_names:
+            raise options.error(row.number, f"label {part!r} is not in label_names ({', '.join(label_names)})")
+    found = tuple(dict.fromkeys(label_names[part] for part in parts))
+    return found[0] if isinstance(row.label, str) else found

@@ -1,32 +1,47 @@
-"""A row, the options it is read with, and its fields: which columns they are, decoded, as text and label."""
+"""A row, the options it is read with, and its columns."""
 
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 from lit_sft.errors import UserError
+
+Label = str | tuple[str, ...]
 
 
 class Row(NamedTuple):
     """A row of a file; ``number`` counts from 1 and includes the header, as an editor shows it.
 
-    With quoted newlines in CSV, ``number`` counts records, not lines. Parquet rows count from 1 (no header).
+    With quoted newlines in CSV, ``number`` counts records, not lines; of WikiText it is the article's first line.
+    Parquet rows count from 1 (no header). A ``label`` of multi-label data is a tuple, which may be empty (none
+    applies); None is no label.
     """
 
     number: int
     text: str | None
-    label: str | None
+    label: Label | None
+
+
+class ReadOptions(TypedDict, total=False):
+    """How rows are read, by keyword: see :func:`lit_sft.data.readers.iter_rows`."""
+
+    text_column: str | None
+    label_column: str | None
+    header: bool
+    encoding: str
+    separator: str | None
+    label_pattern: str | None
+    label_separator: str | None
 
 
 @dataclass(frozen=True)
 class RowOptions:
     """What to read, and ``name``: what an error calls the source.
 
-    ``labels``: True - there must be a label column; None - read it if there is one; False - don't look at it.
+    ``labels``: True - there must be labels; None - read them if there are any; False - don't look at them.
     """
 
     name: str
@@ -35,10 +50,14 @@ class RowOptions:
     labels: bool | None = None
     header: bool = True
     encoding: str = "utf-8"
+    separator: str | None = None
+    label_pattern: str | None = None
+    label_separator: str | None = None
 
     def error(self, row: int, what: str) -> UserError:
-        """The user's mistake in a row of this source, to be raised."""
-        return UserError(f"{self.name}, row {row}: {what}")
+        """The user's mistake in a row of this source, to be raised; row 0 is the file as a whole."""
+        where = f"{self.name}, row {row}" if row else self.name
+        return UserError(f"{where}: {' '.join(what.split())}")
 
 
 def choose_columns(names: list[str], is_text: Callable[[str], bool], options: RowOptions) -> tuple[str, str | None]:
@@ -72,18 +91,24 @@ def _existing(name: str, names: list[str], option: str, options: RowOptions) -> 
 
 def _listed(names: list[str]) -> str:
     """The columns in a line. A name as long as a sentence is a first document taken for the header."""
-    shown = ", ".join(name if len(name) <= 40 else name[:37] + "..." for name in names[:20])
+    shown = ", ".join(" ".join((name if len(name) <= 40 else name[:37] + "...").split()) for name in names[:20])
     hint = " (no header? set header: false)" if any(len(name) > 40 for name in names) else ""
     return f"columns: {shown}{', ...' if len(names) > 20 else ''}{hint}"
 
 
-def decode(raw: bytes, number: int, options: RowOptions) -> str:
-    """The text of bytes in UTF-8 (readers recode other encodings before); else an error that names the row."""
+def checked(text: str, number: int, options: RowOptions) -> str:
+    """``text`` as it was decoded from a file, where that worked; else an error that names the row.
+
+    A NUL character is refused too: UTF-16 read as an 8-bit encoding is full of them, and so are binary files.
+    """
     try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError:
+        text.encode("utf-8")  # the mark of what couldn't be decoded can't be encoded
+    except UnicodeEncodeError:
         what = f"bytes that are not {options.encoding}; set `encoding` or repair the file"
         raise options.error(number, what) from None
+    if "\0" in text:
+        raise options.error(number, "a NUL character; is it UTF-16? Set `encoding`, else remove it")
+    return text
 
 
 def encodable(text: str, number: int, options: RowOptions) -> str:
@@ -93,20 +118,3 @@ def encodable(text: str, number: int, options: RowOptions) -> str:
     except UnicodeEncodeError:
         raise options.error(number, "half a surrogate pair (\\ud800 .. \\udfff) in the text") from None
     return text
-
-
-def label_name(value: Any, number: int, options: RowOptions) -> str | None:
-    """Labels are names: 1 and 1.0 are "1", true is "true"; empty, null and NaN are no label."""
-    if isinstance(value, bytes):
-        value = decode(value, number, options)
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    if isinstance(value, (int, float)):
-        return str(value)
-    if isinstance(value, str):
-        return encodable(value, number, options).strip() or None
-    raise options.error(number, f"the label is a {type(value).__name__}, not a name or a number")

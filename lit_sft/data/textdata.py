@@ -8,7 +8,8 @@ from typing import Any, Literal
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lit_sft.data.corpus import Corpus, CorpusConfig, Sources
+from lit_sft.data.corpus import Corpus
+from lit_sft.data.corpus_config import CorpusConfig, Sources
 from lit_sft.data.labels import label_array, label_counts
 from lit_sft.data.prepare import Preparation, Prepared, default_cache_dir
 from lit_sft.data.splits import low_shot
@@ -23,14 +24,21 @@ class TextData:
     """The documents that a user names, prepared; :class:`lit_sft.data.datamodule.TextDataModule` makes batches of them.
 
     Args:
-        labeled: labeled training data: ``pydocs``, or files (CSV, TSV, JSONL, Parquet).
-        unlabeled: more text for the language model, which reads the labeled training documents in any case.
+        labeled: labeled training data: ``pydocs``, or sources: a file (CSV, TSV, JSONL, Parquet, also with ``.gz`` behind
+            its suffix), ``FORMAT:FILE`` where the suffix doesn't tell the format (``label_text``, ``fasttext``), a folder
+            of files, a folder with a folder of text files for each class, or ``hf:NAME[:CONFIG][:SPLIT]``.
+        unlabeled: more text for the language model, which reads the labeled training documents in any case; text files
+            are a document a line, ``file:PATH`` is a document a file, ``wikitext:FILE`` the articles of WikiText.
         val: validation data; without it a seeded part of ``labeled`` is held out, with every label in it.
         test: test data; nothing but ``test`` reads it.
         text_column: the column that holds the text ("text", or the only column of strings).
         label_column: the column that holds the label ("label").
         header: whether CSV and TSV files start with column names; without them columns are "0", "1", and so on.
         encoding: of text, CSV, TSV and JSONL files.
+        separator: what stands between label and text in ``label_text`` files, a tab by default.
+        label_pattern: a regular expression that finds the label in what stands in the file: its first group, or all of
+            its match where it has no group.
+        label_separator: splits the labels of multi-label data; a list in JSONL and Parquet needs none.
         label_names: from labels as they stand in the files to names; its order is the order of the classes.
         val_fraction: the share of the training documents held out where ``val`` is not given.
         remove_test_copies: leave copies of test documents, exact and near, out of all training text, labeled and
@@ -65,6 +73,9 @@ class TextData:
         label_column: str | None = None,
         header: bool = True,
         encoding: str = "utf-8",
+        separator: str | None = None,
+        label_pattern: str | None = None,
+        label_separator: str | None = None,
         label_names: dict[str, str] | None = None,
         val_fraction: float = 0.1,
         split_seed: int = 0,
@@ -96,6 +107,9 @@ class TextData:
             label_column=label_column,
             header=header,
             encoding=encoding,
+            separator=separator,
+            label_pattern=label_pattern,
+            label_separator=label_separator,
             val_fraction=val_fraction,
             split_seed=split_seed,
             remove_test_copies=remove_test_copies,
@@ -195,11 +209,6 @@ class TextData:
     def label_names(self) -> list[str]:
         """Names of the classes in their order; none for a corpus without labels."""
         return self.prepared.label_names
-
-    @property
-    def test_is_clean(self) -> np.ndarray | None:
-        """Which test documents no copy was trained on, bool (documents,); None where that was not checked."""
-        return None
 
     @property
     def multilabel(self) -> bool:

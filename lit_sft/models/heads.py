@@ -25,6 +25,31 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
+def num_outputs(num_classes: int, multilabel: bool = False) -> int:
+    """Logits a document: one a class, but for two classes of which one applies a single one, that of class 1.
+
+    Raises:
+        ValueError: fewer than two classes; multi-label, fewer than one.
+    """
+    least = 1 if multilabel else 2
+    if num_classes < least:
+        raise ValueError(f"a classifier needs at least {('one class', 'two classes')[least - 1]}, not {num_classes}")
+    return 1 if num_classes == 2 and not multilabel else num_classes
+
+
+def class_probabilities(logits: Tensor, multilabel: bool = False) -> Tensor:
+    """Logits (batch, num_outputs) -> probabilities (batch, num_classes), at least float32.
+
+    Of one class out of all they sum to 1; `multilabel`: each class applies or not, whatever the others do.
+    """
+    logits = at_least_float32(logits)
+    if multilabel:
+        return logits.sigmoid()  # (batch, num_classes)
+    if logits.shape[-1] > 1:
+        return logits.softmax(-1)  # (batch, num_classes)
+    return torch.cat([-logits, logits], dim=-1).sigmoid()  # (batch, 2)
+
+
 class LMHead(nn.Module):
     """Next-token probabilities.
 
@@ -159,10 +184,11 @@ class ClassifierHead(nn.Module):
 
     Args:
         input_size: units of the encoder's output.
-        num_outputs: logits a document (one for two classes, see `lit_sft.objectives.supervised.num_outputs`).
+        num_outputs: logits a document (one for two classes, see the function `num_outputs`).
         pooling: last, mean, max, concat or attention; see `pool`.
         dropout: share of the pooled units set to zero in training.
         hidden_size: units of the layer between; 0 for none.
+        multilabel: any number of the classes apply to a document, and not one of them.
 
     Raises:
         ValueError: an unknown pooling, a dropout outside [0, 1), a negative hidden_size.
@@ -175,8 +201,10 @@ class ClassifierHead(nn.Module):
         pooling: Pooling = "concat",
         dropout: float = 0.4,
         hidden_size: int = 0,
+        multilabel: bool = False,
     ) -> None:
         super().__init__()
+        self.multilabel = multilabel
         if pooling not in get_args(Pooling):
             raise ValueError(f"pooling={pooling!r} is none of {', '.join(get_args(Pooling))}")
         if hidden_size < 0:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from lit_sft.models.encoder import Encoder, LSTMState
-from lit_sft.models.heads import ClassifierHead, LMHead, pool
+from lit_sft.models.heads import ClassifierHead, LMHead, class_probabilities, pool
 
 
 class TokenBatch(Protocol):
@@ -70,6 +70,18 @@ class Network(nn.Module):
         hidden, _ = self._encode(batch, state, masks, inputs_embeds)  # (batch, time, output_size)
         logits: Tensor = self.classifier(hidden, batch.attention_mask, masks.classifier)
         return logits  # (batch, num_outputs)
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether any number of the classes apply to a document, and not one of them."""
+        return self.classifier is not None and self.classifier.multilabel
+
+    def class_probabilities(self, logits: Tensor) -> Tensor:
+        """What `classify` returned -> probabilities (batch, num_classes), at least float32.
+
+        They sum to 1, unless the data are multi-label.
+        """
+        return class_probabilities(logits, self.multilabel)
 
     def pooled(self, batch: TokenBatch, masks: Masks) -> Tensor:
         """A vector for each document: pooled as by the classifier, without one the mean over tokens."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -40,4 +40,11 @@ class Objective(ABC):
 
         `state` is what the last step on the same stream returned, None at the start. Masks come from
         `network.draw_masks`, so that in eval mode nothing is random. No value is read back from the device.
+        """
+
+    def see_counts(self, counts: Sequence[int], documents: int, multilabel: bool) -> None:  # noqa: B027 - may be left
+        """Called before a training, for objectives that weigh classes by how often they occur.
+
+        `counts`: training documents of each class; `documents`: all of them; `multilabel`: whether any number of
+        classes apply to a document. Raises a ValueError where these can't be used.
         """

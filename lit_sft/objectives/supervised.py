@@ -1,47 +1,41 @@
-"""Supervised fine-tuning: cross-entropy with the labels, in its binary form for two classes."""
+"""Supervised fine-tuning: cross-entropy with the labels, binary for two classes and for multi-label data."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lit_sft.models.encoder import LSTMState
-from lit_sft.models.heads import at_least_float32
+from lit_sft.models.heads import at_least_float32, class_probabilities
 from lit_sft.models.network import Network
 from lit_sft.objectives.base import Loss, Objective
+
+__all__ = ["NO_LABEL", "Supervised", "class_probabilities", "weights_by_counts"]
 
 NO_LABEL = -1
 
 
-def num_outputs(num_classes: int) -> int:
-    """Logits a document: one for two classes (that of class 1), else one a class; ValueError below two."""
-    if num_classes < 2:
-        raise ValueError(f"a classifier needs at least two classes, not {num_classes}")
-    return 1 if num_classes == 2 else num_classes
-
-
-def class_probabilities(logits: Tensor) -> Tensor:
-    """Logits (batch, num_outputs) -> probabilities (batch, num_classes), at least float32."""
-    logits = at_least_float32(logits)
-    if logits.shape[-1] > 1:
-        return logits.softmax(-1)  # (batch, num_classes)
-    return torch.cat([-logits, logits], dim=-1).sigmoid()  # (batch, 2)
-
-
 class Supervised(Objective):
-    """Mean cross-entropy of the labels, L = sum_i w_i l_i / sum_i w_i, in nats.
+    """Mean cross-entropy of the labels in nats.
 
-    Two classes: l = -[y log p + (1 - y) log(1 - p)] with p the sigmoid of one logit; more: l = -log softmax.
+    One class out of all: L = sum_i w_i l_i / sum_i w_i over documents. Two classes: l = -[y log p + (1 - y) log(1 - p)]
+    with p the sigmoid of one logit; more: l = -log softmax. A document weighs as its label's class, so that a factor on
+    all weights changes nothing.
+
+    Multi-label: the mean over documents of the mean over labels of l = -[w y log p + (1 - y) log(1 - p)], p the sigmoid
+    of the label's own logit; w weighs the documents that have the label against those that don't.
+
     A document with the label -1 counts nothing; a batch of such gives 0, with gradients of 0.
 
     Args:
-        label_smoothing: s in [0, 1); the target becomes (1 - s) y + s / num_classes, in the binary form
+        label_smoothing: s in [0, 1); the target becomes (1 - s) y + s / num_classes, in the binary forms
             (1 - s) y + s / 2.
-        class_weights: w by class, at least 0; a document weighs as its label's class. None: all 1.
+        class_weights: w by class, at least 0. "balanced" and "sqrt" take them from the training documents' labels, see
+            `weights_by_counts`. None: all 1.
 
     Raises:
         ValueError: values outside these ranges; at the call, class_weights of another length than the
@@ -51,23 +45,33 @@ class Supervised(Objective):
     batches = frozenset({"labeled"})
     heads = frozenset({"classifier"})
 
-    def __init__(self, label_smoothing: float = 0.0, class_weights: list[float] | None = None) -> None:
+    def __init__(
+        self, label_smoothing: float = 0.0, class_weights: Literal["balanced", "sqrt"] | list[float] | None = None
+    ) -> None:
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"label_smoothing={label_smoothing} must be at least 0 and less than 1")
-        if class_weights is not None and (min(class_weights, default=-1.0) < 0 or sum(class_weights) <= 0):
+        if isinstance(class_weights, str) and class_weights not in ("balanced", "sqrt"):
+            raise ValueError(f"class_weights={class_weights!r} is neither balanced nor sqrt nor a list")
+        if isinstance(class_weights, list) and (min(class_weights, default=-1.0) < 0 or sum(class_weights) <= 0):
             raise ValueError(f"class_weights={class_weights} must be at least 0, and not all 0")
         self.label_smoothing = label_smoothing
         self.class_weights = class_weights
+        self._by_counts: list[float] | None = None
         self._weights: Tensor | None = None  # (num_classes,), kept on the device, since a copy would wait
+
+    def see_counts(self, counts: Sequence[int], documents: int, multilabel: bool) -> None:
+        """Take "balanced" or "sqrt" weights from the training documents."""
+        if isinstance(self.class_weights, str):
+            self._by_counts, self._weights = weights_by_counts(counts, documents, multilabel, self.class_weights), None
 
     def check_classes(self, num_classes: int) -> None:
         """Raise a ValueError when there is not one class weight a class."""
-        if self.class_weights is not None and len(self.class_weights) != num_classes:
+        if isinstance(self.class_weights, list) and len(self.class_weights) != num_classes:
             given = len(self.class_weights)
             raise ValueError(f"class_weights has {given} values, but there are {num_classes} classes")
 
     def __call__(self, network: Network, batch: Mapping[str, Any], state: LSTMState | None) -> Loss:
-        """`batch["labeled"]`: input_ids, attention_mask (batch, time), labels (batch,). There is no state."""
+        """`batch["labeled"]`: input_ids, attention_mask (batch, time), labels as for `loss`. There is no state."""
         documents = batch["labeled"]
         masks = network.draw_masks(len(documents.labels))
         logits = network.classify(documents, masks)  # (batch, num_outputs)
@@ -76,24 +80,73 @@ class Supervised(Objective):
         return Loss(total, {"supervised": total.detach()}, weight, logits=logits.detach())
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Logits (batch, num_outputs), labels (batch,) int64 -> scalar, at least float32."""
+        """Logits (batch, num_outputs) -> scalar, at least float32.
+
+        labels (batch,) int64, the class; multi-label: (batch, num_outputs), 1 where a label applies, else 0.
+        """
         logits = at_least_float32(logits)
-        self.check_classes(max(2, logits.shape[-1]))
+        self.check_classes(logits.shape[-1] if labels.ndim == 2 else max(2, logits.shape[-1]))
         weights = self._document_weights(logits, labels)  # (batch,)
-        if logits.shape[-1] == 1:
-            y = labels.clamp(min=0).to(logits.dtype) * (1 - self.label_smoothing) + self.label_smoothing / 2
-            losses = F.binary_cross_entropy_with_logits(logits.squeeze(-1), y, reduction="none")  # (batch,)
+        if labels.ndim == 2:
+            by_label = F.binary_cross_entropy_with_logits(
+                logits, self._smoothed(labels, logits), pos_weight=self._class_weights(logits), reduction="none"
+            )  # (batch, num_classes)
+            losses = by_label.mean(-1)  # (batch,)
+        elif logits.shape[-1] == 1:
+            logit = logits.squeeze(-1)
+            losses = F.binary_cross_entropy_with_logits(logit, self._smoothed(labels, logit), reduction="none")
         else:
             losses = F.cross_entropy(
                 logits, labels, ignore_index=NO_LABEL, label_smoothing=self.label_smoothing, reduction="none"
             )  # (batch,)
         return (weights * losses).sum() / weights.sum().clamp(min=torch.finfo(losses.dtype).tiny)
 
+    def _smoothed(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """Binary targets, 0 or 1, drawn towards 1/2, of the logits' kind; shape kept."""
+        return labels.clamp(min=0).to(logits.dtype) * (1 - self.label_smoothing) + self.label_smoothing / 2
+
     def _document_weights(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if labels.ndim == 2:  # class weights stand inside of the loss
+            return (labels[:, 0] != NO_LABEL).to(logits.dtype)  # (batch,)
         labeled = (labels != NO_LABEL).to(logits.dtype)  # (batch,)
-        if self.class_weights is None:
-            return labeled
+        weights = self._class_weights(logits)
+        return labeled if weights is None else weights[labels.clamp(min=0)] * labeled  # (batch,)
+
+    def _class_weights(self, logits: Tensor) -> Tensor | None:
+        """(num_classes,), of the logits' kind and on their device."""
+        values = self._by_counts if isinstance(self.class_weights, str) else self.class_weights
+        if values is None:
+            if self.class_weights is not None:
+                raise ValueError(f"class_weights={self.class_weights} needs see_counts before the first loss")
+            return None
         weights = self._weights
         if weights is None or weights.device != logits.device or weights.dtype != logits.dtype:
-            weights = self._weights = logits.new_tensor(self.class_weights)
-        return weights[labels.clamp(min=0)] * labeled  # (batch,)
+            weights = self._weights = logits.new_tensor(values)
+        return weights
+
+
+def weights_by_counts(
+    counts: Sequence[int], documents: int, multilabel: bool, how: Literal["balanced", "sqrt"]
+) -> list[float]:
+    """Class weights by how rare a class is.
+
+    "balanced": documents / (classes * count), as scikit-learn's `compute_class_weight`: every class weighs as much as
+    any other. Multi-label: (documents - count) / count, so that documents with a label weigh as much as those without
+    (1 where all have it). "sqrt": the square roots of these, halfway to no weights.
+
+    Args:
+        counts: documents of each class.
+        documents: how many there are.
+        multilabel: any number of classes apply to a document.
+
+    Raises:
+        ValueError: a class without any document.
+    """
+    if min(counts) < 1:
+        number = list(counts).index(min(counts))
+        raise ValueError(f"class_weights={how}: no training document has the label of class {number}")
+    if multilabel:
+        weights = [(documents - count) / count or 1.0 for count in counts]
+    else:
+        weights = [documents / (len(counts) * count) for count in counts]
+    return weights if how == "balanced" else [weight**0.5 for weight in weights]

@@ -1,0 +1,117 @@
+"""The rows of Parquet."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from lit_sft.data.label_fields import label_of
+from lit_sft.data.rows import Row, RowOptions, choose_columns
+from lit_sft.data.sources import is_gzip
+from lit_sft.data.textfiles import CHUNK_BYTES, open_bytes, read_piece
+from lit_sft.errors import UserError
+
+BATCH_ROWS = 1024  # turned into Python objects at a time
+T = TypeVar("T")
+
+
+def parquet_rows(path: Path, options: RowOptions) -> Iterator[Row]:
+    """Parquet: its text is UTF-8 by definition, so ``encoding`` is for the other formats."""
+    with open_bytes(path, options.name) as stream:
+        if is_gzip(path):
+            with _unzipped(stream, options.name) as file:
+                yield from _parquet_rows(file, options)
+        else:
+            yield from _parquet_rows(stream, options)
+
+
+def _unzipped(stream: BinaryIO, name: str) -> Any:
+    """A file with a stream's bytes, closed by the caller: Parquet is read from its end."""
+    file = tempfile.TemporaryFile(prefix="lit_sft-")  # noqa: SIM115
+    try:
+        while piece := read_piece(stream, CHUNK_BYTES, name):
+            file.write(piece)
+    except BaseException:
+        file.close()
+        raise
+    file.seek(0)
+    return file
+
+
+def _parquet_rows(stream: BinaryIO, options: RowOptions) -> Iterator[Row]:
+    def tried(call: Callable[[], T]) -> T:
+        """What pyarrow raises for a damaged file is of many kinds."""
+        try:
+            return call()
+        except (pa.ArrowException, OSError, ValueError, ArithmeticError, MemoryError, LookupError, TypeError) as error:
+            raise UserError(f"{options.name}: not a readable Parquet file ({_first_line(error)})") from error
+
+    file = tried(lambda: pa.parquet.ParquetFile(stream, page_checksum_verification=True))
+    schema, names, expected = tried(lambda: (file.schema_arrow, file.schema_arrow.names, file.metadata.num_rows))
+    text, label_column = choose_columns(names, lambda name: is_string(schema.field(name).type), options)
+    check_text_type(schema.field(text).type, text, options)
+    batches = file.iter_batches(batch_size=BATCH_ROWS, columns=[text, *filter(None, [label_column])])
+    number = 0
+    while (batch := tried(lambda: next(batches, None))) is not None:
+        texts, labels = tried(lambda: column_values(batch, text)), tried(lambda: column_values(batch, label_column))
+        for raw, value in zip(texts, labels, strict=True):
+            number += 1
+            label = label_of(decoded(value, number, options), number, options)
+            yield Row(number, decoded(raw, number, options), label)
+    if number != expected:
+        raise UserError(f"{options.name}: not a readable Parquet file ({number} rows where it says {expected})")
+
+
+def decoded(value: Any, number: int, options: RowOptions) -> Any:
+    """A value whose strings are bytes with strings: so an undecodable one names its row."""
+    if isinstance(value, list):
+        return [decoded(part, number, options) for part in value]
+    if not isinstance(value, bytes):
+        return value
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        raise options.error(number, "bytes that are not utf-8; repair the file") from None
+
+
+def check_text_type(kind: pa.DataType, name: str, options: RowOptions) -> None:
+    """Raise a UserError for a text column that holds no text."""
+    if not (is_string(kind) or pa.types.is_null(kind) or _is_bytes(kind)):
+        raise UserError(f"{options.name}: column {name!r} holds {str(kind)[:60]}, not text")
+
+
+def is_string(kind: pa.DataType) -> bool:
+    """Whether a column's type is one of Arrow's for strings."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def column_values(batch: pa.RecordBatch | pa.Table, name: str | None) -> list[Any]:
+    """Python values of a column, strings as bytes; for no column, a None for each row."""
+    if name is None:
+        return [None] * int(batch.num_rows)
+    column = batch.column(name)
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode() if isinstance(column, pa.Array) else column.cast(column.type.value_type)
+    if is_string(column.type):
+        column = column.cast(pa.large_binary())
+    elif _is_list(column.type) and is_string(column.type.value_type):
+        column = column.cast(pa.large_list(pa.large_binary()))
+    return list(column.to_pylist())
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,98 @@
+"""What to read for each split, and how: as the user writes it, and as a hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, cast
+
+from lit_sft.data import pydocs
+from lit_sft.data.digests import source_digest
+from lit_sft.data.formats import row_options
+from lit_sft.data.label_fields import check_label_options
+from lit_sft.data.rows import ReadOptions
+from lit_sft.errors import UserError
+
+PYDOCS = "pydocs"
+HUB_SPLITS = {"labeled": "train", "unlabeled": "train", "val": "validation", "test": "test"}  # read by each option
+Sources = str | list[str] | None
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """What to read and how to split it; everything here decides which document stands in which split."""
+
+    labeled: list[str] = field(default_factory=list)
+    unlabeled: list[str] = field(default_factory=list)
+    val: list[str] = field(default_factory=list)
+    test: list[str] = field(default_factory=list)
+    text_column: str | None = None
+    label_column: str | None = None
+    header: bool = True
+    encoding: str = "utf-8"
+    separator: str | None = None
+    label_pattern: str | None = None
+    label_separator: str | None = None
+    label_names: dict[str, str] | None = None
+    val_fraction: float = 0.1
+    split_seed: int = 0
+    remove_test_copies: bool = False
+    only: Literal["val", "test"] | None = None
+    names_derived: bool = False  # label_names are those of a trained model, and not the user's choice
+
+    @classmethod
+    def of(
+        cls, labeled: Sources, unlabeled: Sources, val: Sources, test: Sources, label_names: Any, **options: Any
+    ) -> CorpusConfig:
+        """From options as a user writes them: one source, several, or none; label names with numbers as keys.
+
+        Raises:
+            UserError: a ``val_fraction`` that is no fraction, label options that can't be meant.
+        """
+        check_label_options(*(options.get(name) for name in ("separator", "label_pattern", "label_separator")))
+        if not 0 < options.get("val_fraction", cls.val_fraction) < 1:
+            raise UserError(f"--data.val_fraction {options['val_fraction']} must lie between 0 and 1")
+        names = None if label_names is None else {str(key): str(name) for key, name in label_names.items()}
+        return cls(_listed(labeled), _listed(unlabeled), _listed(val), _listed(test), label_names=names, **options)
+
+    def measuring(self, split: Literal["val", "test"], label_names: list[str]) -> CorpusConfig:
+        """The sources of one split alone, whose labels are those of a trained model."""
+        names = self.label_names or {name: name for name in label_names}
+        sources: dict[str, Any] = {"labeled": [], "unlabeled": [], "val": [], "test": []}
+        sources[split] = getattr(self, split)
+        derived = self.names_derived or self.label_names is None
+        return replace(self, **sources, label_names=names, names_derived=derived, only=split)
+
+    def fingerprint(self) -> str:
+        """A hash of the options and of every source's bytes: equal fingerprints, equal splits.
+
+        Raises:
+            UserError: a source that isn't there, or that no reader knows.
+        """
+        digests = {option: [self._digest(source, option) for source in getattr(self, option)] for option in HUB_SPLITS}
+        label_order = list(self.label_names or {})  # sort_keys hides it, and it is the order of the classes
+        plain = json.dumps([asdict(self), label_order, digests], sort_keys=True)
+        return hashlib.sha256(plain.encode()).hexdigest()[:24]
+
+    def _digest(self, source: str, option: str) -> str:
+        if source == PYDOCS:
+            return pydocs.fingerprint()
+        labeled = option != "unlabeled" and bool(self.label_names if self.only else self.labeled)
+        return source_digest(
+            source, row_options(source, labeled, **self.read_options), self.classes, HUB_SPLITS[option]
+        )
+
+    @property
+    def read_options(self) -> ReadOptions:
+        """How rows are read, as keywords."""
+        return cast(ReadOptions, {name: getattr(self, name) for name in ReadOptions.__annotations__})
+
+    @property
+    def classes(self) -> list[str] | None:
+        """The class folders to read, where the user has said; others are left out."""
+        return None if self.label_names is None or self.names_derived else list(self.label_names)
+
+
+def _listed(sources: Sources) -> list[str]:
+    return [] if sources is None else [sources] if isinstance(sources, str) else list(sources)

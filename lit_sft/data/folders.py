@@ -1,0 +1,195 @@
+"""Which files a source stands for: one, those of a folder, or those of a folder for each class.
+
+Nothing is passed over in silence: a file that is not read is named in a note, and so is a class that is left out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+
+from lit_sft.data.label_fields import label_of
+from lit_sft.data.rows import Label, RowOptions
+from lit_sft.data.sources import SUFFIXES, Source, bare_path, check_file, file_format, format_of
+from lit_sft.errors import UserError
+
+UNLABELED = "unsup"  # aclImdb's folder of reviews without a label
+SPLIT_NAME = re.compile(r"(train|test|val|valid|validation|dev)(?![a-z])", re.IGNORECASE)
+ABOUT = re.compile(
+    r"(readme|license|licence|copying|notice|changelog|citation|authors)(\.(txt|md|rst))?", re.IGNORECASE
+)
+SHOWN = 5  # names in a note
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file to read: ``name`` is what errors call it, ``label`` that of its documents where the folder tells it."""
+
+    path: Path
+    name: str
+    kind: str
+    label: Label | None = None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The files of a source in the order of reading; ``left_out`` counts documents of classes that are not read."""
+
+    files: list[Part]
+    notes: list[str] = field(default_factory=list)
+    left_out: int = 0
+
+
+def parts_of(source: Source, options: RowOptions, classes: Sequence[str] | None = None) -> Parts:
+    """The files that a source stands for.
+
+    Args:
+        source: a path, a folder too.
+        options: with ``labels`` True, folders of text files are classes.
+        classes: labels to read of class folders; None reads all of them but ``unsup``.
+
+    Raises:
+        UserError: nothing is there, or nothing that can be read; what a folder holds is not clear.
+    """
+    path = source.path
+    check_file(path, source.place)
+    if not path.is_dir():
+        return Parts([Part(path, source.place, file_format(source))])
+    if source.kind not in (None, "file", *SUFFIXES.values()):
+        raise UserError(f"{source.name}: {source.place} is a folder; give its files, a list of them if need be")
+    found = list(files_below(path, source.place))
+    if options.labels and (by_class := _class_folders(found, source)):
+        return _class_parts(source, found, by_class, options, classes)
+    return _plain_parts(source, found)
+
+
+def files_below(folder: Path, name: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[PurePath]:
+    """The paths of all files below a folder, relative to it, sorted part by part; links are followed."""
+    try:
+        here = folder.stat()
+        if (here.st_dev, here.st_ino) in above:
+            raise UserError(f"{name}: a link that leads back to a folder above it; remove it")
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        for entry in entries:
+            if not entry.is_dir():
+                if not entry.is_file() and entry.is_symlink():
+                    raise UserError(f"{name}/{entry.name}: a link to a file that is not there")
+                yield PurePath(entry.name)
+                continue
+            below = (*above, (here.st_dev, here.st_ino))
+            for path in files_below(folder / entry.name, f"{name}/{entry.name}", below):
+                yield PurePath(entry.name, path)
+    except OSError as error:
+        raise UserError(f"{name}: can't be read ({error.strerror})") from error
+
+
+def _is_about(path: PurePath) -> bool:
+    """Whether a file is hidden, or tells about the data and is not of them."""
+    return any(part.startswith(".") for part in path.parts) or ABOUT.fullmatch(path.name) is not None
+
+
+def _is_document(path: PurePath) -> bool:
+    """Whether a file may be a document: text, or without a suffix, as in 20 Newsgroups."""
+    return not _is_about(path) and (bare_path(path).suffix.lower() in (".txt", "") or bare_path(path).stem.isdigit())
+
+
+def _class_folders(found: list[PurePath], source: Source) -> dict[str, list[PurePath]]:
+    """The documents below each subfolder; none where the folder is not one of class folders."""
+    by_class: dict[str, list[PurePath]] = {}
+    if source.kind in (None, "file"):
+        for path in found:
+            if len(path.parts) > 1 and _is_document(path):
+                by_class.setdefault(path.parts[0], []).append(path)
+    if not by_class:
+        return {}
+    tables = [path for path in found if format_of(path) not in (None, "txt") and not _is_about(path)]
+    if tables and source.kind is None:
+        raise UserError(
+            f"{source.place}: holds both folders of text files ({_names(by_class)}) and {_names(tables)}: "
+            f"give the files, or file:{source.place} for a class in each folder"
+        )
+    if all(SPLIT_NAME.fullmatch(name) for name in by_class):
+        first = max(by_class, key=lambda name: name.lower() == "train")
+        raise UserError(f"{source.place}: {_names(by_class)} are splits, not classes; give {source.place}/{first}")
+    return by_class
+
+
+def _class_parts(
+    source: Source,
+    found: list[PurePath],
+    by_class: dict[str, list[PurePath]],
+    options: RowOptions,
+    classes: Sequence[str] | None,
+) -> Parts:
+    files: list[Part] = []
+    notes: list[str] = []
+    left_out = 0
+    for name, paths in by_class.items():
+        folder = f"{source.place}/{name}"
+        label = label_of(name, 0, RowOptions(**{**vars(options), "name": folder}))
+        unknown = (label not in classes) if classes is not None else name == UNLABELED
+        if unknown and isinstance(label, str):
+            why = "data.label_names lacks it" if classes is not None else "documents without a label"
+            notes.append(f"{folder}: {len(paths)} files are left out ({why})")
+            left_out += len(paths)
+            continue
+        files += [Part(source.path / path, f"{source.place}/{path}", "file", label) for path in paths]
+    if not files:
+        raise UserError(f"{source.place}: none of the folders {_names(by_class)} is a class of data.label_names")
+    notes += _unread(source, set(found).difference(*by_class.values()))
+    return Parts(files, notes, left_out)
+
+
+def _plain_parts(source: Source, found: list[PurePath]) -> Parts:
+    """Every file whose suffix tells the format; with ``FORMAT:`` before the folder, those of that format."""
+    wanted = [path for path in found if not _is_about(path)]
+    beside: list[PurePath] = []
+    if source.kind == "file":
+        wanted = [path for path in wanted if _is_document(path)]
+        beside = [path for path in wanted if len(path.parts) == 1]
+    else:
+        wanted = [p for p in wanted if (kind := format_of(p)) is not None and source.kind in (None, kind)]
+        _check_not_splits(wanted, source)
+    chosen = [path for path in wanted if source.kind == "file" or (source.path / path).stat().st_size > 0]
+    notes = _unread(source, set(found) - set(wanted))
+    if 0 < len(beside) < len(wanted):
+        notes.append(f"{source.place}: {len(beside)} files beside the subfolders are read too: {_names(beside)}")
+    if empty := [path for path in wanted if path not in set(chosen)]:
+        notes.append(f"{source.place}: {len(empty)} empty files: {_names(empty)}")
+    if not chosen:
+        raise UserError(
+            f"{source.place}: no file in it that can be read; known: {', '.join(SUFFIXES)}, and .gz behind them"
+        )
+    files = [
+        Part(source.path / path, f"{source.place}/{path}", source.kind or format_of(path) or "", None)
+        for path in chosen
+    ]
+    if source.kind is None and (lines := sum(part.kind == "txt" for part in files)):
+        notes.append(
+            f"{source.place}: {lines} text files are read as a document a line; file:{source.place} reads whole files"
+        )
+    return Parts(files, notes)
+
+
+def _check_not_splits(paths: list[PurePath], source: Source) -> None:
+    """Raise a UserError where a folder's files are several splits: test documents would be trained on."""
+    splits = {match[1].lower(): str(path) for path in paths for part in path.parts if (match := SPLIT_NAME.match(part))}
+    if len(splits) > 1:
+        shown = _names(list(splits.values()))
+        raise UserError(
+            f"{source.place}: holds several splits ({shown}); give the files, or hf:{source.place} for one split"
+        )
+
+
+def _unread(source: Source, paths: set[PurePath]) -> list[str]:
+    if not paths:
+        return []
+    return [f"{source.place}: {len(paths)} files are not read: {_names(sorted(paths))}"]
+
+
+def _names(names: Collection[object]) -> str:
+    shown = [str(name) for name in names]
+    return ", ".join(shown[:SHOWN]) + (f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else "")

@@ -1,0 +1,189 @@
+"""``hf:NAME[:CONFIG][:SPLIT]``: a data set of the Hugging Face hub, or a local folder in the hub's layout.
+
+Read through the library ``datasets`` (the extra ``hub``). A local folder is streamed; a data set of the hub is
+downloaded once and then read from the library's own cache, without a network too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lit_sft.data.columnar import BATCH_ROWS, check_text_type, column_values, decoded, is_string
+from lit_sft.data.label_fields import label_of
+from lit_sft.data.rows import Row, RowOptions, choose_columns
+from lit_sft.data.sources import HUB, Source
+from lit_sft.errors import UserError
+
+PROBE_SECONDS = 5.0
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class HubData:
+    """One split of a data set: ``folder`` is where a local one lies, None for one of the hub."""
+
+    source: str
+    name: str
+    folder: Path | None
+    config: str | None
+    split: str
+    builder: Any
+
+    @property
+    def version(self) -> str:
+        """Of a data set of the hub its commit, configuration and split; of a local folder only these two."""
+        return f"{self.builder.hash if self.folder is None else ''} {self.config} {self.split}"
+
+
+def open_hub(source: Source, default_split: str) -> HubData:
+    """Find a data set; nothing of its data is read yet.
+
+    Args:
+        source: ``NAME``, ``NAME:CONFIG``, ``NAME:SPLIT`` or ``NAME:CONFIG:SPLIT``; an empty CONFIG is the default one.
+        default_split: the split where none is named.
+
+    Raises:
+        UserError: ``datasets`` is not installed, there is no such data set or configuration, or no network.
+    """
+    datasets = _library()
+    name, extras = _taken_apart(source.place)
+    folder = Path(name).expanduser()
+    if folder.is_file():
+        raise UserError(f"{source.name}: is a file; write {name}")
+    local = folder.resolve() if folder.is_dir() else None
+    place = name if local is None else str(local)
+    with _reachable(datasets, local is not None):
+        if len(extras) == 1:
+            known = _tried(source, lambda: datasets.get_dataset_config_names(place))
+            extras = [extras[0], ""] if extras[0] in known else ["", extras[0]]
+        config, split = extras or ["", ""]
+        builder = _tried(source, lambda: datasets.load_dataset_builder(place, config or None))
+    return HubData(source.name, name, local, config or None, split or default_split, builder)
+
+
+def _taken_apart(place: str) -> tuple[str, list[str]]:
+    """The name, and up to two words behind it; a folder's own colons belong to its name."""
+    for count in range(3):
+        name, *extras = place.rsplit(":", count)
+        if Path(name).expanduser().is_dir():
+            return name, extras
+    name, *extras = place.split(":", 2)
+    return name, extras
+
+
+def hub_rows(data: HubData, options: RowOptions) -> Iterator[Row]:
+    """The rows of a split in order. ClassLabel numbers are their names; -1 and None are no label."""
+    source = Source(data.source, HUB, data.name)
+    dataset = _dataset(data, source)
+    features = dataset.features or {}
+    tables = iter(dataset.with_format("arrow").iter(batch_size=BATCH_ROWS))
+    columns: tuple[str, str | None] | None = None
+    number = 0
+    while (table := _tried(source, lambda: next(tables, None))) is not None:
+        columns = columns or _columns(table.schema, options)
+        yield from _table_rows(table, columns, _class_names(features.get(columns[1])), number, options)
+        number += table.num_rows
+
+
+def _columns(schema: Any, options: RowOptions) -> tuple[str, str | None]:
+    text, label = choose_columns(schema.names, lambda name: is_string(schema.field(name).type), options)
+    check_text_type(schema.field(text).type, text, options)
+    return text, label
+
+
+def _table_rows(
+    table: Any, columns: tuple[str, str | None], names: list[str] | None, before: int, options: RowOptions
+) -> Iterator[Row]:
+    values = zip(*(column_values(table, name) for name in columns), strict=True)
+    for number, (text, value) in enumerate(values, start=before + 1):
+        value = decoded(value, number, options) if names is None else _named(value, names, number, options)
+        yield Row(number, decoded(text, number, options), label_of(value, number, options))
+
+
+def _dataset(data: HubData, source: Source) -> Any:
+    builder = data.builder
+    datasets = _library()
+    if data.folder is not None:
+        splits = _tried(source, builder.as_streaming_dataset)
+    else:
+        with _reachable(datasets, False):
+            _tried(source, builder.download_and_prepare)
+            splits = dict.fromkeys(builder.info.splits or {})
+    if data.split not in splits:
+        known = ", ".join(splits)
+        raise UserError(f"{source.name}: no split {data.split!r}; there are: {known}; write hf:{data.name}:SPLIT")
+    return splits[data.split] or _tried(source, lambda: builder.as_dataset(split=data.split))
+
+
+def _class_names(feature: Any) -> list[str] | None:
+    """The names of a ClassLabel's numbers, or of a list of them."""
+    feature = getattr(feature, "feature", feature)
+    return getattr(feature, "names", None)
+
+
+def _named(value: Any, names: list[str], number: int, options: RowOptions) -> Any:
+    if isinstance(value, list):
+        return [_named(part, names, number, options) for part in value]
+    if value is None or value == -1:
+        return None
+    if not 0 <= value < len(names):
+        raise options.error(number, f"class {value} of {len(names)}")
+    return names[value]
+
+
+def _library() -> Any:
+    """``datasets``, silent where nobody watches."""
+    try:
+        datasets: Any = importlib.import_module("datasets")
+    except ImportError as error:
+        raise UserError(
+            "hf: sources need the library datasets: pip install 'lit_sft[hub]', or give local files"
+        ) from error
+    datasets.utils.logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    return datasets
+
+
+@contextlib.contextmanager
+def _reachable(datasets: Any, local: bool) -> Iterator[None]:
+    """Offline mode where the hub can't be reached: the library's cache is all there is, and retries take minutes."""
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = before or (not local and not _hub_answers(datasets.config.HF_ENDPOINT))
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+
+
+def _hub_answers(endpoint: str) -> bool:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=PROBE_SECONDS):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False
+
+
+def _tried(source: Source, call: Callable[[], T]) -> T:
+    """What ``datasets`` and the libraries below it raise is of every kind."""
+    try:
+        return call()
+    except UserError:
+        raise
+    except Exception as error:
+        what = " ".join(str(error).split())[:200] or type(error).__name__
+        if isinstance(error, ConnectionError):
+            what = "the Hugging Face hub can't be reached, and its data are not in the cache"
+            hint = "give local files (--data.labeled FILE) or a local folder in the hub's layout (hf:FOLDER)"
+            raise UserError(f"{source.name}: {what}; {hint}") from error
+        raise UserError(f"{source.name}: {what}") from error

@@ -1,0 +1,119 @@
+"""From a file's bytes to lines of text: gzip, encodings, byte-order marks, line ends.
+
+A stream is decoded in pieces with a mark where bytes can't be; the row that holds the mark is refused. That is what
+lets an error name the row in every encoding.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from lit_sft.data.rows import RowOptions
+from lit_sft.data.sources import is_gzip
+from lit_sft.errors import UserError
+
+CHUNK_BYTES = 1 << 16
+GZIP_MAGIC = b"\x1f\x8b"
+UNDECODABLE = "\udcff"  # half a surrogate pair: no valid text holds it
+codecs.register_error("lit_sft_mark", lambda error: (UNDECODABLE, getattr(error, "end", 0)))
+
+# Longest first: the mark of UTF-32 begins with that of UTF-16.
+BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32", "utf-32-be"),
+    (codecs.BOM_UTF32_BE, "utf-32", "utf-32-le"),
+    (codecs.BOM_UTF8, "utf-8", ""),
+    (codecs.BOM_UTF16_LE, "utf-16", "utf-16-be"),
+    (codecs.BOM_UTF16_BE, "utf-16", "utf-16-le"),
+)
+
+
+def open_bytes(path: Path, name: str) -> BinaryIO:
+    """A file's bytes, unzipped as they are read where its name ends in ``.gz``."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise UserError(f"{name}: can't be opened ({error.strerror})") from error
+    return cast(BinaryIO, _OwningGzip(file)) if is_gzip(path) else file
+
+
+class _OwningGzip(gzip.GzipFile):
+    """A GzipFile that closes its file."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(fileobj=file, mode="rb")
+        self._file = file
+
+    def close(self) -> None:
+        super().close()
+        self._file.close()
+
+
+def read_piece(stream: BinaryIO, size: int, name: str) -> bytes:
+    """Up to ``size`` bytes, as soon as there are any; none at the end. UserError for a damaged file."""
+    try:
+        return getattr(stream, "read1", stream.read)(size) or b""
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{name}: damaged or no gzip data ({str(error).rstrip('.')})") from error
+    except OSError as error:
+        raise UserError(f"{name}: can't be read ({error.strerror or error})") from error
+
+
+class _Bytes(io.RawIOBase):
+    """The bytes of a stream; it never closes the stream below, which may be standard input."""
+
+    def __init__(self, stream: BinaryIO, name: str) -> None:
+        self._stream, self._name = stream, name
+        self.head = b""
+        while len(self.head) < 4 and (piece := read_piece(stream, CHUNK_BYTES, name)):
+            self.head += piece
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        chunk = self.head or read_piece(self._stream, len(buffer), self._name)
+        count = min(len(buffer), len(chunk))
+        buffer[:count] = chunk[:count]
+        self.head = chunk[count:]
+        return count
+
+
+def text_lines(stream: BinaryIO, options: RowOptions, newline: str = "\n") -> Iterator[str]:
+    """Lines with their ends, without a byte-order mark; UNDECODABLE stands where bytes are not ``encoding``.
+
+    Raises:
+        UserError: an empty stream, gzip data under another name, the byte-order mark of another encoding.
+    """
+    data = _Bytes(stream, options.name)
+    codec = codecs.lookup(options.encoding).name
+    if data.head.startswith(GZIP_MAGIC):
+        raise UserError(f"{options.name}: gzip data; a file's name must end in .gz, a stream must be unzipped before")
+    for mark, family, other_order in BYTE_ORDER_MARKS:
+        if data.head.startswith(mark):
+            if not codec.startswith(family) or codec == other_order:
+                raise UserError(f"{options.name}: begins with the byte-order mark of {family}; set `encoding` {family}")
+            break
+    buffered = io.BufferedReader(data, CHUNK_BYTES)
+    text = io.TextIOWrapper(buffered, encoding=options.encoding, errors="lit_sft_mark", newline=newline)
+    try:
+        first = text.readline().removeprefix("\ufeff")
+        if not first:
+            raise UserError(f"{options.name} is empty")
+        yield first
+        yield from text
+    except UnicodeError as error:  # of the few codecs that can't mark an error
+        raise UserError(f"{options.name}: can't be decoded as {options.encoding} ({error})") from error
+
+
+def numbered_lines(stream: BinaryIO, options: RowOptions) -> Iterator[tuple[int, str]]:
+    """Lines from 1 on, without their ends. A line ends in LF or CRLF; a lone carriage return is a character."""
+    for number, line in enumerate(text_lines(stream, options), start=1):
+        if number == 1 and line[-1] != "\n" and "\r" in line.strip("\r"):
+            raise UserError(f"{options.name}: lines that end in a carriage return alone; convert them to line feeds")
+        yield number, line.removesuffix("\n").removesuffix("\r")

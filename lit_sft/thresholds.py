@@ -1,0 +1,42 @@
+"""From which probability on a label applies, chosen for each label by its F1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+DEFAULT = 0.5
+
+
+def best_thresholds(probabilities: Tensor, labels: Tensor) -> list[float]:
+    """For each label the threshold with the highest F1 on these documents.
+
+    Exact: between any two neighbouring scores of the label, and below the lowest, every threshold predicts the same, so
+    the midpoints are all that there is to try (below the lowest: half of it). Of those equally good the one nearest to
+    0.5 is taken. A label that no document has keeps 0.5.
+
+    Args:
+        probabilities: (documents, classes), in [0, 1].
+        labels: (documents, classes), 1 where a label applies.
+    """
+    scores, order = probabilities.detach().cpu().double().sort(0, descending=True)  # (documents, classes)
+    if not len(scores):
+        return [DEFAULT] * scores.shape[1]
+    applies = labels.cpu().double().gather(0, order)
+    taken = torch.arange(1, len(scores) + 1, dtype=torch.float64).unsqueeze(1)  # the k documents of the highest scores
+    f1 = 2 * applies.cumsum(0) / (taken + applies.sum(0))  # (documents, classes): 2 TP / (predicted + actual)
+    below = torch.cat([scores[1:], torch.zeros_like(scores[:1])])
+    last = taken == len(scores)
+    f1 = f1.where((scores > below) | last, -1.0)  # no threshold tells documents of one score apart
+    midpoints = (scores + below) / 2  # exact in float64 for scores of float32
+    distance = (midpoints - DEFAULT).abs().where(f1 == f1.amax(0), torch.inf)
+    best = midpoints.gather(0, distance.argmin(0, keepdim=True)).squeeze(0)  # (classes,)
+    return [float(t) for t in best.where((applies.sum(0) > 0) & best.isfinite(), DEFAULT)]
+
+
+def applying(probabilities: Tensor, thresholds: Sequence[float]) -> Tensor:
+    """Which labels apply: probabilities (documents, classes) -> bool (documents, classes), on the CPU."""
+    limits = torch.tensor(thresholds, dtype=torch.float64)  # (classes,): float32 has no number between two neighbours
+    return probabilities.detach().cpu().double() >= limits
