@@ -114,7 +114,7 @@ def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("the cache was not used")
 
-    for name in ("encode_batch", "train"):
+    for name in ("encode_batch", "encode_packed", "train"):
         monkeypatch.setattr(Tokenizer, name, fail)
     for name in ("load_corpus", "write_tokens"):
         monkeypatch.setattr(module, name, fail)

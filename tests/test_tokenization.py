@@ -160,3 +160,70 @@ def test_rejects_options_no_vocabulary_can_be_learned_with() -> None:
         Tokenizer.train(TEXTS, "chars", vocab_size=300)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="no word occurs 2 times"):
         Tokenizer.train(["all words differ"], "word", vocab_size=300)
+
+
+# ---------------------------------------------------------------- text that was tokenised before
+
+WIKI = " = Title = \n \n The <unk> @-@ cat , the mat .\n a <unk> b"
+
+
+def slow_whitespace(text: str, vocabulary: dict[str, int]) -> list[int]:
+    """One ``<eos>`` for each newline, a word for each run without white space."""
+    words: list[str] = []
+    for number, line in enumerate(text.split("\n")):
+        words += [EOS] * (number > 0) + [UNK if word in (PAD, EOS) else word for word in line.split()]
+    return [vocabulary.get(word, vocabulary[UNK]) for word in words]
+
+
+def test_whitespace_keeps_words_as_they_are_and_counts_an_end_for_each_line() -> None:
+    tokenizer = Tokenizer.train([WIKI, "x y"], "whitespace", vocab_size=0, min_frequency=1)
+    vocabulary = json.loads(tokenizer.to_json())["model"]["vocab"]
+    words = set(WIKI.split()) | {"x", "y"}
+    assert set(vocabulary) == words | {PAD, UNK, EOS}
+    assert sorted(vocabulary.values()) == list(range(len(vocabulary)))
+    assert (tokenizer.pad_id, tokenizer.unk_id, tokenizer.eos_id) == (0, 1, 2)
+    assert tokenizer.vocab_size == len(vocabulary)
+    texts = [
+        WIKI,
+        "",
+        "\n",
+        "\n\n a \n",
+        f"{EOS} {PAD} {UNK} {EOS}",
+        f"x{EOS} <{PAD}> {UNK}{UNK}",
+        "\u00a0a\u2003b\tzz\r\n",
+        *AWKWARD,
+    ]
+    for copy in (tokenizer, Tokenizer.from_json(tokenizer.to_json())):
+        assert [ids.tolist() for ids in copy.encode_batch(texts)] == [slow_whitespace(t, vocabulary) for t in texts]
+
+
+def test_whitespace_text_forges_neither_boundary_nor_padding() -> None:
+    tokenizer = Tokenizer.train([f"{EOS} {PAD} {UNK} a"] * 3, "whitespace", vocab_size=50)
+    assert tokenizer.vocab_size == 4
+    assert tokenizer.encode_batch([f"{EOS} a {PAD}"])[0].tolist() == [1, 3, 1]
+
+
+def test_whitespace_folds_case_where_asked_to() -> None:
+    tokenizer = Tokenizer.train(["The the <PAD> <EOS>"] * 2, "whitespace", vocab_size=50, lowercase=True)
+    assert tokenizer.vocab_size == 4
+    assert tokenizer.encode_batch(["THE <EOS> <PAD> <UNK>\nthe"])[0].tolist() == [3, 1, 1, 1, 2, 3]
+
+
+@pytest.mark.parametrize("kind", ["word", "whitespace"])
+def test_a_vocabulary_without_a_limit_has_every_word(kind: str) -> None:
+    text = " ".join(f"w{i}" for i in range(40_000))  # more than the library's own default
+    tokenizer = Tokenizer.train([text], kind, vocab_size=0, min_frequency=1)  # type: ignore[arg-type]
+    assert tokenizer.vocab_size == 40_003
+    with pytest.raises(UserError, match="vocab_size 0 is too small for a bpe"):
+        Tokenizer.train([text], "bpe", vocab_size=0)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "word", "whitespace"])
+def test_packed_ids_are_those_of_a_batch(kind: str) -> None:
+    tokenizer = Tokenizer.train(TEXTS, kind, vocab_size=300)  # type: ignore[arg-type]
+    for texts in (TEXTS + AWKWARD, [], [""]):
+        ids, lengths = tokenizer.encode_packed(texts, np.dtype("<u2"))
+        expected = tokenizer.encode_batch(texts)
+        assert ids.tolist() == [i for document in expected for i in document.tolist()]
+        assert lengths.tolist() == [len(document) for document in expected]
+        assert (ids.dtype, lengths.dtype) == (np.uint16, np.int64)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lit_sft.data import tokens as tokens_module
+from lit_sft.data import encoding
 from lit_sft.data.documents import Documents, content_keys
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.data.tokens import TokenArray, read_tokens, write_tokens
@@ -26,7 +26,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(params=[5, 1000])
 def texts_at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(tokens_module, "TEXTS_AT_ONCE", request.param)
+    monkeypatch.setattr(encoding, "CHUNK_TEXTS", request.param)
     return int(request.param)
 
 
@@ -107,7 +107,7 @@ def test_the_folder_that_was_there_first_is_used(tmp_path: Path, tokenizer: Toke
 
 def test_an_interrupted_write_leaves_nothing_behind(tmp_path: Path, tokenizer: Tokenizer) -> None:
     class Interrupted(Tokenizer):
-        def encode_batch(self, texts: object) -> list[np.ndarray]:
+        def encode_packed(self, texts: object, dtype: object) -> tuple[np.ndarray, np.ndarray]:
             raise KeyboardInterrupt
 
     broken = Interrupted.from_json(tokenizer.to_json())

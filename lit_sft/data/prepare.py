@@ -18,20 +18,20 @@ import uuid
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import numpy as np
 
 from lit_sft.data.corpus import Corpus, load_corpus
 from lit_sft.data.corpus_config import CorpusConfig
 from lit_sft.data.labels import from_plain, label_array, to_plain
-from lit_sft.data.tokenization import Tokenizer, TokenizerKind
+from lit_sft.data.tokenization import KINDS, Tokenizer, TokenizerKind
 from lit_sft.data.tokens import TokenArray, read_tokens, write_tokens
 from lit_sft.errors import UserError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3  # raise it when what a prepared folder holds changes
+FORMAT = 4  # raise it when what a prepared folder holds changes
 ARRAYS = ("unlabeled", "val", "test")
 
 
@@ -62,7 +62,7 @@ class Preparation:
 
     Args:
         config: the corpus.
-        kind: ``bpe``, ``word``, or the path of a ``tokenizer.json``.
+        kind: ``bpe``, ``word``, ``whitespace``, or the path of a ``tokenizer.json``.
         vocab_size, lowercase, min_frequency: of a tokenizer that is trained here.
         cache_dir: where prepared data are kept; safe to delete.
     """
@@ -80,9 +80,14 @@ class Preparation:
         self.vocab_size, self.lowercase, self.min_frequency = vocab_size, lowercase, min_frequency
 
     @cached_property
+    def digests(self) -> dict[str, dict[str, str]]:
+        """For each option that names sources, a hash of each source's content."""
+        return self.config.digests()
+
+    @cached_property
     def fingerprint(self) -> str:
         """A hash of the corpus's options and of its sources' content."""
-        return self.config.fingerprint()
+        return self.config.fingerprint(self.digests)
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -98,7 +103,7 @@ class Preparation:
 
     def tokenizer(self) -> Tokenizer:
         """The given tokenizer, the cached one, or one trained on the training text (labeled and unlabeled) alone."""
-        if self.kind not in get_args(TokenizerKind):
+        if self.kind not in KINDS:
             return Tokenizer.from_file(self.kind)
         kind = cast(TokenizerKind, self.kind)
         options = (self.vocab_size, self.lowercase, self.min_frequency)

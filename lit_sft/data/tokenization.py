@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from lit_sft.errors import UserError
 
@@ -24,7 +25,10 @@ PAD = "<pad>"
 UNK = "<unk>"
 EOS = "<eos>"
 SPECIAL_TOKENS = (PAD, UNK, EOS)
-TokenizerKind = Literal["bpe", "word"]
+NO_LIMIT = 1 << 32
+_WORD = r"(?<!\S)<({})>(?!\S)"  # a special token that stands alone
+TokenizerKind = Literal["bpe", "word", "whitespace"]
+KINDS = get_args(TokenizerKind)
 
 
 class Tokenizer:
@@ -32,7 +36,8 @@ class Tokenizer:
 
     ``<eos>`` is the one document boundary: it ends a document and, before the first token, starts it. Text
     that happens to spell a special token is encoded as ordinary characters, so no user text can forge a
-    boundary.
+    boundary. (``whitespace`` is for text that was tokenised before: there ``<unk>`` is the unknown token, ``<eos>``
+    and ``<pad>`` are unknown words, and a newline is an ``<eos>``.)
     Truncation and padding stored in a given file are switched off: batching decides both.
     """
 
@@ -59,24 +64,25 @@ class Tokenizer:
         Args:
             texts: training text only.
             kind: ``bpe``, byte-level byte-pair encoding (any text round-trips, nothing is unknown; Sennrich
-                et al. 2016 on the bytes of Radford et al. 2019), or ``word``, split at white space and
-                punctuation.
-            vocab_size: the upper limit; small corpora give fewer.
+                et al. 2016 on the bytes of Radford et al. 2019), ``word``, split at white space and punctuation, or
+                ``whitespace``, split at white space alone, for text that was tokenised before (as WikiText was).
+            vocab_size: the upper limit; small corpora give fewer. 0: no limit, for words.
             lowercase: fold case before anything else (decoding gives lower case back).
-            min_frequency: pairs (bpe) or words (word) rarer than this get no token.
+            min_frequency: pairs (bpe) or words rarer than this get no token.
 
         Raises:
             UserError: an unknown ``kind``, a ``vocab_size`` too small for it, or no word left to learn.
         """
-        if kind not in ("bpe", "word"):
-            raise UserError(f"tokenizer kind {kind!r} is unknown: use 'bpe' or 'word'")
+        if kind not in KINDS:
+            raise UserError(f"tokenizer kind {kind!r} is unknown: use {', '.join(map(repr, KINDS))}")
         smallest = len(SPECIAL_TOKENS) + (256 if kind == "bpe" else 1)
-        if vocab_size < smallest:
+        if vocab_size < smallest and (kind == "bpe" or vocab_size != 0):
             raise UserError(f"vocab_size {vocab_size} is too small for a {kind} tokenizer: use {smallest} or more")
-        tokenizer, trainer = _untrained(kind, vocab_size, min_frequency)
-        if lowercase:
-            tokenizer.normalizer = normalizers.Lowercase()
+        tokenizer, trainer = _untrained(kind, vocab_size or NO_LIMIT, min_frequency)
+        to_learn, to_encode = _normalizers(kind, lowercase)
+        tokenizer.normalizer = to_learn
         tokenizer.train_from_iterator(_encodable(texts), trainer=trainer)
+        tokenizer.normalizer = to_encode
         trained = cls(tokenizer)
         if trained.vocab_size < smallest:
             raise UserError(f"no word occurs {min_frequency} times in the training text: there is no vocabulary")
@@ -125,8 +131,20 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Token ids of each text, int64 of shape (tokens,), without special tokens; uses all cores."""
-        encodings = self._tokenizer.encode_batch_fast(list(_encodable(texts)), add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+        return [np.array(encoding.ids, dtype=np.int64) for encoding in self._encode(texts)]
+
+    def encode_packed(self, texts: Sequence[str], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+        """The same ids one text after another, (all tokens,), and each text's number of them, int64 (texts,)."""
+        encodings = self._encode(texts)
+        lengths = np.array([len(encoding) for encoding in encodings], dtype=np.int64)
+        ids = itertools.chain.from_iterable(encoding.ids for encoding in encodings)
+        return np.fromiter(ids, dtype=dtype, count=int(lengths.sum())), lengths
+
+    def _encode(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
+        encoded: list[tokenizers.Encoding] = self._tokenizer.encode_batch_fast(
+            list(_encodable(texts)), add_special_tokens=False
+        )
+        return encoded
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ``ids``, special tokens left out. For ``bpe`` the exact inverse of encoding."""
@@ -160,15 +178,28 @@ def _untrained(
         # All 256 bytes, seen or not: otherwise a character missing from the training text would vanish.
         return tokenizer, trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **common)
     tokenizer = tokenizers.Tokenizer(models.WordLevel(unk_token=UNK))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    at_white_space = pre_tokenizers.WhitespaceSplit()
+    words = pre_tokenizers.Sequence([at_white_space, pre_tokenizers.Punctuation()])
+    tokenizer.pre_tokenizer = words if kind == "word" else at_white_space
     return tokenizer, trainers.WordLevelTrainer(**common)
+
+
+def _normalizers(kind: TokenizerKind, lowercase: bool) -> tuple[Any, Any]:
+    """What is done to the text before it is split: when the vocabulary is learned, and after; None for nothing."""
+    first = [normalizers.Lowercase()] if lowercase else []
+    if kind != "whitespace":
+        return (first[0], first[0]) if first else (None, None)
+    # The vocabulary has the special tokens already. Afterwards ``<unk>`` and ``<eos>`` are looked up in it as words.
+    learn = normalizers.Sequence([*first, normalizers.Replace(Regex(_WORD.format(r"pad|unk|eos")), " ")])
+    forged = normalizers.Replace(Regex(_WORD.format(r"pad|eos")), UNK)
+    return learn, normalizers.Sequence([*first, forged, normalizers.Replace("\n", f" {EOS} ")])
 
 
 def _encodable(texts: Iterable[str]) -> Iterator[str]:
     """The texts, with ``?`` for lone surrogates: JSON can spell them, UTF-8 (and the library) cannot."""
     for text in texts:
         try:
-            text.encode("utf-8")
+            text.isascii() or text.encode("utf-8")  # the first is known, and takes no time
         except UnicodeEncodeError:
             text = text.encode("utf-8", "replace").decode("utf-8")
         yield text

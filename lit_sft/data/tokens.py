@@ -7,7 +7,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from lit_sft.data.documents import Documents, bytes_of, content_keys
+from lit_sft.data.encoding import encoded
 from lit_sft.data.labels import NO_LABEL, label_array
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.errors import UserError
 
-TEXTS_AT_ONCE = 2_000
 _PER_DOCUMENT = ("lengths", "labels", "keys", "num_bytes")
 
 
@@ -100,7 +100,7 @@ def write_tokens(
 ) -> TokenArray:
     """Tokenise ``documents`` into ``folder`` and return the array, mapped from there.
 
-    Text is tokenised and written a few thousand documents at a time, so memory stays flat. The folder appears
+    Text is tokenised and written a few megabytes at a time, so memory stays flat. The folder appears
     under its name only when it is complete; when another process has put one there meanwhile, theirs is used.
 
     Args:
@@ -167,14 +167,14 @@ def read_tokens(folder: Path) -> TokenArray:
 
 def _write_ids(path: Path, texts: Sequence[str], tokenizer: Tokenizer, dtype: np.dtype, progress: bool) -> np.ndarray:
     """Write all ids to ``path``, raw; returns the tokens of each text, int64 (documents,)."""
-    lengths = np.zeros(len(texts), dtype=np.int64)
-    with _synced(path) as file, _progress_bar(len(texts), progress) as advance:
-        for first in range(0, len(texts), TEXTS_AT_ONCE):
-            encoded = tokenizer.encode_batch(texts[first : first + TEXTS_AT_ONCE])
-            lengths[first : first + len(encoded)] = [len(ids) for ids in encoded]
-            file.write(np.concatenate(encoded).astype(dtype).tobytes())
-            advance(len(encoded))
-    return lengths
+    lengths = [np.zeros(0, dtype=np.int64)]
+    chunks = encoded(texts, tokenizer, dtype)
+    with _synced(path) as file, _progress_bar(len(texts), progress) as advance, closing(chunks):
+        for ids, some_lengths in chunks:
+            file.write(ids.tobytes())
+            lengths.append(some_lengths)
+            advance(len(some_lengths))
+    return np.concatenate(lengths)
 
 
 @contextmanager
