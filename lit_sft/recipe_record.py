@@ -42,6 +42,7 @@ def told(record: dict[str, Any], split: str = "test") -> str:
             around = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
             parts.append(f"{name} {record[split][name]:.3f}{around}")
     line = ", ".join(parts)
-    if split == "test" and record.get("test_clean", record["test"]) != record["test"]:
+    clean = record.get("test_clean", record[split])
+    if split == "test" and any(clean.get(name) != record[split].get(name) for name in MAIN):
         line += f"; without copies of training documents: {told(record, 'test_clean')}"
     return line

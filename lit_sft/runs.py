@@ -159,7 +159,10 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
     """Write a record as readable JSON, atomically; NaN (a figure that isn't defined) becomes null."""
-    write_atomically(path, json.dumps(_defined(record), indent=2) + "\n")
+    text = json.dumps(_defined(record), indent=2)
+    # Lists of numbers in one line each: no JSON string holds a line break, so none is taken for a list.
+    text = re.sub(r"\[\n\s+([-+.\w,\s]*?)\n\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text)
+    write_atomically(path, text + "\n")
 
 
 def record_of_test(folder: Path, checkpoint: Path, own_data: dict[str, Any], data: dict[str, Any]) -> Path:

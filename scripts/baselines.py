@@ -176,6 +176,8 @@ def linear_model(data: TextDataModule, options: dict[str, Any], folder: Path | N
         options: ``C`` (inverse strength of the regularisation), ``min_df`` and ``class_weight``.
         folder: where the test's predictions are kept, in a file like a network's; None: nowhere.
     """
+    if data.multilabel:
+        raise SystemExit("the linear model needs one label a document, and the data have any number of them")
     corpus, prepared = data.corpus, data.prepared
     chosen = {
         "train": corpus.train.select(low_shot_positions(prepared.train, data.train)),

@@ -18,6 +18,7 @@ from lit_sft.confusion import confusion_table
 from lit_sft.errors import UserError
 from lit_sft.metrics import ClassificationMetrics
 from lit_sft.objectives import Supervised
+from lit_sft.runs import write_record
 
 
 def test_the_matrix_equals_scikit_learns() -> None:
@@ -71,6 +72,7 @@ def test_a_test_keeps_the_matrix_of_its_documents(cli: Command, trained: Trained
     names = ["sea", "sky", "wood"]
     expected = confusion_matrix([label for _, label in rows], told, labels=names).tolist()
     assert read(run / "metrics.json")["test_confusion"] == {"labels": names, "matrix": expected}
+    assert f"\n      {expected[0]},\n" in (run / "metrics.json").read_text()  # a row a line
 
 
 def test_class_weights_count_the_training_documents_in_use(files: Files, shared_cache: Path, tmp_path: Path) -> None:
@@ -97,3 +99,10 @@ def test_weights_by_counts_are_not_looked_for_in_a_test(files: Files, shared_cac
     data.train = data.train.select(np.flatnonzero(data.train.labels != 1))
     with pytest.raises(UserError, match=r"model.objective: .*no training document has the label of class 1"):
         trainer_of(tmp_path, max_steps=1).fit(module, datamodule=data)
+
+
+def test_a_record_with_lists_reads_back_as_it_was(tmp_path: Path) -> None:
+    record = {"a": [[1, -2.5e-05, None], []], "b": ["[\n  5\n]", "x"], "c": {"d": [0.5], "e": [{"f": [1, 2]}]}, "g": []}
+    write_record(tmp_path / "r.json", record)
+    assert read(tmp_path / "r.json") == record
+    assert "[1, -2.5e-05, null]" in (tmp_path / "r.json").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -67,6 +68,16 @@ def test_documents_are_gathered_in_their_order_and_each_once() -> None:
         ranks.append(collector.rows())
     assert_equal(predictions_in(gathered([*ranks, Collector().rows()]), NAMES, whole.keys, whole.clean), whole)
     assert gathered([{}, {}]) == {}
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"predictions\.parquet: can't be written: No space left on device"):
+        predictions().write(tmp_path / "predictions.parquet")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_another_file_is_refused(tmp_path: Path) -> None:
