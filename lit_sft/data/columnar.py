@@ -17,6 +17,7 @@ from lit_sft.data.textfiles import CHUNK_BYTES, open_bytes, read_piece
 from lit_sft.errors import UserError
 
 READ_BYTES = 1 << 20  # of a column at a time
+BATCH_BYTES = 1 << 20  # and no more than this, by what the file says of its rows
 BATCH_ROWS = 1024  # turned into Python objects at a time
 T = TypeVar("T")
 
@@ -73,7 +74,10 @@ def _parquet_rows(stream: BinaryIO, options: RowOptions) -> Iterator[Row]:
 def _batches(file: Any, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """Group by group: pyarrow keeps what it has read of a file's groups until it is through with all it was asked."""
     for group in range(file.num_row_groups):
-        yield from file.iter_batches(batch_size=BATCH_ROWS, row_groups=[group], columns=columns)
+        size = file.metadata.row_group(group)
+        rows = BATCH_BYTES * max(size.num_rows, 1) // max(size.total_byte_size, 1)  # fewer of long documents
+        rows = min(max(rows, 1), BATCH_ROWS)
+        yield from file.iter_batches(batch_size=rows, row_groups=[group], columns=columns)
 
 
 def decoded(value: Any, number: int, options: RowOptions) -> Any:
