@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,10 @@ from conftest import Command, Configs, Files, Fit, Trained, labeled_rows, read, 
 from lit_sft.checkpoints import read_checkpoint
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.errors import UserError
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+from contamination import count, options_of
 
 TEST = [(sentence(label, random.Random(i), 40), label) for i, label in enumerate(["sea", "sky", "wood"] * 4)]
 
@@ -118,6 +123,16 @@ def test_the_second_start_counts_nothing_anew(
     second = ready(tmp_path / "cache", **planted)
     assert second.contamination == first.contamination
     assert np.array_equal(second.test_is_clean, first.test_is_clean)  # type: ignore[arg-type]
+
+
+def test_the_scripts_counts_are_the_gates(planted: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({**planted, "label_column": 1}), encoding="utf-8")
+    options = options_of([str(tmp_path / "data.yaml"), "label_column=label", "remove_test_copies=true"])
+    found = count(options)
+    assert found.pop("seconds").keys() == {"reading", "gate"}
+    assert found == ready(tmp_path / "cache", **planted, remove_test_copies=True).contamination
+    with pytest.raises(UserError, match="there are no test documents"):
+        count({**options, "test": None})
 
 
 # ---- transductive
