@@ -139,7 +139,10 @@ def child(options: dict[str, Any], batch: bool) -> None:
 
 
 def peak_bytes() -> int:
-    """The largest resident size of this process so far."""
+    """The largest resident size of this process so far. On Linux ru_maxrss has in it what the starting process had."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
