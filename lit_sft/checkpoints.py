@@ -11,7 +11,7 @@ import pickle
 import warnings
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ import yaml
 from torch import Tensor
 
 from lit_sft.checkpoint_io import saved
+from lit_sft.data.fed import NOTHING, is_fed
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.errors import UserError
 
@@ -32,6 +33,7 @@ class Checkpoint:
     """What of a checkpoint every command needs. ``config`` holds the run's options as plain values.
 
     ``multilabel``: a document has any number of the labels; ``thresholds`` says from which probability on each applies.
+    ``fed``: what weights and tokenizer were made from (:mod:`lit_sft.data.fed`).
     """
 
     path: Path
@@ -43,6 +45,7 @@ class Checkpoint:
     global_step: int
     multilabel: bool = False
     thresholds: list[float] | None = None
+    fed: dict[str, Any] = field(default_factory=lambda: NOTHING)
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the run used."""
@@ -66,6 +69,7 @@ def contents(
     label_names: list[str],
     multilabel: bool,
     thresholds: list[float] | None,
+    fed: dict[str, Any],
     config: dict[str, Any],
     ranks: list[dict[str, Any]],
 ) -> dict[str, Any]:
@@ -80,6 +84,7 @@ def contents(
         "label_names": label_names,
         "multilabel": multilabel,
         "thresholds": thresholds,
+        "fed": fed,
         "config": config,
         "ranks": ranks,
     }
@@ -128,6 +133,7 @@ def checkpoint_in(raw: dict[str, Any], path: Path) -> Checkpoint:
     values["global_step"] = raw.get("global_step", 0)
     values["multilabel"] = ours.get("multilabel", False)  # older ones are not
     values["thresholds"] = ours.get("thresholds")
+    values["fed"] = ours.get("fed", NOTHING)
     if wrong := ", ".join(name for name, is_right in KINDS.items() if not is_right(values[name])):
         raise UserError(f"{path}: a damaged checkpoint, its {wrong} can't be used")
     if values["thresholds"] is not None and len(values["thresholds"]) != len(values["label_names"]):
@@ -166,6 +172,7 @@ KINDS: dict[str, Callable[[Any], bool]] = {
     "global_step": lambda value: isinstance(value, int) and value >= 0,
     "multilabel": lambda value: isinstance(value, bool),
     "thresholds": _thresholds,
+    "fed": is_fed,
 }
 
 

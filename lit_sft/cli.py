@@ -159,7 +159,7 @@ class LitCLI(LightningCLI):
         check_trainer(config.trainer)
         data = TextDataModule(**config.data.clone(with_meta=False).as_dict())
         if self.source is not None:
-            data.adopt(self.source.tokenizer(), self.source.label_names, self.source.multilabel)
+            data.adopt(self.source.tokenizer(), self.source.label_names, self.source.multilabel, self.source.fed)
             split: Literal["val", "test"] = "test" if self.subcommand == "test" else "val"
             before = self.source.config.get("data", {})
             if config.data[split] != before.get(split) and config.data.labeled == before.get("labeled"):
@@ -216,12 +216,13 @@ class LitCLI(LightningCLI):
             check_resumable(self.source, config.model.stage, config.data.clone(with_meta=False).as_dict())
             check_tokenizer(self.source, data.preparation.kind)
             config.ckpt_path = str(self.source.path)
-            data.adopt(self.source.tokenizer(), self.source.label_names or None, self.source.multilabel)
+            labels = (self.source.label_names or None, self.source.multilabel)
+            data.adopt(self.source.tokenizer(), *labels, self.source.fed)
         elif config.model.init_from:
             self.source = read_checkpoint(resolve(config.model.init_from, "init_from"))
             config.model.init_from = str(self.source.path)
             check_tokenizer(self.source, data.preparation.kind)
-            data.adopt(self.source.tokenizer())
+            data.adopt(self.source.tokenizer(), fed=self.source.fed)
 
     # ---- after
 

@@ -15,6 +15,7 @@ from lit_sft.models import LSTMState, Network
 from lit_sft.models.heads import at_least_float32
 from lit_sft.multilabel import MultilabelMetrics
 from lit_sft.predictions import Collector
+from lit_sft.stretches import row_sums
 
 
 class Evaluation(nn.Module):
@@ -32,18 +33,22 @@ class Evaluation(nn.Module):
         if network.classifier is not None:
             self.classes = (MultilabelMetrics if network.multilabel else ClassificationMetrics)(label_names)
         self._state: LSTMState | None = None  # carried from one batch of the stream to the next
-        self.kept: Collector | None = None
+        self.kept: dict[str, Collector] = {}  # by head, what a test keeps of its units
 
     def start(self, keep: bool = False) -> None:
-        """Forget everything that was measured; ``keep``: each document's prediction is kept in ``kept``."""
+        """Forget everything that was measured; ``keep``: each document's, and each stretch's, goes into ``kept``."""
         self._state = None
-        self.kept = Collector() if keep else None
+        self.kept = {"lm": Collector(), "classifier": Collector()} if keep else {}
         for metrics in (self.lm, self.classes):
             if metrics is not None:
                 metrics.reset()
 
-    def add(self, network: Network, batch: StreamBatch | DocumentBatch) -> None:
-        """Measure a batch; ``network`` is in eval mode."""
+    def add(self, network: Network, batch: StreamBatch | DocumentBatch, clean: Tensor | None = None) -> None:
+        """Measure a batch; ``network`` is in eval mode.
+
+        ``clean``: of a test's stream, bool (batch, time), which targets count for its clean part; None: all, or not
+        known.
+        """
         masks = network.draw_masks(len(batch.input_ids))  # all None: evaluation drops nothing
         if isinstance(batch, StreamBatch):
             assert self.lm is not None
@@ -51,6 +56,8 @@ class Evaluation(nn.Module):
                 self._state = network.encoder.initial_state(len(batch.input_ids))
             nll, self._state = network.lm_nll(batch, self._state, masks)
             self.lm.update(nll, batch.targets)
+            if self.kept:
+                self.kept["lm"].add(**row_sums(nll, batch.targets, clean))
             return
         assert self.classes is not None
         logits = network.classify(batch, masks)
@@ -59,9 +66,10 @@ class Evaluation(nn.Module):
         probabilities = network.class_probabilities(logits)
         losses = _losses(logits, probabilities, batch.labels)
         self.classes.update(probabilities, batch.labels, losses)
-        if self.kept is not None:
+        if self.kept:
             predicted = self.classes.predicted(probabilities)
-            self.kept.add(batch.indices, batch.labels.to(predicted.dtype), predicted, losses, probabilities)
+            columns = {"labels": batch.labels.to(predicted.dtype), "predicted": predicted, "losses": losses}
+            self.kept["classifier"].add(documents=batch.indices, probabilities=probabilities, **columns)
 
     def tune(self) -> None:
         """Choose the thresholds of multi-label data by what was measured; validation data only are for that."""

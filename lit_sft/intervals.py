@@ -3,36 +3,62 @@
 The documents of the test set are drawn with replacement, as many as there are, and every figure is computed anew; the
 middle 95% of what 2,000 such draws give is the interval (Efron 1979; Efron & Tibshirani 1993, ch. 13). It tells the
 chance in which documents the test set happens to hold, and not that of another training, for which seeds are run.
+
+A language model's tokens depend on those before them: there the rows of the batches are drawn, each a stretch of
+``bptt`` tokens of one stream (the block bootstrap, Künsch 1989).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from lit_sft.weighted import Figures
+
 RESAMPLES = 2000
-AT_ONCE = 100  # resamples held together: the largest array is (documents, AT_ONCE)
 LEVEL = 0.95
+MIN_DEFINED = 0.5  # of the resamples: where a figure is defined in fewer, it has no interval
+AT_ONCE = 2_500_000  # weights held together
+MOST_AT_ONCE = 100  # resamples held together: more are no faster
+Interval = list[float] | None
 
 
 def resamples(count: int, seed: int = 0, number: int = RESAMPLES) -> Iterator[np.ndarray]:
-    """How often each of ``count`` documents is in a resample: float32 (count, at most AT_ONCE), ``number`` in all."""
+    """How often each of ``count`` documents is in a resample: float64 (count, some resamples), ``number`` in all."""
     random = np.random.default_rng(seed)
-    for first in range(0, number, AT_ONCE):
-        drawn = [
-            np.bincount(random.integers(count, size=count), minlength=count) for _ in range(first, number)[:AT_ONCE]
-        ]
-        yield np.array(drawn, dtype=np.float32).T.copy()
+    at_once = max(1, min(MOST_AT_ONCE, AT_ONCE // max(count, 1)))
+    for first in range(0, number, at_once):
+        chunk = range(first, min(first + at_once, number))
+        weights = np.empty((count, len(chunk)))
+        for column in range(len(chunk)):
+            weights[:, column] = np.bincount(random.integers(count, size=count), minlength=count)
+        yield weights
 
 
-def percentiles(values: np.ndarray) -> tuple[float, float]:
-    """The middle 95% of ``values`` (resamples,)."""
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+def percentiles(values: np.ndarray) -> Interval:
+    """The middle 95% of ``values`` (resamples,); NaN ones are left out, and None is told where they are too many."""
+    defined = values[~np.isnan(values)]
+    if len(defined) < MIN_DEFINED * len(values):
+        return None
+    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return [float(low), float(high)]
 
 
-def mean_interval(values: np.ndarray, seed: int = 0, number: int = RESAMPLES) -> tuple[float, float]:
-    """The interval of the mean of ``values`` (documents,), documents resampled."""
-    drawn = [values @ weights / len(values) for weights in resamples(len(values), seed, number)]
-    return percentiles(np.concatenate(drawn))
+def bootstrap(figures: Callable[[np.ndarray], Figures], count: int, seed: int = 0) -> dict[str, Interval]:
+    """The interval of every figure.
+
+    Args:
+        figures: from weights (documents, weightings) to figures (weightings,).
+        count: how many documents there are.
+        seed: of the draws.
+    """
+    chunks = [figures(weights) for weights in resamples(count, seed)]
+    return {name: percentiles(np.concatenate([chunk[name] for chunk in chunks])) for name in chunks[0]}
+
+
+def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """The interval of the mean of ``values`` (documents,), none of them NaN."""
+    found = bootstrap(lambda weights: {"mean": values @ weights / len(values)}, len(values), seed)["mean"]
+    assert found is not None
+    return found[0], found[1]

@@ -9,6 +9,7 @@ from pathlib import Path
 import lightning as L
 from jsonargparse import Namespace
 
+from lit_sft.confusion import log_confusion
 from lit_sft.data.prepare import write_atomically
 from lit_sft.runs import LOGS
 
@@ -106,3 +107,7 @@ class LoggedRun(L.Callback):
         before = read_ids(self.folder)
         if ids and {**before, **ids} != before:
             write_atomically(self.folder / IDS, json.dumps({**before, **ids}, indent=2) + "\n")
+
+    def on_test_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Write what was taken for what where the test's figures stand."""
+        log_confusion(trainer, module, "test", self.step)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import lightning as L
-import numpy as np
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -25,9 +24,9 @@ from lit_sft.models.dropout import check_dropout
 from lit_sft.models.heads import num_outputs
 from lit_sft.objectives import MLE, Objective, Supervised
 from lit_sft.optim import Schedule, WarmupCosine, build_optimizer, clip_gradients, steps_of_fit, take_options
-from lit_sft.predictions import Predictions, gathered
 from lit_sft.random_states import go_on_drawing, random_states
 from lit_sft.ranks import of_all_ranks, of_this_rank, weighted
+from lit_sft.tested import Tested, clean_targets, gather
 from lit_sft.transfer import first_misfit, load_pretrained
 from lit_sft.watch import Watcher
 
@@ -81,7 +80,7 @@ class LitSFT(L.LightningModule):
         self.tokenizer: Tokenizer | None = None
         self.label_names: list[str] = []
         self.multilabel = False
-        self.tested: Predictions | None = None  # of the last test, over all processes
+        self.tested: Tested | None = None  # what the last test measured, over all processes
         self._state: LSTMState | None = None  # carried from one training batch of the stream to the next
         self._random: dict[str, Any] | None = None  # the states that a resumed run goes on from
         self._initialized = False  # whether init_from was dealt with: it must not undo a training in this process
@@ -248,7 +247,9 @@ class LitSFT(L.LightningModule):
         self.evaluation.add(self.net, batch)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.evaluation.add(self.net, batch)
+        dataset = self.trainer.test_dataloaders[dataloader_idx].dataset  # type: ignore[index]
+        clean = clean_targets(dataset, batch_idx, self.trainer.datamodule.test_is_clean)  # type: ignore[attr-defined]
+        self.evaluation.add(self.net, batch, clean)
 
     def on_validation_epoch_end(self) -> None:
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
@@ -256,19 +257,24 @@ class LitSFT(L.LightningModule):
         self._log_metrics("val")
 
     def on_test_epoch_end(self) -> None:
-        self._log_metrics("test")
-        data, kept = self.trainer.datamodule, self.evaluation.kept  # type: ignore[attr-defined]
-        ranks = of_all_ranks(self.trainer, kept.rows() if kept else {})
-        self.tested = gathered(ranks, self.label_names, np.asarray(data.test.keys), data.test_is_clean)
+        figures = self._log_metrics("test")
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.tested = gather(self.trainer, self.evaluation.kept, figures, self.label_names, data)
+        self._log_figures("test_clean", self.tested.clean_figures)
 
     def predict_step(self, batch: DocumentBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Class probabilities, (batch, classes), in the batch's order (its ``indices`` say which documents)."""
         return self.net.class_probabilities(self.net.classify(batch, self.net.draw_masks(len(batch.input_ids))))
 
-    def _log_metrics(self, split: Literal["val", "test"]) -> None:
+    def _log_metrics(self, split: Literal["val", "test"]) -> dict[str, float]:
         bytes_per_target = self.trainer.datamodule.bytes_per_target(split)  # type: ignore[attr-defined]
+        figures = self.evaluation.figures(bytes_per_target)
+        self._log_figures(split, figures)
+        return figures
+
+    def _log_figures(self, split: Literal["val", "test", "test_clean"], figures: dict[str, float]) -> None:
         shown, several = {"loss", "perplexity", "accuracy", "macro_f1"}, self.trainer.world_size > 1
-        for name, value in self.evaluation.figures(bytes_per_target).items():
+        for name, value in figures.items():
             self.log(f"{split}/{name}", value, prog_bar=split == "val" and name in shown, sync_dist=several)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -276,7 +282,8 @@ class LitSFT(L.LightningModule):
         self._watcher.before_saving(self.trainer)
         ranks = of_all_ranks(self.trainer, {"state": self._state, "random": random_states()})
         labels = (self.label_names, self.multilabel, self.evaluation.thresholds)
-        checkpoint["lit_sft"] = contents(self.stage, self.tokenizer.to_json(), *labels, self.config, ranks)
+        fed = self.trainer.datamodule.fed  # type: ignore[attr-defined]
+        checkpoint["lit_sft"] = contents(self.stage, self.tokenizer.to_json(), *labels, fed, self.config, ranks)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the carried state; a checkpoint of another shape is the user's mistake, named here and not by torch."""

@@ -130,51 +130,45 @@ def read_predictions(path: Path) -> Predictions:
 
 
 class Collector:
-    """Keeps the documents of a test, batch by batch and on the CPU, until they are :meth:`gathered`."""
+    """Keeps what is measured of a test, batch by batch and on the CPU, until the processes' rows are put together."""
 
     def __init__(self) -> None:
         self._batches: list[dict[str, np.ndarray]] = []
 
-    def add(self, documents: Tensor, labels: Tensor, predicted: Tensor, losses: Tensor, probabilities: Tensor) -> None:
-        """Keep a batch.
-
-        Args:
-            documents: int64 (batch,), their places in the test data.
-            labels, predicted: (batch,), or (batch, classes) of multi-label data.
-            losses: (batch,).
-            probabilities: (batch, classes).
-        """
-        columns = {"documents": documents, "labels": labels, "predicted": predicted}
-        columns |= {"losses": losses, "probabilities": probabilities}
+    def add(self, **columns: Tensor) -> None:
+        """Keep a batch: columns of one length, the same ones each time."""
         self._batches.append({name: column.cpu().numpy() for name, column in columns.items()})
 
     def rows(self) -> dict[str, np.ndarray]:
-        """What this process has kept, each column (documents, ...); empty where it had no document."""
-        if not self._batches:
-            return {}
-        return {name: np.concatenate([batch[name] for batch in self._batches]) for name in self._batches[0]}
+        """What this process has kept, by column; empty where it was given no batch."""
+        return _joined(self._batches)
 
 
-def gathered(
-    ranks: list[dict[str, np.ndarray]], label_names: list[str], keys: np.ndarray, clean: np.ndarray | None
-) -> Predictions | None:
-    """The rows of all processes as one, in the order of the test data; None where none has any.
+def gathered(ranks: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The rows of all processes' collectors, one process after another; empty where none has any."""
+    return _joined([rows for rows in ranks if rows])
+
+
+def predictions_in(
+    rows: dict[str, np.ndarray], label_names: list[str], keys: np.ndarray, clean: np.ndarray | None
+) -> Predictions:
+    """Collected rows in the order of the test data.
 
     Args:
-        ranks: :meth:`Collector.rows` of each process; they share no document.
+        rows: ``documents``, ``labels``, ``predicted``, ``losses``, ``probabilities``, as :class:`Predictions` has them.
         label_names: the classes.
         keys: uint64 (documents of the test data,).
         clean: bool (documents of the test data,), or None.
     """
-    filled = [rows for rows in ranks if rows]
-    if not filled:
-        return None
-    joined: dict[str, Any] = {name: np.concatenate([rows[name] for rows in filled]) for name in filled[0]}
-    order = np.argsort(joined["documents"])
-    joined = {name: column[order] for name, column in joined.items()}
-    places = joined["documents"]
-    assert len(np.unique(places)) == len(places), "a document was tested twice"
-    return Predictions(label_names, keys=keys[places], clean=None if clean is None else clean[places], **joined)
+    order = np.argsort(rows["documents"])
+    columns: dict[str, Any] = {name: column[order] for name, column in rows.items()}
+    places = columns["documents"]
+    assert (np.diff(places) > 0).all(), "a document was tested twice"  # the processes share none
+    return Predictions(label_names, keys=keys[places], clean=None if clean is None else clean[places], **columns)
+
+
+def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
 
 def _lists(rows: np.ndarray) -> pa.Array:

@@ -35,12 +35,12 @@ from lit_sft.data.prepare import write_atomically
 from lit_sft.errors import UserError, nearest
 from lit_sft.options import read_config_file, read_yaml, values_of
 from lit_sft.processes import run_process
+from lit_sft.recipe_record import RECORD_KEYS, joined_record, told
 from lit_sft.runs import (
     LOGS,
     RECORD,
     discard_run,
     new_run,
-    package_versions,
     read_record,
     run_name,
     unfinished_run,
@@ -49,7 +49,6 @@ from lit_sft.runs import (
 )
 
 KEYS = {"stages", "test"}
-RECORD_KEYS = {"test", "val", "seed", "seconds", "versions"}  # a stage of this name would hide them
 NAME = re.compile(r"[A-Za-z0-9_][\w-]*")
 
 
@@ -284,15 +283,8 @@ def _call(command: str, recipe: Recipe, stage: Stage, flags: list[str], *more: s
 
 
 def _write_recipe_record(run: Run, seconds: float) -> None:
-    """The recipe's own ``metrics.json``, made of its stages' records; the last line tells the result."""
-    records = {stage.name: read_record(run.folder / stage.name) for stage in run.stages}
-    last = records[run.stages[-1].name]
-    split = "test" if "test" in last else "val"
-    record: dict[str, Any] = {split: last[split]}
-    for name, stage in records.items():
-        figures = {f"val_{k}": v for k, v in stage["val"].items() if "/" not in k}
-        record[name] = {**figures, "tokens_per_second": stage["tokens_per_second"], "seconds": stage["seconds"]}
-    record |= {"seed": last["seed"], "seconds": seconds, "versions": package_versions()}
+    """The recipe's own ``metrics.json``; the last line tells the result."""
+    record = joined_record([(stage.name, read_record(run.folder / stage.name)) for stage in run.stages], seconds)
     write_record(run.folder / RECORD, record)
-    shown = {k: v for k, v in record[split].items() if k in ("accuracy", "macro_f1", "perplexity", "loss")}
-    print(f"== {run.folder}: {split} " + ", ".join(f"{k} {v:.4f}" for k, v in shown.items() if v is not None))
+    split = "test" if "test" in record else "val"
+    print(f"== {run.folder}: {split} {told(record, split)}")

@@ -20,7 +20,10 @@ LOGS = Path("logs")
 RECORD = "metrics.json"
 SHARED = "LIT_SFT_RUN_DIR"  # the run's folder, for the processes that its first one starts
 # Which documents are tested, and what the classifier sees of them; batch sizes and places change no figure.
-TESTED = ("test", "text_column", "label_column", "header", "encoding", "label_names", "max_length", "truncation")
+TESTED = (
+    *("test", "text_column", "label_column", "header", "encoding", "separator", "label_pattern", "label_separator"),
+    *("label_names", "max_length", "truncation"),
+)
 # What decides a result: ours, the engines', and the projects whose documentation is the pydocs corpus.
 VERSIONED = (
     *("lit_sft", "torch", "lightning", "torchmetrics", "tokenizers", "numpy", "pyarrow", "jsonargparse"),
@@ -156,7 +159,10 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
     """Write a record as readable JSON, atomically; NaN (a figure that isn't defined) becomes null."""
-    write_atomically(path, json.dumps(_defined(record), indent=2) + "\n")
+    text = json.dumps(_defined(record), indent=2)
+    # Lists of numbers in one line each: no JSON string holds a line break, so none is taken for a list.
+    text = re.sub(r"\[\n\s+([-+.\w,\s]*?)\n\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text)
+    write_atomically(path, text + "\n")
 
 
 def record_of_test(folder: Path, checkpoint: Path, own_data: dict[str, Any], data: dict[str, Any]) -> Path:
@@ -175,26 +181,19 @@ def record_of_test(folder: Path, checkpoint: Path, own_data: dict[str, Any], dat
     return folder / (f"test-{'-'.join(parts)}.json" if parts else RECORD)
 
 
-def write_test(path: Path, figures: dict[str, Any], checkpoint: Path, data: dict[str, Any]) -> bool:
+def write_test(path: Path, figures: dict[str, Any], checkpoint: Path, data: dict[str, Any]) -> None:
     """Keep what a test gave in the file of :func:`record_of_test`.
 
     Args:
         path: that file.
         figures: ``test`` and what belongs to it, as plain values.
         checkpoint, data: what was tested, and the data options.
-
-    Returns:
-        Whether it was written: a record that has its test figures already stays as it is.
     """
-    if path.name != RECORD:
+    if path.name == RECORD:
+        write_record(path, {**read_record(path.parent), **figures})
+    else:
         tested = {key: data.get(key) for key in ("labeled", *TESTED)}
         write_record(path, {**figures, "data": tested, "checkpoint": str(checkpoint)})
-        return True
-    record = read_record(path.parent)
-    if "test" in record:
-        return False
-    write_record(path, {**record, **figures})
-    return True
 
 
 def _located(value: Any) -> Any:

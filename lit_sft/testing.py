@@ -11,7 +11,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from lit_sft.checkpoints import Checkpoint
 from lit_sft.module import LitSFT
 from lit_sft.predictions import FILE
-from lit_sft.runs import RECORD, record_of_test, write_test
+from lit_sft.recipe_record import told
+from lit_sft.runs import RECORD, read_record, record_of_test, write_test
 
 
 def keep_test(trainer: Trainer, module: LitSFT, source: Checkpoint, folder: Path, data: dict[str, Any]) -> None:
@@ -24,10 +25,22 @@ def keep_test(trainer: Trainer, module: LitSFT, source: Checkpoint, folder: Path
         folder: the run's folder.
         data: the data options of the test.
     """
+    tested = module.tested
+    assert tested is not None
     path = record_of_test(folder, source.path, source.config.get("data", {}), data)
-    figures = {k.removeprefix("test/"): float(v) for k, v in trainer.callback_metrics.items()}
-    predictions = path.with_name(FILE) if path.name == RECORD else path.with_suffix(".parquet")
-    if module.tested is not None and not (path.name == RECORD and predictions.is_file()):
-        module.tested.write(predictions)
-    written = write_test(path, {"test": figures}, source.path, data)
-    rank_zero_info(f"wrote {path}" if written else f"{path} has these figures already: it stays")
+    if path.name == RECORD and "test" in read_record(folder):
+        rank_zero_info(f"{path} has test figures already: it stays")
+        return
+    if tested.predictions is not None:
+        tested.predictions.write(path.with_name(FILE) if path.name == RECORD else path.with_suffix(".parquet"))
+    logged = {k.removeprefix("test/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
+    record = tested.record()
+    record["test"] = {**logged, **tested.figures}  # a callback of the user's own may have logged more
+    if (confusion := module.evaluation.confusion()) is not None:
+        record["test_confusion"] = confusion
+    if (thresholds := module.evaluation.thresholds) is not None:
+        record["thresholds"] = dict(zip(module.label_names, thresholds, strict=True))
+    record["contamination"] = trainer.datamodule.contamination  # type: ignore[attr-defined]
+    write_test(path, record, source.path, data)
+    rank_zero_info(f"test: {told(record)}")
+    rank_zero_info(f"wrote {path}")

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from paired import error_intervals, predictions_of
+from paired import error_intervals, predictions_file
 from report import intervals_file, table
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -40,7 +40,7 @@ from lit_sft.data.datamodule import TextDataModule
 from lit_sft.data.prepare import write_atomically
 from lit_sft.data.tokens import TokenArray
 from lit_sft.main import main as lit_sft
-from lit_sft.predictions import FILE, Predictions
+from lit_sft.predictions import FILE, Predictions, read_predictions
 from lit_sft.runs import LOGS, new_run, versions
 
 CELL = ("method", "labels", "val", "seed", "options")
@@ -176,6 +176,8 @@ def linear_model(data: TextDataModule, options: dict[str, Any], folder: Path | N
         options: ``C`` (inverse strength of the regularisation), ``min_df`` and ``class_weight``.
         folder: where the test's predictions are kept, in a file like a network's; None: nowhere.
     """
+    if data.multilabel:
+        raise SystemExit("the linear model needs one label a document, and the data have any number of them")
     corpus, prepared = data.corpus, data.prepared
     chosen = {
         "train": corpus.train.select(low_shot_positions(prepared.train, data.train)),
@@ -263,7 +265,10 @@ def write_intervals(out: Path) -> None:
     lines = []
     for (labels, val), methods in runs.items():
         there = {m: list(seeds.values()) for m, seeds in methods.items() if all(map(Path.is_dir, seeds.values()))}
-        read = {method: [predictions_of(folder) for folder in folders] for method, folders in there.items()}
+        read = {
+            method: [read_predictions(predictions_file(folder)) for folder in folders]
+            for method, folders in there.items()
+        }
         for method, figures in error_intervals(read, "pretrained").items():
             count = {"seeds": len(read[method]), "documents": len(read[method][0])}
             lines.append({"labels": labels, "val": val, "method": method, **count, **figures})

@@ -38,6 +38,19 @@ def labeled_rows(per_class: int, seed: int) -> list[tuple[str, str]]:
     return [(sentence(subject, rng), subject) for _ in range(per_class) for subject in SUBJECTS]
 
 
+def multilabel_rows(count: int, seed: int) -> list[dict[str, Any]]:
+    """Texts about none, one or several subjects, wood being rare: four words of each, among six that all share."""
+    draw = random.Random(seed)
+    made = []
+    for _ in range(count):
+        labels = [name for name, share in zip(SUBJECTS, (0.5, 0.4, 0.15), strict=True) if draw.random() < share]
+        words = [draw.choice(FUNCTION_WORDS.split()) for _ in range(6)]
+        words += [draw.choice(SUBJECTS[name]) for name in labels for _ in range(4)]
+        draw.shuffle(words)
+        made.append({"text": " ".join(words), "label": labels})
+    return made
+
+
 def write_csv(path: Path, rows: list[tuple[str, str]], columns: tuple[str, str] = ("text", "label")) -> Path:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

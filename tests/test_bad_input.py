@@ -33,7 +33,8 @@ GOOD = "text,label\n" + "".join(f"{text},{label}\n" for text, label in labeled_r
 )
 def test_a_labeled_file_that_can_not_be_learnt_from(name: str, content: bytes, parts: list[str], fit: Fit) -> None:
     Path(name).write_bytes(content)
-    refused(fit("--data.labeled", name, *(["--data.val", "null"] if name == "few.csv" else [])), *parts)
+    alone = ["--data.val", "null", "--data.test", "null"] if name == "few.csv" else []
+    refused(fit("--data.labeled", name, *alone), *parts)
 
 
 @pytest.mark.parametrize("option", ["labeled", "unlabeled", "val", "test"])

@@ -61,7 +61,7 @@ def test_the_event_file_holds_every_group_of_tags_and_the_config(
         figures = {"loss", "accuracy", "macro_f1", "auroc", "mcc", "ece"}
         figures |= {f"{name}/{label}" for name in ("precision", "recall") for label in ("sea", "sky", "wood")}
     rates = {"embedding", "layer1", "layer1.bias", "layer2", "layer2.bias", "head", "head.bias"}
-    expected = {f"{split}/{name}" for split in ("val", "test") for name in figures}
+    expected = {f"{split}/{name}" for split in ("val", "test", "test_clean") for name in figures}
     assert tags == expected | {f"lr/{name}" for name in rates} | {
         "train/loss",
         "train/grad_norm",
@@ -123,6 +123,7 @@ def test_a_figure_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
     class Trainer:
         sanity_checking = False
         progress_bar_callback = object()
+        global_step, loggers = 1, ()
         checkpoint_callbacks = (best,)
         callback_metrics: dict[str, float]
 
@@ -136,6 +137,7 @@ def test_another_monitor_after_a_resume_chooses_anew(tmp_path: Path) -> None:
     class Trainer:
         sanity_checking = False
         progress_bar_callback = object()
+        global_step, loggers = 1, ()
 
         def __init__(self, best: BestCheckpoint, macro_f1: float, loss: float) -> None:
             self.checkpoint_callbacks = (best,)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import Configs, read
+from conftest import Configs, Files, Trained, multilabel_rows, read
 from torch import Tensor
 
+from lit_sft.checkpoints import read_checkpoint
 from lit_sft.errors import UserError
+from lit_sft.predictions import read_predictions
 from lit_sft.ranks import of_this_rank
 
 pytestmark = pytest.mark.skipif(
@@ -81,6 +85,54 @@ def test_two_processes_equal_one_at_every_step_and_resume(stage: str, resume: bo
     rest = train(config, "cut", 2, "--ckpt_path", "last")
     assert torch.equal(rest, two[5:])
     assert [path.name for path in Path("logs/cut").iterdir()] == ["version_0"]
+
+
+@pytest.mark.slow
+def test_two_processes_tune_the_thresholds_of_one(configs: Configs) -> None:
+    config = exact(configs, "finetune")
+    options = yaml.safe_load(config.read_text())
+    for name, (size, seed) in {"labeled": (60, 0), "val": (33, 1), "test": (9, 2)}.items():
+        path = Path(f"{name}.jsonl").resolve()
+        path.write_text("".join(json.dumps(row) + "\n" for row in multilabel_rows(size, seed)))
+        options["data"][name] = str(path)
+    config.write_text(yaml.safe_dump(options))
+    assert (train(config, "one", 1) - train(config, "two", 2)).abs().max() < 1e-6
+    runs = [Path(f"logs/{name}/version_0") for name in ("one", "two")]
+    chosen = [read_checkpoint(run / "checkpoints" / "last.ckpt").thresholds for run in runs]
+    assert chosen[0] is not None
+    assert chosen[0] == pytest.approx(chosen[1], abs=1e-6)
+    figures = [read(Path(run, "metrics.json"))["val"] for run in runs]
+    assert figures[0] == pytest.approx(figures[1], abs=1e-6, nan_ok=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_two_processes_test_as_one_does(stage: str, configs: Configs, trained: Trained, files: Files) -> None:
+    """Also where a part of the test data was trained on, and each process has an odd share of each batch."""
+    copies = Path("copies.csv")
+    copies.write_text(files.train.read_text() + "".join(files.test.read_text().splitlines(keepends=True)[1:8]))
+    records, kept = [], []
+    for processes in (1, 2):
+        run = str(shutil.copytree(getattr(trained, stage), f"run-{processes}"))
+        options = [f"--data.{name}={value}" for name, value in BATCHES[stage].items()]
+        command = ["test", "--ckpt_path", run, f"--trainer.devices={processes}", f"--data.labeled={copies}", *options]
+        done = subprocess.run(
+            [sys.executable, "-m", "lit_sft", *map(str, command)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        records.append(read(Path(run, "metrics.json")))
+        if stage == "finetune":
+            kept.append(read_predictions(Path(run, "predictions.parquet")))
+    for name in ("test", "test_clean"):
+        assert records[0][name] == pytest.approx(records[1][name], rel=1e-5, abs=1e-6, nan_ok=True)
+        intervals = [record[f"{name}_interval"] for record in records]
+        assert intervals[0].keys() == intervals[1].keys() == records[0][name].keys()
+    assert records[0]["test"] != records[0]["test_clean"]
+    if stage == "finetune":
+        assert kept[0].documents.tolist() == kept[1].documents.tolist() == list(range(30))
+        assert kept[0].keys.tolist() == kept[1].keys.tolist()
+        assert kept[0].probabilities == pytest.approx(kept[1].probabilities, abs=1e-6)
+        assert records[0]["test_interval"]["loss"] == pytest.approx(records[1]["test_interval"]["loss"], abs=1e-5)
 
 
 def test_a_run_goes_on_with_as_many_processes_only() -> None:

@@ -194,6 +194,7 @@ def test_layers_below_learn_at_their_own_rate(data: TextDataModule, tmp_path: Pa
         assert step.any()
 
 
+@pytest.mark.filterwarnings("ignore:transductive")  # one file serves as all three splits
 @pytest.mark.parametrize("classes", [2, 3])
 def test_evaluation_drops_nothing_and_equals_a_loop_over_documents(
     classes: int, files: Files, shared_cache: Path, tmp_path: Path

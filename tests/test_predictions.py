@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from lit_sft.errors import UserError
-from lit_sft.predictions import Collector, Predictions, gathered, read_predictions
+from lit_sft.predictions import Collector, Predictions, gathered, predictions_in, read_predictions
 
 NAMES = ["a", "b, c", "ü"]
 
@@ -62,13 +63,21 @@ def test_documents_are_gathered_in_their_order_and_each_once() -> None:
         for start in (12, 0):  # batches in another order than the documents
             mine = np.arange(start, start + 8 if start == 12 else 12)[rank::3]
             part = whole.select(mine)
-            columns = (mine, part.labels, part.predicted, part.losses, part.probabilities)
-            collector.add(*(torch.from_numpy(np.asarray(column)) for column in columns))
+            names = ("labels", "predicted", "losses", "probabilities")
+            collector.add(documents=torch.from_numpy(mine), **{n: torch.from_numpy(getattr(part, n)) for n in names})
         ranks.append(collector.rows())
-    made = gathered([*ranks, Collector().rows()], NAMES, whole.keys, whole.clean)
-    assert made is not None
-    assert_equal(made, whole)
-    assert gathered([{}, {}], NAMES, whole.keys, None) is None
+    assert_equal(predictions_in(gathered([*ranks, Collector().rows()]), NAMES, whole.keys, whole.clean), whole)
+    assert gathered([{}, {}]) == {}
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"predictions\.parquet: can't be written: No space left on device"):
+        predictions().write(tmp_path / "predictions.parquet")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_another_file_is_refused(tmp_path: Path) -> None:

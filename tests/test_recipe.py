@@ -47,9 +47,11 @@ def test_stages_run_in_order_each_from_the_best_of_the_one_before(fit_recipe: Fi
         assert option(command, "--seed_everything") == "3"
         assert "--trainer.max_epochs=2" in command
     record = read(RUN / "metrics.json")
-    assert set(record) == {"test", "pretrain", "finetune", "seed", "seconds", "versions"}
+    tested = {"test", "test_interval", "test_clean", "test_clean_interval", "contamination"}
+    assert set(record) == {*tested, "pretrain", "finetune", "seed", "seconds", "versions"}
     assert {"accuracy", "macro_f1", "loss"} <= set(record["test"])
-    assert record["test"] == read(RUN / "finetune/metrics.json")["test"]
+    of_last = read(RUN / "finetune/metrics.json")
+    assert {key: record[key] for key in tested} == {key: of_last[key] for key in tested}
     assert record["pretrain"]["val_perplexity"] > 1
     assert record["pretrain"]["tokens_per_second"] > 0
     assert record["seed"] == 3
@@ -57,7 +59,8 @@ def test_stages_run_in_order_each_from_the_best_of_the_one_before(fit_recipe: Fi
     config = read(RUN / "config.yaml")
     assert [stage["name"] for stage in config["stages"]] == ["pretrain", "finetune"]
     assert read(RUN / "pretrain/config.yaml")["seed_everything"] == 3
-    assert f"accuracy {record['test']['accuracy']:.4f}" in result.out
+    low, high = record["test_interval"]["accuracy"]
+    assert f"test accuracy {record['test']['accuracy']:.3f} [{low:.3f}, {high:.3f}], macro_f1" in result.out
     assert sorted(path.name for path in RUN.iterdir()) == ["config.yaml", "finetune", "metrics.json", "pretrain"]
 
 
@@ -79,7 +82,7 @@ def test_a_stage_is_a_process_of_its_own(
     result = cli("fit", "--config", configs.recipe, "--model.init_from", trained.pretrain)
     assert result.code == 0
     record = read(RUN / "metrics.json")
-    assert set(record) == {"val", "finetune", "seed", "seconds", "versions"}  # nothing was tested
+    assert set(record) == {"val", "finetune", "contamination", "seed", "seconds", "versions"}  # nothing was tested
     assert "test" not in read(RUN / "finetune/metrics.json")
 
 

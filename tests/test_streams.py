@@ -177,3 +177,20 @@ def test_rejects_no_documents_and_impossible_sizes() -> None:
         dataset([[5]], seed=-1)
     with pytest.raises(IndexError):
         dataset([[5]])[1]
+
+
+@pytest.mark.parametrize(("batch_size", "bptt", "rank"), [(1, 1000, 0), (4, 7, 0), (5, 3, 1)])
+def test_every_target_is_of_the_document_it_stands_in(batch_size: int, bptt: int, rank: int) -> None:
+    documents = corpus()
+    stream = dataset(documents, batch_size, bptt)
+    ends = [number for number in order_of(stream, documents) for _ in range(len(documents[number]) + 1)]
+    empty = [number for number, ids in enumerate(documents) if not ids]
+    stream.shard(rank, rank + 1)
+    lanes = np.concatenate([stream.target_documents(i) for i in range(len(stream))], axis=1)
+    targets = torch.cat([stream[i].targets for i in range(len(stream))], dim=1).numpy()
+    assert lanes.shape == targets.shape
+    assert ((lanes == -1) == (targets == -100)).all()
+    if rank == 0:
+        assert [number for number in lanes.flatten().tolist() if number >= 0 and number not in empty] == ends
+    for number, target in zip(lanes.flatten(), targets.flatten(), strict=True):
+        assert target in (-100, EOS) or target in documents[number]

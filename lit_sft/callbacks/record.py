@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lit_sft.callbacks.saving import BestCheckpoint
 from lit_sft.callbacks.throughput import Throughput
 from lit_sft.checkpoints import read_config
+from lit_sft.confusion import log_confusion
 from lit_sft.data.prepare import write_atomically
 from lit_sft.runs import RECORD, package_versions, write_record
 
@@ -28,7 +29,7 @@ class RunRecord(L.Callback):
     """Writes ``config.yaml`` and ``tokenizer.json`` at the start, ``metrics.json`` at the end of a fit.
 
     The record holds the validation figures of the best checkpoint, not of the last: they are kept here for each
-    validation until the monitor has chosen.
+    validation until the monitor has chosen. Of the best so far, TensorBoard shows what was taken for what.
 
     Args:
         folder: the stage's run folder.
@@ -67,16 +68,23 @@ class RunRecord(L.Callback):
         figures = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         if trainer.progress_bar_callback is None:  # type: ignore[attr-defined] # else that one tells them
             rank_zero_info(f"step {trainer.global_step}: {_shown(figures)}")
-        if checkpoint is None or checkpoint.monitor not in figures:
+        if self._is_best(figures, checkpoint):
             self._best = figures
-            return
+            log_confusion(trainer, module, "val", trainer.global_step)
+
+    def _is_best(self, figures: dict[str, float], checkpoint: BestCheckpoint | None) -> bool:
+        """Whether no validation before was better; the last one is where no checkpoint tells which is."""
+        if checkpoint is None or checkpoint.monitor not in figures:
+            return True
         if self._chosen_by != [checkpoint.monitor, checkpoint.mode]:  # also after a resume with another monitor
             self._chosen_by, self._best_score = [checkpoint.monitor, checkpoint.mode], None
         score = figures[checkpoint.monitor] * (1 if checkpoint.mode == "max" else -1)
         if math.isnan(score):
             score = -math.inf  # as the checkpoint callback takes it
-        if self._best_score is None or score > self._best_score:
-            self._best, self._best_score = figures, score
+        if self._best_score is not None and score <= self._best_score:
+            return False
+        self._best_score = score
+        return True
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.fast_dev_run or trainer.interrupted or not trainer.is_global_zero:  # type: ignore[attr-defined]

@@ -33,9 +33,10 @@ class EarlyStop(EarlyStopping):
 
 
 def check_monitors(callbacks: Iterable[Callback], heads: frozenset[str], multilabel: bool = False) -> None:
-    """Raise a UserError where a callback waits for a validation figure that the heads don't have.
+    """Raise a UserError where a callback waits for a figure of the test, or for one that the heads don't have.
 
-    Lightning would tell after the first validation; an epoch of a language model can take an hour.
+    The test is to tell about new text: whatever chooses by it makes it training data. Lightning would tell of a missing
+    figure after the first validation; an epoch of a language model can take an hour.
     """
     classifier = FIGURES["multilabel" if multilabel else "classifier"]
     figures = {"lm": FIGURES["lm"], "classifier": classifier}
@@ -44,6 +45,11 @@ def check_monitors(callbacks: Iterable[Callback], heads: frozenset[str], multila
         known += [f"val/lm_{name}" for name in FIGURES["lm"]]
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None) or ""
+        if monitor.startswith("test/"):
+            raise UserError(
+                f"{monitor} can't be monitored (checkpoint.monitor, early_stopping.monitor): nothing is chosen by the "
+                f"test; monitor val/{monitor[5:]}"
+            )
         if monitor.startswith("val/") and monitor not in known and monitor.split("/")[1] not in ("precision", "recall"):
             longer = [name for name in known if name.startswith(monitor)]
             hint = nearest(monitor, longer or known).strip() or f"there are {', '.join(known)}"

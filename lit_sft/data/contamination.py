@@ -15,6 +15,7 @@ import numpy as np
 from lit_sft.data.copies import Copies, CopyFinder
 from lit_sft.data.documents import Documents
 from lit_sft.data.labels import label_names_of
+from lit_sft.data.words import document_keys
 from lit_sft.errors import UserError
 
 TRANSDUCTIVE_SHARE = 0.5  # of the test documents: so many of them in the training text are no accident
@@ -26,11 +27,13 @@ class Gate:
 
     Attributes:
         train, unlabeled: the copies among these documents.
-        removed: whether they are to be removed.
+        exactly: bool (test documents,), those compared exactly only (:class:`lit_sft.data.copies.CopyFinder`).
+        removed: whether copies are to be removed.
     """
 
     train: Copies
     unlabeled: Copies
+    exactly: np.ndarray
     removed: bool
 
     @property
@@ -55,7 +58,10 @@ class Gate:
         return kept
 
     def report(self) -> dict[str, Any]:
-        """The counts as plain values: test documents with a copy, of all documents, and what was removed."""
+        """The counts as plain values: of test documents, except for ``documents`` and ``removed``, of the others.
+
+        ``exact`` and ``near`` exclude each other. ``why``: reasons of ``transductive``, as far as the texts tell.
+        """
         exact = self.train.exact | self.unlabeled.exact
         near = (self.train.near | self.unlabeled.near) & ~exact
         transductive = not self.removed and len(exact) > 0 and exact.mean() >= TRANSDUCTIVE_SHARE
@@ -65,6 +71,7 @@ class Gate:
             "clean_documents": int(self.clean.sum()),
             "exact": int(exact.sum()),
             "near": int(near.sum()),
+            "compared_exactly": int(self.exactly.sum()),
             "train": self._counts(self.train),
             "unlabeled": self._counts(self.unlabeled),
             "transductive": bool(transductive),
@@ -80,6 +87,22 @@ class Gate:
         }
 
 
+def told(report: dict[str, Any]) -> str:
+    """The counts of :meth:`Gate.report` in a line."""
+    sides = [
+        f"{report[name]['exact']:,} exactly and {report[name]['near']:,} nearly in {where}"
+        for name, where in (("train", "labeled text"), ("unlabeled", "unlabeled text"))
+        if report[name]["documents"]
+    ]
+    removed = report["train"]["removed"] + report["unlabeled"]["removed"]
+    copied = report["exact"] + report["near"]
+    end = f"{removed:,} such documents removed" if removed else "left there (see --data.remove_test_copies)"
+    return (
+        f"contamination: of {report['test_documents']:,} test documents {copied:,} have a copy in the training text"
+        + (f" ({', '.join(sides)}), {end}" if copied else "")
+    )
+
+
 def through_gate(
     train: Documents, unlabeled: Documents, test: Documents, remove: bool
 ) -> tuple[Documents, Documents, Gate]:
@@ -89,8 +112,18 @@ def through_gate(
         UserError: see :meth:`Gate.passed`.
     """
     finder = CopyFinder(test.texts)
-    gate = Gate(finder.find(train.texts), finder.find(unlabeled.texts), remove)
+    gate = Gate(finder.find(train.texts), finder.find(unlabeled.texts), finder.exactly, remove)
     return *gate.passed(train, unlabeled), gate
+
+
+def without_copies(text: Documents, val: Documents, notes: list[str]) -> Documents:
+    """The unlabeled documents less copies of validation ones, by their words: these would flatter the figures."""
+    if not len(text) or not len(val):
+        return text
+    copies = np.isin(document_keys(text.texts), document_keys(val.texts))
+    if copies.any():
+        notes.append(f"{int(copies.sum())} unlabeled documents are copies of validation documents and were left out")
+    return _without(text, copies)
 
 
 def _without(documents: Documents, left_out: np.ndarray) -> Documents:

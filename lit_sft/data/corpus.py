@@ -7,10 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from lit_sft.data import pydocs
-from lit_sft.data.contamination import Gate, through_gate
+from lit_sft.data.contamination import Gate, through_gate, without_copies
 from lit_sft.data.corpus_config import HUB_SPLITS, PYDOCS, CorpusConfig
 from lit_sft.data.documents import Documents
 from lit_sft.data.label_fields import alike_labels
@@ -18,7 +16,6 @@ from lit_sft.data.labels import label_names_of
 from lit_sft.data.readers import read_documents
 from lit_sft.data.splits import hold_out
 from lit_sft.data.texts import TextFile
-from lit_sft.data.words import document_keys
 from lit_sft.errors import UserError
 
 
@@ -92,7 +89,7 @@ def _labeled_corpus(config: CorpusConfig, notes: list[str], file: TextFile, gate
         train, extra, gate = through_gate(train, extra, test, config.remove_test_copies)
     if val is None:
         train, val = hold_out(train, config.val_fraction, config.split_seed)
-    return Corpus(train, val, test, _without_copies(extra, val, notes), names, notes, gate)
+    return Corpus(train, val, test, without_copies(extra, val, notes), names, notes, gate)
 
 
 def _unlabeled_corpus(config: CorpusConfig, notes: list[str], file: TextFile, gated: bool) -> Corpus:
@@ -105,7 +102,7 @@ def _unlabeled_corpus(config: CorpusConfig, notes: list[str], file: TextFile, ga
         _, text, gate = through_gate(nothing, text, test, config.remove_test_copies)
     if val is None:
         text, val = hold_out(text, config.val_fraction, config.split_seed)
-    return Corpus(_without_copies(text, val, notes), val, test, nothing, [], notes, gate)
+    return Corpus(without_copies(text, val, notes), val, test, nothing, [], notes, gate)
 
 
 def _measured_corpus(config: CorpusConfig, split: Literal["val", "test"], file: TextFile) -> Corpus:
@@ -134,7 +131,7 @@ def _pydocs_corpus(config: CorpusConfig, cache_dir: Path, notes: list[str], file
     train, gate = docs.train, None
     if gated and len(test):
         train, extra, gate = through_gate(train, extra, test, config.remove_test_copies)
-    return Corpus(train, val, test, _without_copies(extra, val, notes), names, notes, gate)
+    return Corpus(train, val, test, without_copies(extra, val, notes), names, notes, gate)
 
 
 def _check_kind(name: str, documents: Documents | None, before: Documents | None) -> None:
@@ -151,16 +148,6 @@ def _check_kind(name: str, documents: Documents | None, before: Documents | None
 def _known_labels(config: CorpusConfig, names: list[str]) -> dict[str, str]:
     """From labels as validation and test files may hold them to their names."""
     return {name: name for name in names} if config.label_names is None else config.label_names
-
-
-def _without_copies(text: Documents, val: Documents, notes: list[str]) -> Documents:
-    """The unlabeled documents less copies of validation ones, by their words: these would flatter the figures."""
-    if not len(text) or not len(val):
-        return text
-    copies = np.isin(document_keys(text.texts), document_keys(val.texts))
-    if copies.any():
-        notes.append(f"{int(copies.sum())} unlabeled documents are copies of validation documents and were left out")
-    return text.select(np.flatnonzero(~copies)) if copies.any() else text
 
 
 def _read(

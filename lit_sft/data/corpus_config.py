@@ -64,13 +64,24 @@ class CorpusConfig:
         derived = self.names_derived or self.label_names is None
         return replace(self, **sources, label_names=names, names_derived=derived, only=split)
 
-    def fingerprint(self) -> str:
-        """A hash of the options and of every source's bytes: equal fingerprints, equal splits.
+    def digests(self) -> dict[str, dict[str, str]]:
+        """For each option that names sources, a hash of each source's content.
 
         Raises:
             UserError: a source that isn't there, or that no reader knows.
         """
-        digests = {option: [self._digest(source, option) for source in getattr(self, option)] for option in HUB_SPLITS}
+        return {option: {s: self._digest(s, option) for s in getattr(self, option)} for option in HUB_SPLITS}
+
+    def fingerprint(self, digests: dict[str, dict[str, str]] | None = None) -> str:
+        """A hash of the options and of every source's content: equal fingerprints, equal splits.
+
+        Args:
+            digests: what :meth:`digests` has returned, where that was called before.
+
+        Raises:
+            UserError: see :meth:`digests`.
+        """
+        digests = self.digests() if digests is None else digests
         label_order = list(self.label_names or {})  # sort_keys hides it, and it is the order of the classes
         plain = json.dumps([asdict(self), label_order, digests], sort_keys=True)
         return hashlib.sha256(plain.encode()).hexdigest()[:24]

@@ -24,7 +24,7 @@ def csv_rows(stream: BinaryIO, options: RowOptions) -> Iterator[Row]:
 
     An empty line is a row whose fields are all empty.
     """
-    records = (fields for _, fields in csv_records(text_lines(stream, options, newline=""), options))
+    records = (fields for _, fields in csv_records(text_lines(stream, options), options))
     yield from _rows(records, 'a text with commas stands in "quotes"', options)
 
 

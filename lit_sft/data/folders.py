@@ -21,7 +21,7 @@ SPLIT_NAME = re.compile(r"(train|test|val|valid|validation|dev)(?![a-z])", re.IG
 ABOUT = re.compile(
     r"(readme|license|licence|copying|notice|changelog|citation|authors)(\.(txt|md|rst))?", re.IGNORECASE
 )
-SHOWN = 5  # names in a note
+SHOWN = 8  # names in a note
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _is_about(path: PurePath) -> bool:
 
 def _is_document(path: PurePath) -> bool:
     """Whether a file may be a document: text, or without a suffix, as in 20 Newsgroups."""
-    return not _is_about(path) and (bare_path(path).suffix.lower() in (".txt", "") or bare_path(path).stem.isdigit())
+    return not _is_about(path) and bare_path(path).suffix.lower() in (".txt", "")
 
 
 def _class_folders(found: list[PurePath], source: Source) -> dict[str, list[PurePath]]:
@@ -107,6 +107,8 @@ def _class_folders(found: list[PurePath], source: Source) -> dict[str, list[Pure
         return {}
     tables = [path for path in found if format_of(path) not in (None, "txt") and not _is_about(path)]
     if tables and source.kind is None:
+        if not any(format_of(path) for paths in by_class.values() for path in paths):
+            return {}
         raise UserError(
             f"{source.place}: holds both folders of text files ({_names(by_class)}) and {_names(tables)}: "
             f"give the files, or file:{source.place} for a class in each folder"
@@ -153,25 +155,21 @@ def _plain_parts(source: Source, found: list[PurePath]) -> Parts:
     else:
         wanted = [p for p in wanted if (kind := format_of(p)) is not None and source.kind in (None, kind)]
         _check_not_splits(wanted, source)
-    chosen = [path for path in wanted if source.kind == "file" or (source.path / path).stat().st_size > 0]
     notes = _unread(source, set(found) - set(wanted))
     if 0 < len(beside) < len(wanted):
         notes.append(f"{source.place}: {len(beside)} files beside the subfolders are read too: {_names(beside)}")
-    if empty := [path for path in wanted if path not in set(chosen)]:
+    if source.kind != "file" and (empty := [path for path in wanted if not (source.path / path).stat().st_size]):
         notes.append(f"{source.place}: {len(empty)} empty files: {_names(empty)}")
-    if not chosen:
-        raise UserError(
-            f"{source.place}: no file in it that can be read; known: {', '.join(SUFFIXES)}, and .gz behind them"
-        )
-    files = [
-        Part(source.path / path, f"{source.place}/{path}", source.kind or format_of(path) or "", None)
-        for path in chosen
-    ]
-    if source.kind is None and (lines := sum(part.kind == "txt" for part in files)):
-        notes.append(
-            f"{source.place}: {lines} text files are read as a document a line; file:{source.place} reads whole files"
-        )
-    return Parts(files, notes)
+        wanted = sorted(set(wanted) - set(empty))
+    if not wanted:
+        known = f"known: {', '.join(SUFFIXES)}, and .gz behind them"
+        raise UserError(f"{source.place}: no file in it that can be read; {known}")
+    kinds = [source.kind or format_of(path) or "" for path in wanted]
+    if source.kind is None and (lines := kinds.count("txt")):
+        how = f"a document a line; with file:{source.place} each is a document"
+        notes.append(f"{source.place}: {lines} text files are read as {how}")
+    named = zip(wanted, kinds, strict=True)
+    return Parts([Part(source.path / path, f"{source.place}/{path}", kind) for path, kind in named], notes)
 
 
 def _check_not_splits(paths: list[PurePath], source: Source) -> None:

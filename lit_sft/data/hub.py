@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
+import math
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -23,6 +26,7 @@ from lit_sft.data.sources import HUB, Source
 from lit_sft.errors import UserError
 
 PROBE_SECONDS = 5.0
+_answers: dict[str, tuple[float, bool]] = {}  # by the hub's address: when it was asked, and whether it answered
 T = TypeVar("T")
 
 
@@ -61,12 +65,18 @@ def open_hub(source: Source, default_split: str) -> HubData:
     local = folder.resolve() if folder.is_dir() else None
     place = name if local is None else str(local)
     with _reachable(datasets, local is not None):
-        if len(extras) == 1:
-            known = _tried(source, lambda: datasets.get_dataset_config_names(place))
-            extras = [extras[0], ""] if extras[0] in known else ["", extras[0]]
-        config, split = extras or ["", ""]
-        builder = _tried(source, lambda: datasets.load_dataset_builder(place, config or None))
+        config, split, builder = _tried(source, lambda: _builder(datasets, place, extras))
     return HubData(source.name, name, local, config or None, split or default_split, builder)
+
+
+def _builder(datasets: Any, place: str, extras: list[str]) -> tuple[str, str, Any]:
+    """Configuration, split and builder; a single word behind the name is a configuration, if there is one so named."""
+    if len(extras) == 1:
+        with contextlib.suppress(ValueError):  # no such configuration
+            return extras[0], "", datasets.load_dataset_builder(place, extras[0] or None)
+        extras = ["", extras[0]]
+    config, split = extras or ["", ""]
+    return config, split, datasets.load_dataset_builder(place, config or None)
 
 
 def _taken_apart(place: str) -> tuple[str, list[str]]:
@@ -147,7 +157,7 @@ def _library() -> Any:
         raise UserError(
             "hf: sources need the library datasets: pip install 'lit_sft[hub]', or give local files"
         ) from error
-    datasets.utils.logging.set_verbosity_error()
+    datasets.utils.logging.set_verbosity(logging.CRITICAL)  # it tells what it raises, too
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     return datasets
@@ -165,13 +175,18 @@ def _reachable(datasets: Any, local: bool) -> Iterator[None]:
 
 
 def _hub_answers(endpoint: str) -> bool:
-    try:
-        with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=PROBE_SECONDS):
-            return True
-    except urllib.error.HTTPError:
-        return True
-    except (OSError, ValueError):
-        return False
+    """Whether the hub can be reached; asked once a minute."""
+    asked, answer = _answers.get(endpoint, (-math.inf, False))
+    if time.monotonic() - asked > 60:
+        try:
+            urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=PROBE_SECONDS).close()
+            answer = True
+        except urllib.error.HTTPError:
+            answer = True
+        except (OSError, ValueError):
+            answer = False
+        _answers[endpoint] = (time.monotonic(), answer)
+    return answer
 
 
 def _tried(source: Source, call: Callable[[], T]) -> T:

@@ -33,10 +33,7 @@ def label_array(documents: Documents, index: Mapping[str, int] | None) -> np.nda
     try:
         if not documents.multilabel:
             return np.array([index[label] for label in documents.labels], dtype=np.int64)  # type: ignore[index]
-        table = np.zeros((len(documents), len(index)), dtype=np.uint8)
-        for row, labels in zip(table, documents.labels, strict=True):
-            row[[index[label] for label in labels]] = 1
-        return table
+        return _table([[index[label] for label in labels] for labels in documents.labels], len(index))
     except KeyError as error:
         position = next(i for i, label in enumerate(documents.labels) if error.args[0] in _names_of(label))
         known = ", ".join(map(repr, index))
@@ -73,9 +70,14 @@ def from_plain(plain: list[Any], classes: int, multilabel: bool) -> np.ndarray:
     """What :func:`to_plain` was given; an IndexError, TypeError or ValueError where it was something else."""
     if not multilabel:
         return np.array(plain, dtype=np.int64).reshape(len(plain))
-    table = np.zeros((len(plain), classes), dtype=np.uint8)
-    for row, numbers in zip(table, plain, strict=True):
-        row[np.array(numbers, dtype=np.int64)] = 1
+    return _table(plain, classes)
+
+
+def _table(numbers: list[list[int]], classes: int) -> np.ndarray:
+    """uint8 (documents, classes) from the classes of each document."""
+    table = np.zeros((len(numbers), classes), dtype=np.uint8)
+    rows = np.repeat(np.arange(len(numbers)), [len(each) for each in numbers])
+    table[rows, np.fromiter((n for each in numbers for n in each), dtype=np.int64)] = 1
     return table
 
 

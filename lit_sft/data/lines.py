@@ -12,7 +12,8 @@ from lit_sft.data.label_fields import label_of, labels_of
 from lit_sft.data.rows import Label, Row, RowOptions, checked
 from lit_sft.data.textfiles import numbered_lines, text_lines
 
-FASTTEXT_LABEL = "__label__"
+BLANKS = " \t\v\f"  # what fastText takes for the end of a word
+FASTTEXT_LABEL = re.compile(rf"[{BLANKS}]*__label__([^{BLANKS}]+)")
 ARTICLE_HEADING = re.compile(r"= (?!= ).*(?<! =) =")  # `= = Section = =` is of the next level
 
 
@@ -42,13 +43,11 @@ def fasttext_rows(stream: BinaryIO, options: RowOptions) -> Iterator[Row]:
     Several labels on a line need ``label_separator``, whatever it is: it says that the data are multi-label.
     """
     for number, line in numbered_lines(stream, options):
-        rest = checked(line, number, options).lstrip()
-        labels: list[str] = []
-        while rest.startswith(FASTTEXT_LABEL):
-            word, *after = rest.split(maxsplit=1)
-            labels.append(word.removeprefix(FASTTEXT_LABEL))
-            rest = after[0] if after else ""
-        yield Row(number, rest, _fasttext_label(labels, number, options))
+        line, start, labels = checked(line, number, options), 0, []
+        while match := FASTTEXT_LABEL.match(line, start):
+            labels.append(match[1])
+            start = match.end()
+        yield Row(number, line[start:].lstrip(BLANKS), _fasttext_label(labels, number, options))
 
 
 def _fasttext_label(labels: list[str], number: int, options: RowOptions) -> Label | None:
@@ -64,7 +63,7 @@ def _fasttext_label(labels: list[str], number: int, options: RowOptions) -> Labe
 
 def file_rows(stream: BinaryIO, options: RowOptions) -> Iterator[Row]:
     """file: the whole file is a document, but for a final newline."""
-    text = "".join(text_lines(stream, options)).removesuffix("\n").removesuffix("\r")
+    text = "".join(text_lines(stream, options, may_be_empty=True)).removesuffix("\n").removesuffix("\r")
     yield Row(1, checked(text, 0, options), None)
 
 

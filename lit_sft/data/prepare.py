@@ -31,7 +31,7 @@ from lit_sft.errors import UserError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3  # raise it when what a prepared folder holds changes
+FORMAT = 4  # raise it when what a prepared folder holds changes
 ARRAYS = ("unlabeled", "val", "test")
 
 
@@ -80,9 +80,14 @@ class Preparation:
         self.vocab_size, self.lowercase, self.min_frequency = vocab_size, lowercase, min_frequency
 
     @cached_property
+    def digests(self) -> dict[str, dict[str, str]]:
+        """For each option that names sources, a hash of each source's content."""
+        return self.config.digests()
+
+    @cached_property
     def fingerprint(self) -> str:
         """A hash of the corpus's options and of its sources' content."""
-        return self.config.fingerprint()
+        return self.config.fingerprint(self.digests)
 
     @cached_property
     def corpus(self) -> Corpus:

@@ -116,9 +116,14 @@ class StreamDataset(BatchDataset[StreamBatch]):
 
     def documents(self, index: int) -> np.ndarray:
         """Of the targets: what comes before a lane's first one may be the end of another document."""
+        documents = self.target_documents(index)
+        return np.unique(documents[documents >= 0])
+
+    def target_documents(self, index: int) -> np.ndarray:
+        """Number of the document that each target of batch ``index`` belongs to, (batch, time); -1 past the end."""
         targets = self._positions(index)[:, 1:]
-        ranks = np.searchsorted(self._ends, targets[targets < self.num_targets], side="right")
-        return np.unique(self._order[ranks])
+        ranks = np.searchsorted(self._ends, np.minimum(targets, self.num_targets - 1), side="right")
+        return np.where(targets < self.num_targets, self._order[ranks], -1)
 
     def _positions(self, index: int) -> np.ndarray:
         """Where the inputs and the last target of a batch stand in the text of targets, (batch, time + 1)."""

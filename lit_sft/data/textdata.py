@@ -8,8 +8,10 @@ from typing import Any, Literal
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lit_sft.data.contamination import told
 from lit_sft.data.corpus import Corpus
 from lit_sft.data.corpus_config import CorpusConfig, Sources
+from lit_sft.data.fed import NOTHING, Food
 from lit_sft.data.labels import label_array, label_counts
 from lit_sft.data.prepare import Preparation, Prepared, default_cache_dir
 from lit_sft.data.splits import low_shot
@@ -24,9 +26,9 @@ class TextData:
     """The documents that a user names, prepared; :class:`lit_sft.data.datamodule.TextDataModule` makes batches of them.
 
     Args:
-        labeled: labeled training data: ``pydocs``, or sources: a file (CSV, TSV, JSONL, Parquet, also with ``.gz`` behind
-            its suffix), ``FORMAT:FILE`` where the suffix doesn't tell the format (``label_text``, ``fasttext``), a folder
-            of files, a folder with a folder of text files for each class, or ``hf:NAME[:CONFIG][:SPLIT]``.
+        labeled: labeled training data: ``pydocs``, or sources: a file (CSV, TSV, JSONL, Parquet, also with ``.gz``
+            behind its suffix), ``FORMAT:FILE`` where the suffix doesn't tell the format (``label_text``, ``fasttext``),
+            a folder of files, a folder with a folder of text files for each class, or ``hf:NAME[:CONFIG][:SPLIT]``.
         unlabeled: more text for the language model, which reads the labeled training documents in any case; text files
             are a document a line, ``file:PATH`` is a document a file, ``wikitext:FILE`` the articles of WikiText.
         val: validation data; without it a seeded part of ``labeled`` is held out, with every label in it.
@@ -129,11 +131,22 @@ class TextData:
         self._adopted: Tokenizer | None = None
         self._adopted_labels: list[str] | None = None
         self._adopted_multilabel: bool | None = None
+        self._adopted_fed = NOTHING
         self._prepared: Prepared | None = None
 
-    def adopt(self, tokenizer: Tokenizer, label_names: list[str] | None = None, multilabel: bool | None = None) -> None:
-        """Use a checkpoint's tokenizer (and kind of labels) instead of training one: call before ``prepare_data``."""
+    def adopt(
+        self,
+        tokenizer: Tokenizer,
+        label_names: list[str] | None = None,
+        multilabel: bool | None = None,
+        fed: dict[str, Any] | None = None,
+    ) -> None:
+        """Use a checkpoint's tokenizer (and kind of labels) instead of training one: call before ``prepare_data``.
+
+        ``fed``: what the checkpoint was fed with (:mod:`lit_sft.data.fed`), to tell whether test data were among it.
+        """
         self._adopted, self._adopted_labels, self._adopted_multilabel = tokenizer, label_names, multilabel
+        self._adopted_fed = fed or NOTHING
 
     def read_only(self, split: Literal["val", "test"]) -> None:
         """Leave all other sources unread, to measure a model on this split: call after ``adopt``."""
@@ -177,6 +190,11 @@ class TextData:
             f"{len(prepared.unlabeled)} unlabeled of {int(prepared.unlabeled.lengths.sum()):,} tokens; "
             f"{prepared.tokenizer.vocab_size} vocabulary entries, {len(prepared.label_names)} labels"
         )
+        found = self.contamination
+        if "exact" in found:
+            rank_zero_info(told(found))
+        if found.get("transductive"):
+            rank_zero_warn(f"transductive: {'; '.join(found['why'])}: the test's figures are not those of new text")
 
     def _subset(self, option: str, array: TokenArray, seed: int) -> TokenArray:
         """The low-shot subset that an option asks for; everything where it is not given."""
@@ -224,8 +242,24 @@ class TextData:
 
     @property
     def contamination(self) -> dict[str, Any]:
-        """What the contamination gate found, as plain values; empty where there was nothing to compare."""
-        return self.prepared.contamination
+        """What the contamination gate found, as plain values; empty where there was nothing to compare.
+
+        ``transductive`` says whether the test split was training text of this run or of one before it, ``why`` how.
+        """
+        found = self.prepared.contamination
+        why = [*found.get("why", []), *self._food.reasons()]
+        return {**found, "transductive": bool(why), "why": why} if found or len(self.test) else {}
+
+    @property
+    def fed(self) -> dict[str, Any]:
+        """What a checkpoint of this run was fed with, as plain values (:mod:`lit_sft.data.fed`)."""
+        return self._food.plain(self.contamination.get("transductive", False))
+
+    @property
+    def _food(self) -> Food:
+        config = self.corpus_config
+        digests = self.preparation.digests
+        return Food(digests, config.remove_test_copies, self._adopted_fed, only_measured=config.only is not None)
 
     @property
     def test_is_clean(self) -> np.ndarray | None:
@@ -237,9 +271,14 @@ class TextData:
         """The documents as text, for baselines that read text."""
         return self.preparation.corpus
 
-    def bytes_per_target(self, split: Split) -> float:
-        """UTF-8 bytes of a split's documents over what a language model predicts there: their tokens and ends."""
+    def bytes_per_target(self, split: Split, chosen: np.ndarray | None = None) -> float:
+        """UTF-8 bytes of a split's documents over what a language model predicts there: their tokens and ends.
+
+        ``chosen``: bool (documents,), of these documents alone.
+        """
         array = self._array(split)
+        if chosen is not None:
+            array = array.select(np.flatnonzero(chosen))
         return int(array.num_bytes.sum()) / max(array.num_tokens + len(array), 1)
 
     def _array(self, split: Split) -> TokenArray:

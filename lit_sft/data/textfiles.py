@@ -84,7 +84,7 @@ class _Bytes(io.RawIOBase):
         return count
 
 
-def text_lines(stream: BinaryIO, options: RowOptions, newline: str = "\n") -> Iterator[str]:
+def text_lines(stream: BinaryIO, options: RowOptions, may_be_empty: bool = False) -> Iterator[str]:
     """Lines with their ends, without a byte-order mark; UNDECODABLE stands where bytes are not ``encoding``.
 
     Raises:
@@ -100,10 +100,10 @@ def text_lines(stream: BinaryIO, options: RowOptions, newline: str = "\n") -> It
                 raise UserError(f"{options.name}: begins with the byte-order mark of {family}; set `encoding` {family}")
             break
     buffered = io.BufferedReader(data, CHUNK_BYTES)
-    text = io.TextIOWrapper(buffered, encoding=options.encoding, errors="lit_sft_mark", newline=newline)
+    text = io.TextIOWrapper(buffered, encoding=options.encoding, errors="lit_sft_mark", newline="\n")
     try:
         first = text.readline().removeprefix("\ufeff")
-        if not first:
+        if not first and not may_be_empty:
             raise UserError(f"{options.name} is empty")
         yield first
         yield from text

@@ -1,0 +1,69 @@
+"""What a run was fed with, and whether the test split was among it: such a run is transductive.
+
+Its figures say how well it does on text that it has seen (without labels, or with them), and not on new text. The mark
+is set where half of the test documents stand in the training text (the gate counts them), where a source given as
+``test`` is also given as training text, and where either is so for the run that this one starts from: a checkpoint
+carries the digests of the sources that its weights and its tokenizer have seen.
+
+Not covered: a test file that an earlier run was fed with in another format, or as a part of another file; a tokenizer
+given as a file; a checkpoint that says nothing of what it was fed with, or the untruth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+NOTHING: dict[str, Any] = {"digests": [], "transductive": False}
+
+
+def is_fed(value: Any) -> bool:
+    """Whether a value, which may come from anywhere, is what :meth:`Food.plain` returns."""
+    if not isinstance(value, dict) or not isinstance(value.get("transductive"), bool):
+        return False
+    digests = value.get("digests")
+    return isinstance(digests, list) and all(isinstance(digest, str) for digest in digests)
+
+
+@dataclass(frozen=True)
+class Food:
+    """What a run is fed with.
+
+    Attributes:
+        sources: for each option that names sources, the digest of each of them.
+        removed: whether documents of the test are removed from training text.
+        before: what the checkpoint was fed with that the weights come from, or :data:`NOTHING`.
+        only_measured: other test data than the run's own are tested, and nothing is trained.
+    """
+
+    sources: Mapping[str, Mapping[str, str]]
+    removed: bool
+    before: Mapping[str, Any]
+    only_measured: bool
+
+    @property
+    def training(self) -> dict[str, str]:
+        """Digest of each source that is trained on; not of a test source whose documents were removed."""
+        removed = set(self.sources["test"].values()) if self.removed else set()
+        given = {**self.sources["labeled"], **self.sources["unlabeled"]}
+        return {source: digest for source, digest in given.items() if digest not in removed}
+
+    def reasons(self) -> list[str]:
+        """Why the run is transductive, by its sources; nothing where it isn't.
+
+        That the run before was transductive says nothing of other test data than its own.
+        """
+        names = {digest: source for source, digest in self.training.items()}
+        seen = set(self.before["digests"]) - names.keys()
+        test = self.sources["test"].items()
+        found = [f"{s} is test and training text ({names[d]})" for s, d in test if d in names]
+        found += [f"{s} was training text of the run that the weights come from" for s, d in test if d in seen]
+        if self.before["transductive"] and not self.only_measured:
+            found.append("the run that the weights come from is transductive")
+        return found
+
+    def plain(self, transductive: bool) -> dict[str, Any]:
+        """What a checkpoint says of it, as plain values; ``transductive``: whether the run is."""
+        digests = {*self.training.values(), *self.before["digests"]}
+        return {"digests": sorted(digests), "transductive": transductive or self.before["transductive"]}

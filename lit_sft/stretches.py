@@ -1,0 +1,61 @@
+"""What a language model's test keeps: the loss of every row of its batches."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from lit_sft.weighted import Figures
+
+
+@dataclass(frozen=True)
+class Stretches:
+    """Rows of stream batches, each a stretch of at most ``bptt`` tokens of one stream.
+
+    Attributes:
+        nll: float (rows,), nats of its targets together.
+        targets: int64 (rows,), their number.
+        bytes_per_target: see :meth:`lit_sft.metrics.LanguageModelMetrics.compute`.
+    """
+
+    nll: np.ndarray
+    targets: np.ndarray
+    bytes_per_target: float
+
+    def __len__(self) -> int:
+        return len(self.nll)
+
+    def figures(self, weights: np.ndarray) -> Figures:
+        """The figures of :class:`lit_sft.metrics.LanguageModelMetrics` where rows count several times, or not at all.
+
+        Args:
+            weights: float64 (rows, weightings).
+
+        Returns:
+            Each figure (weightings,); NaN without any target.
+        """
+        with np.errstate(invalid="ignore"):
+            loss = (self.nll.astype(np.float64) @ weights) / (self.targets.astype(np.float64) @ weights)
+        figures = {"loss": loss, "perplexity": np.exp(np.minimum(loss, 700.0))}
+        if self.bytes_per_target > 0:
+            figures["bits_per_byte"] = loss / math.log(2) / self.bytes_per_target
+        return figures
+
+
+def row_sums(nll: Tensor, targets: Tensor, clean: Tensor | None, ignore_index: int = -100) -> dict[str, Tensor]:
+    """What is kept of a stream batch: sums over time, each (batch,).
+
+    Args:
+        nll: (batch, time), 0 where ignored.
+        targets: (batch, time).
+        clean: bool (batch, time), the targets of clean documents, whose sums are kept apart; None: no such sums.
+    """
+    real = targets != ignore_index
+    sums = {"nll": nll.sum(1), "targets": real.sum(1)}
+    if clean is not None:
+        counted = clean.to(nll.device) & real
+        sums |= {"clean_nll": (nll * counted).sum(1), "clean_targets": counted.sum(1)}
+    return sums

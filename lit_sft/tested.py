@@ -1,0 +1,137 @@
+"""What a test measured, document by document: the figures of its clean part, and the intervals of all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from lit_sft.data.streams import StreamDataset
+from lit_sft.data.textdata import TextData
+from lit_sft.intervals import Interval, bootstrap
+from lit_sft.predictions import Collector, Predictions, gathered, predictions_in
+from lit_sft.ranks import of_all_ranks
+from lit_sft.stretches import Stretches
+from lit_sft.weighted import Figures, weighted_figures
+from lit_sft.weighted_multilabel import weighted_multilabel_figures
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one head was measured on: ``count`` documents or stretches, and the figures of any weighting of them.
+
+    ``figures`` takes weights, float64 (count, weightings), and gives each figure (weightings,) by its name.
+    """
+
+    count: int
+    figures: Callable[[np.ndarray], Figures]
+
+
+Parts = Mapping[str, Part]  # by the prefix of the figures' names
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A test's figures, and what they were made of.
+
+    Attributes:
+        figures: of the full test set, by their names.
+        whole: what each head was measured on.
+        clean: the same without copies of training documents: ``whole`` itself where there are none, and empty where
+            that was not checked or nothing is left.
+        predictions: the classifier's.
+    """
+
+    figures: dict[str, float]
+    whole: Parts
+    clean: Parts = field(default_factory=dict)
+    predictions: Predictions | None = None
+
+    @property
+    def clean_figures(self) -> dict[str, float]:
+        """The figures of the clean part; of a full set that is clean the very same, and none where it isn't known."""
+        if self.clean is self.whole:
+            return self.figures
+        once = {prefix: part.figures(np.ones((part.count, 1))) for prefix, part in self.clean.items()}
+        return {f"{prefix}{name}": float(value[0]) for prefix, found in once.items() for name, value in found.items()}
+
+    def record(self) -> dict[str, Any]:
+        """``test`` and ``test_interval``; where they are known, ``test_clean`` and ``test_clean_interval``."""
+        found: dict[str, Any] = {"test": self.figures, "test_interval": _intervals(self.whole)}
+        if self.clean:
+            same = self.clean is self.whole
+            found["test_clean"] = self.clean_figures
+            found["test_clean_interval"] = found["test_interval"] if same else _intervals(self.clean)
+        return found
+
+
+def _intervals(parts: Parts) -> dict[str, Interval]:
+    found = {prefix: bootstrap(part.figures, part.count) for prefix, part in parts.items()}
+    return {f"{prefix}{name}": interval for prefix, by_name in found.items() for name, interval in by_name.items()}
+
+
+def clean_targets(dataset: object, index: int, clean: np.ndarray | None) -> Tensor | None:
+    """Of batch ``index`` of a test's stream, which targets are of clean documents, bool (batch, time).
+
+    None where that says nothing: labeled documents are told apart by themselves, and all may be clean, or none known.
+
+    Args:
+        dataset: what the batch is from.
+        index: its number.
+        clean: bool (documents,), or None.
+    """
+    if not isinstance(dataset, StreamDataset) or clean is None or clean.all():
+        return None
+    documents = dataset.target_documents(index)
+    return torch.from_numpy(clean[documents] & (documents >= 0))
+
+
+def gather(
+    trainer: Trainer, kept: dict[str, Collector], figures: dict[str, float], label_names: list[str], data: TextData
+) -> Tested:
+    """What all processes have kept of the test that ends; every process must call it.
+
+    Args:
+        trainer: whose test it is.
+        kept: this process's collectors, by head.
+        figures: of the full test set, over all processes.
+        label_names: the classes.
+        data: whose test data they are.
+    """
+    ranks = of_all_ranks(trainer, {head: collector.rows() for head, collector in kept.items()})
+    rows = {head: gathered([rank[head] for rank in ranks]) for head in kept}
+    flags = data.test_is_clean
+    whole: dict[str, Part] = {}
+    clean: dict[str, Part] = {}
+    predictions = None
+    if documents := rows.get("classifier"):
+        predictions = predictions_in(documents, label_names, np.asarray(data.test.keys), flags)
+        whole[""] = _classifier_part(predictions)
+        if predictions.clean is not None:
+            clean[""] = _classifier_part(predictions.select(predictions.clean))
+    if stretches := rows.get("lm"):
+        prefix = "lm_" if predictions is not None else ""  # as the evaluation names them
+        whole[prefix] = _stream_part(stretches, "", data.bytes_per_target("test"))
+        if flags is not None and "clean_nll" in stretches:
+            clean[prefix] = _stream_part(stretches, "clean_", data.bytes_per_target("test", flags))
+    if flags is not None and flags.all():
+        clean = whole
+    return Tested(figures, whole, clean if all(part.count for part in clean.values()) else {}, predictions)
+
+
+def _classifier_part(predictions: Predictions) -> Part:
+    figures = weighted_multilabel_figures if predictions.multilabel else weighted_figures
+    return Part(len(predictions), partial(figures, predictions))
+
+
+def _stream_part(rows: dict[str, np.ndarray], sums: str, bytes_per_target: float) -> Part:
+    """The rows that have a target among those whose sums are asked for."""
+    counted = rows[f"{sums}targets"] > 0
+    stretches = Stretches(rows[f"{sums}nll"][counted], rows[f"{sums}targets"][counted], bytes_per_target)
+    return Part(len(stretches), stretches.figures)

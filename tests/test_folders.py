@@ -1,0 +1,170 @@
+"""Folders as sources: a folder for each class, and a folder of files; what is not read is told."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from lit_sft.data.corpus import load_corpus
+from lit_sft.data.corpus_config import CorpusConfig
+from lit_sft.data.readers import ReadReport, read_documents
+from lit_sft.errors import UserError
+
+
+def tree(root: Path, files: dict[str, str]) -> Path:
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+    return root
+
+
+def acl_imdb(root: Path) -> Path:
+    """The layout of the Large Movie Review Dataset."""
+    reviews = {f"train/pos/{i}_9.txt": f"good {i}" for i in range(12)}
+    reviews |= {f"train/neg/{i}_1.txt": f"bad {i}" for i in range(3)} | {"train/neg/3_1.txt": "two\nlines\n"}
+    reviews |= {f"train/unsup/{i}_0.txt": f"some {i}" for i in range(5)}
+    other = {
+        "train/urls_pos.txt": "http://x\n",
+        "train/labeledBow.feat": "9 0:9\n",
+        "README": "about",
+        "imdb.vocab": "a",
+    }
+    return tree(root, reviews | other | {"test/pos/0_9.txt": "fine", "test/neg/0_1.txt": "poor"})
+
+
+def read(source: object, labeled: bool = True, **options: object) -> tuple[list[tuple[str, str]], ReadReport]:
+    documents, report = read_documents(str(source), labeled=labeled, **options)  # type: ignore[arg-type]
+    return list(zip(documents.texts, documents.labels or [""] * len(documents), strict=True)), report  # type: ignore[arg-type]
+
+
+def test_a_folder_for_each_class(tmp_path: Path) -> None:
+    rows, report = read(acl_imdb(tmp_path) / "train")
+    numbers = sorted(range(12), key=lambda i: f"{i}_9.txt")
+    expected = [("bad 0", "neg"), ("bad 1", "neg"), ("bad 2", "neg"), ("two\nlines", "neg")]
+    assert rows == [*expected, *((f"good {i}", "pos") for i in numbers)]
+    assert (report.rows, report.read, report.blank, report.left_out) == (21, 16, 0, 5)
+    assert [note.replace(str(tmp_path), "") for note in report.notes] == [
+        "/train/unsup: 5 files are left out (documents without a label)",
+        "/train: 2 files are not read: labeledBow.feat, urls_pos.txt",
+    ]
+
+
+def test_label_names_choose_the_classes_and_others_are_left_out(tmp_path: Path) -> None:
+    train = str(acl_imdb(tmp_path) / "train")
+    test = str(tmp_path / "test")
+    config = CorpusConfig(labeled=[train], test=[test], label_names={"pos": "positive", "neg": "negative"})
+    corpus = load_corpus(config, tmp_path / "cache")
+    assert corpus.label_names == ["positive", "negative"]
+    assert set(corpus.train.labels or []) == {"positive", "negative"}
+    assert any("unsup: 5 files are left out (data.label_names lacks it)" in note for note in corpus.notes)
+    kept = {"pos": "p", "neg": "n", "unsup": "u"}
+    rows, report = read(train, label_names=kept, classes=list(kept))
+    assert [label for _, label in rows].count("u") == 5
+    assert report.left_out == 0
+    with pytest.raises(UserError, match=r"train: none of the folders neg, pos, unsup is a class of data\.label_names"):
+        read(train, label_names={"a": "a"}, classes=["a"])
+
+
+def test_a_class_that_only_the_test_folder_has_is_refused(tmp_path: Path) -> None:
+    """Where label_names are not given, nobody has said that it should be left out."""
+    acl_imdb(tmp_path)
+    tree(tmp_path, {"test/other/0.txt": "a text"})
+    config = CorpusConfig(labeled=[str(tmp_path / "train")], test=[str(tmp_path / "test")])
+    with pytest.raises(UserError, match=r"test/other/0\.txt, row 1: label 'other' is not in label_names \(neg, pos\)"):
+        load_corpus(config, tmp_path / "cache")
+    measured = config.measuring("test", ["neg", "pos"])
+    with pytest.raises(UserError, match="label 'other' is not in label_names"):
+        load_corpus(measured, tmp_path / "cache")
+
+
+def test_splits_are_not_classes(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r": test, train are splits, not classes; give .*/train$"):
+        read(acl_imdb(tmp_path))
+    with pytest.raises(UserError, match=r"holds several splits \(.*\); give the files, or hf:"):
+        read(tree(tmp_path / "a", {"train.csv": "text\nx\n", "dev-0.csv": "text\nx\n"}), labeled=False)
+
+
+def test_unlabeled_documents_of_a_folder(tmp_path: Path) -> None:
+    train = acl_imdb(tmp_path) / "train"
+    rows, report = read(f"file:{train}/neg", labeled=False)
+    assert [text for text, _ in rows] == ["bad 0", "bad 1", "bad 2", "two\nlines"]
+    assert report.notes == []
+    rows, report = read(f"{train}/neg", labeled=False)
+    assert [text for text, _ in rows] == ["bad 0", "bad 1", "bad 2", "two", "lines"]
+    assert report.notes == [
+        f"{train}/neg: 4 text files are read as a document a line; with file:{train}/neg each is a document"
+    ]
+    _, report = read(f"file:{train}", labeled=False)
+    assert f"{train}: 1 files beside the subfolders are read too: urls_pos.txt" in report.notes
+
+
+def test_documents_without_a_suffix_and_deeper_folders(tmp_path: Path) -> None:
+    root = tree(
+        tmp_path, {"alt.atheism/49960": "a", "sci.space/deep/er/60150": "b", "sci.space/.x": "", "sci.space/e": ""}
+    )
+    rows, report = read(root)
+    assert rows == [("a", "alt.atheism"), ("b", "sci.space")]
+    assert (report.rows, report.blank) == (3, 1)
+    assert report.notes == [f"{root}: 1 files are not read: sci.space/.x"]
+
+
+def test_a_folder_of_files_is_read_one_after_the_other(tmp_path: Path) -> None:
+    files = {
+        "b/2.jsonl": json.dumps({"label": "y", "review": "third"}),
+        "a.csv": "text,label\nfirst,x\n,x\n",
+        "b/1.tsv": "label\tid\ttext\ny\t1\tsecond\n",
+        "part-9.csv": "",
+        "c.pdf": "%PDF",
+        "LICENSE": "free",
+    }
+    root = tree(tmp_path, files)
+    rows, report = read(root)
+    assert rows == [("first", "x"), ("second", "y"), ("third", "y")]
+    assert (report.rows, report.read, report.blank, report.left_out) == (4, 3, 1, 0)
+    assert report.notes == [f"{root}: 2 files are not read: LICENSE, c.pdf", f"{root}: 1 empty files: part-9.csv"]
+    rows, report = read(f"tsv:{root}")
+    assert rows == [("second", "y")]
+    assert "a.csv, b/2.jsonl, c.pdf" in report.notes[0]
+    tree(root, {"b/3.jsonl": '{"label": "y", "review": "x"}\n{"label": "y"}\n'})
+    with pytest.raises(UserError, match=rf"^{re.escape(str(root))}/b/3\.jsonl, row 2: no 'review'; there: label$"):
+        read(root)
+    tree(root, {"b/0.txt": "no label"})
+    with pytest.raises(UserError, match=r"holds both folders of text files \(b\) and a\.csv, b/1\.tsv"):
+        read(root)
+
+
+def test_a_folder_without_a_readable_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no file in it that can be read; known: \.txt, \.csv"):
+        read(tree(tmp_path, {"a.pdf": "x", ".b.csv": "text\nx\n"}), labeled=False)
+    with pytest.raises(UserError, match="is a folder; give its files"):
+        read(f"label_text:{tmp_path}")
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    root = tree(tmp_path / "data", {"pos/0.txt": "good"})
+    (root / "neg").symlink_to(tree(tmp_path / "elsewhere", {"0.txt": "bad"}))
+    assert read(root)[0] == [("bad", "neg"), ("good", "pos")]
+    (root / "pos" / "up").symlink_to(root)
+    with pytest.raises(UserError, match="pos/up: a link that leads back to a folder above it"):
+        read(root)
+
+
+def test_the_fingerprint_is_that_of_the_names_and_bytes_of_the_files_read(tmp_path: Path) -> None:
+    train = acl_imdb(tmp_path) / "train"
+    config = CorpusConfig(labeled=[str(train)])
+    prints = [config.fingerprint(), config.fingerprint()]
+    (train / "pos/0_9.txt").write_text("good 9")
+    prints.append(config.fingerprint())
+    (train / "pos/0_9.txt").rename(train / "pos/0_8.txt")
+    prints.append(config.fingerprint())
+    (train / "unsup/9_0.txt").write_text("one more is left out")  # the note that tells of them is kept with the data
+    prints.append(config.fingerprint())
+    (train / "urls_pos.txt").write_text("not read")
+    prints.append(config.fingerprint())
+    assert prints[0] == prints[1]
+    assert len(set(prints[:5])) == 4
+    assert prints[4] == prints[5]

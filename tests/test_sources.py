@@ -1,0 +1,249 @@
+"""Names of sources, and the formats that no suffix tells."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import re
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import Command, Fit, Trained, labeled_rows
+from refusals import refused
+
+from lit_sft.data.corpus import load_corpus
+from lit_sft.data.corpus_config import CorpusConfig
+from lit_sft.data.readers import iter_rows, read_documents
+from lit_sft.data.sources import FORMATS, SUFFIXES, parse_source
+from lit_sft.errors import UserError
+
+
+def write(path: Path, content: str | bytes) -> str:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(path)
+
+
+def read(source: str | Path, labeled: bool = True, **options: Any) -> list[tuple[str, Any]]:
+    documents, _ = read_documents(source, labeled=labeled, **options)
+    return list(zip(documents.texts, documents.labels or [None] * len(documents), strict=True))
+
+
+# ---------------------------------------------------------------- names
+
+
+def test_a_name_is_a_path_a_format_and_a_path_or_a_data_set_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert parse_source("label_text:x/TREC.train").kind == "label_text"
+    assert parse_source("hf:stanfordnlp/imdb:train").place == "stanfordnlp/imdb:train"
+    assert parse_source("x:y.csv").kind is None
+    write(tmp_path / "csv:a.txt", "a text\n")
+    assert read("csv:a.txt", labeled=False) == [("a text", None)]
+    assert parse_source(Path("csv:b.txt")).place == "csv:b.txt"
+    with pytest.raises(UserError, match="csv:: nothing stands behind the colon"):
+        parse_source("csv:")
+
+
+def test_a_format_before_the_colon_beats_the_suffix(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", "text,label\nx,1\n")
+    assert read(f"csv:{path}") == [("x", "1")]
+    assert read(f"txt:{write(tmp_path / 'b.csv', 'x,y')}", labeled=False) == [("x,y", None)]
+    with pytest.raises(UserError, match="is csv by its name and txt by option"):
+        iter_rows(f"csv:{path}", format="txt")
+
+
+@pytest.mark.parametrize("name", ["TREC.train", "wiki.train.tokens", "data", "a.dat.gz"])
+def test_an_unknown_suffix_is_told_how_to_name_the_format(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path / name, "x")
+    with pytest.raises(UserError, match=f"write FORMAT:{re.escape(path)}, a FORMAT of") as caught:
+        iter_rows(path)
+    assert all(format in str(caught.value) for format in FORMATS)
+
+
+def test_a_format_that_is_misspelt_is_told_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cvs:a\.csv: no such file .*did you mean csv\?"):
+        iter_rows("cvs:a.csv")
+
+
+# ---------------------------------------------------------------- gzip
+
+
+@pytest.mark.parametrize("suffix", [*SUFFIXES, ".CSV"])
+def test_every_suffix_may_have_gz_behind_it(suffix: str, tmp_path: Path) -> None:
+    rows = [("a text", "x"), ("another", "y")]
+    table = io.BytesIO()
+    pq.write_table(pa.table({"text": [t for t, _ in rows], "label": [y for _, y in rows]}), table)
+    content = {
+        "txt": b"a text\nanother\n",
+        "csv": b"text,label\na text,x\nanother,y\n",
+        "tsv": b"text\tlabel\na text\tx\nanother\ty\n",
+        "jsonl": "".join(json.dumps({"text": t, "label": y}) + "\n" for t, y in rows).encode(),
+        "parquet": table.getvalue(),
+    }[SUFFIXES[suffix.lower()]]
+    labeled = suffix != ".txt"
+    path = write(tmp_path / f"a{suffix}.gz", gzip.compress(content))
+    assert read(path, labeled) == (rows if labeled else [(text, None) for text, _ in rows])
+
+
+def test_gzip_is_not_unpacked_into_memory(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt.gz", gzip.compress(b"a line of text\n" * 1_000_000, 1))  # 15 MB
+    tracemalloc.start()
+    assert sum(1 for _ in zip(iter_rows(path), range(60_000), strict=False)) == 60_000
+    assert tracemalloc.get_traced_memory()[1] < 3_000_000
+    tracemalloc.stop()
+
+
+# ---------------------------------------------------------------- labels before the text
+
+
+def test_label_text_splits_at_the_first_separator(tmp_path: Path) -> None:
+    path = write(tmp_path / "TREC.train", "DESC:manner How did it go ?\nNUM:date When\xe9 ?\n".encode("latin-1"))
+    source = f"label_text:{path}"
+    options = {"separator": " ", "encoding": "iso-8859-1"}
+    assert read(source, **options) == [("How did it go ?", "DESC:manner"), ("Whené ?", "NUM:date")]
+    assert [y for _, y in read(source, label_pattern="^[^:]+", **options)] == ["DESC", "NUM"]
+    assert [y for _, y in read(source, label_pattern=":(.)", **options)] == ["m", "d"]
+    assert read(source, labeled=False, **options) == [("How did it go ?", None), ("Whené ?", None)]
+    with pytest.raises(UserError, match=r"train, row 1: no '\\t' between label and text; set `separator`"):
+        read(source, encoding="latin-1")
+    with pytest.raises(UserError, match=r"row 2: label_pattern '\^D.' finds nothing in the label 'NUM:date'"):
+        read(source, label_pattern="^D.", **options)
+
+
+def test_a_tab_is_the_separator_by_default_and_an_empty_line_is_a_blank_row(tmp_path: Path) -> None:
+    path = write(tmp_path / "a", "pos\ta\tb\n\nneg\tc")
+    documents, report = read_documents(f"label_text:{path}", labeled=True)
+    assert list(zip(documents.texts, documents.labels or [], strict=True)) == [("a\tb", "pos"), ("c", "neg")]
+    assert (report.rows, report.read, report.blank) == (3, 2, 1)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+def test_label_pattern_and_separator_are_for_every_format(name: str, tmp_path: Path) -> None:
+    labels = ["topic=a; topic=b;topic=a", ";", "topic=c"]
+    path = tmp_path / name
+    if name == "a.csv":
+        write(path, "text,label\n" + "".join(f"t{i},{label}\n" for i, label in enumerate(labels)))
+    elif name == "a.jsonl":
+        write(path, "".join(json.dumps({"text": f"t{i}", "label": y}) + "\n" for i, y in enumerate(labels)))
+    else:
+        pq.write_table(pa.table({"text": ["t0", "t1", "t2"], "label": labels}), path)
+    options = {"label_separator": ";", "label_pattern": "=(.*)"}
+    assert [y for _, y in read(path, **options)] == [("a", "b"), (), ("c",)]
+    names = {"a": "A", "b": "A", "c": "C"}
+    assert [y for _, y in read(path, label_names=names, **options)] == [("A",), (), ("C",)]
+    with pytest.raises(UserError, match=r"row \d: label 'b' is not in label_names \(a, c\)"):
+        read(path, label_names={"a": "a", "c": "c"}, **options)
+
+
+def test_fasttext_lines(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.ft", "__label__pos good , __label__x\n__label__a\t__label__b  both\nnone\n")
+    with pytest.raises(UserError, match=r"row 2: 2 labels \(a, b\); for multi-label data set label_separator"):
+        read(f"fasttext:{path}")
+    several = [("good , __label__x", ("pos",)), ("both", ("a", "b")), ("none", ())]
+    assert read(f"fasttext:{path}", label_separator=" ") == several
+    assert read(f"fasttext:{path}", labeled=False) == [(text, None) for text, _ in several]
+    with pytest.raises(UserError, match=r"row 1: no label"):
+        read(f"fasttext:{write(tmp_path / 'b', 'no label here')}")
+
+
+def test_lists_and_names_as_labels_are_not_mixed(tmp_path: Path) -> None:
+    lists = '{"text": "x", "label": ["a", null, " ", 1]}\n{"text": "y", "label": []}\n'
+    path = write(tmp_path / "a.jsonl", lists)
+    assert read(path) == [("x", ("a", "1")), ("y", ())]
+    with pytest.raises(UserError, match=r"row 1: the label is a list already; leave label_separator out"):
+        read(path, label_separator=",")
+    with pytest.raises(UserError, match=r"row 3: a list as label in some rows and a name in others"):
+        read(write(tmp_path / "b.jsonl", lists + '{"text": "z", "label": "a"}'))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label_pattern": "("}, r"--data.label_pattern '\(' is no regular expression"),
+        ({"label_separator": ""}, "--data.label_separator must not be empty"),
+        ({"separator": ""}, "--data.separator must not be empty"),
+    ],
+)
+def test_label_options_that_can_not_be_meant(options: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        CorpusConfig.of("pydocs", None, None, None, None, **options)
+
+
+def test_labels_that_look_alike_are_noted_with_their_counts(tmp_path: Path) -> None:
+    rows = "".join(f"t{i} is text,{label}\n" for i, label in enumerate(["Pos", "pos", "neg", "p os", "pos"] * 3))
+    path = write(tmp_path / "a.csv", "text,label\n" + rows)
+    corpus = load_corpus(CorpusConfig(labeled=[path]), tmp_path)
+    assert corpus.label_names == ["Pos", "neg", "p os", "pos"]
+    [note] = [note for note in corpus.notes if "differ only in case" in note]
+    for part in ("'Pos' (", "'pos' (", "'p os' (", "data.label_names: {'Pos': 'Pos', 'pos': 'Pos'"):
+        assert part in note
+    merged = {"Pos": "pos", "pos": "pos", "p os": "pos", "neg": "neg"}
+    assert load_corpus(CorpusConfig(labeled=[path], label_names=merged), tmp_path).notes == []
+
+
+# ---------------------------------------------------------------- articles and files
+
+
+ARTICLES = [
+    " = First = \n \n It has = signs = , and \n = like a heading = \n = = Section = = \n \n Text . \n \n",
+    ' = <unk> = \n \n A " quote " . \n \n',
+]
+
+
+def test_wikitext_articles_also_those_of_the_quoted_mirror(tmp_path: Path) -> None:
+    expected = [
+        "= First =\n\nIt has = signs = , and\n= like a heading =\n= = Section = =\n\nText .",
+        '= <unk> =\n\nA " quote " .',
+    ]
+    plain = write(tmp_path / "wiki.train.tokens", " \n" + "".join(ARTICLES))
+    quoted = "".join('" \n' + article.replace('"', '""') + '"\n' for article in ARTICLES)
+    for path in (plain, write(tmp_path / "quoted.tokens", quoted)):
+        rows = list(iter_rows(f"wikitext:{path}"))
+        assert [row.text for row in rows] == expected
+    with pytest.raises(UserError, match="plain text has no labels"):
+        read(f"wikitext:{plain}")
+
+
+def test_file_is_one_document(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.md", "# Title\r\n\r\nBody\n\n")
+    assert read(f"file:{path}", labeled=False) == [("# Title\r\n\r\nBody\n", None)]
+    with pytest.raises(UserError, match=r"a\.md: plain text has no labels"):
+        read(f"file:{path}")
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def test_a_damaged_file_on_the_command_line(fit: Fit) -> None:
+    data = gzip.compress("".join(f"{label}\t{text}\n" for text, label in labeled_rows(200, 3)).encode())
+    Path("half.gz").write_bytes(data[: len(data) // 2])
+    refused(fit("--data.labeled", "label_text:half.gz"), "half.gz: damaged or no gzip data")
+    refused(fit("--data.test", "label_text:half.gz"), "half.gz: damaged or no gzip data")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "flags"),
+    [
+        ("a.csv.gz", gzip.compress(b"text\nthe owl\nthe sail\n"), []),
+        ("label_text:TREC.test", b"A:b the owl\nA:c the sail\n", ["--separator", " "]),
+        ("fasttext:a.ft", b"__label__x the owl\n__label__y the sail\n", []),
+    ],
+    ids=["csv.gz", "label_text", "fasttext"],
+)
+def test_predict_reads_every_format_of_one_file(
+    name: str, content: bytes, flags: list[str], cli: Command, trained: Trained
+) -> None:
+    Path(name.split(":")[-1]).write_bytes(content)
+    result = cli("predict", "--ckpt_path", trained.finetune, "--input", name, "--output", "out.jsonl", *flags)
+    assert result.code == 0
+    assert len(Path("out.jsonl").read_text().splitlines()) == 2
+    broken = write(Path("broken.csv"), 'text\nthe owl\n"the sail\n')
+    result = cli("predict", "--ckpt_path", trained.finetune, "--input", broken, "--output", "broken.jsonl")
+    refused(result, "broken.csv, row 3: a quote that is never closed")
+    assert not Path("broken.jsonl").exists()

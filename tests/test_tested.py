@@ -1,0 +1,137 @@
+"""The clean part of a test, its intervals, and what stands in the record."""
+
+from __future__ import annotations
+
+import csv
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Command, Configs, Files, Trained, read, write_csv
+from training import data_of, module_of, trainer_of
+
+from lit_sft.checkpoints import read_checkpoint
+from lit_sft.metrics import ClassificationMetrics
+from lit_sft.predictions import Predictions, read_predictions
+from lit_sft.tested import clean_targets
+
+COPIED = (0, 3, 4, 11, 25)  # of the 30 test documents
+
+
+@pytest.fixture
+def copies(files: Files, tmp_path: Path) -> Path:
+    """The training documents, and copies of some of the test's."""
+    rows = []
+    for path in (files.train, files.test):
+        with path.open(newline="", encoding="utf-8") as file:
+            found = [(row["text"], row["label"]) for row in csv.DictReader(file)]
+            rows += found if path is files.train else [found[i] for i in COPIED]
+    return write_csv(tmp_path / "copies.csv", rows)
+
+
+def figures_of(p: Predictions) -> dict[str, float]:
+    metrics = ClassificationMetrics(p.label_names)
+    columns = (p.probabilities, p.labels, p.losses)
+    metrics.update(*(torch.from_numpy(np.array(column)) for column in columns))
+    return metrics.compute()
+
+
+def test_the_clean_part_is_measured_apart_where_test_documents_were_trained_on(
+    copies: Path, cli: Command, configs: Configs
+) -> None:
+    assert cli("fit", "--config", configs.finetune, "--data.labeled", copies).code == 0
+    run = Path("logs/tiny-finetune/version_0")
+    result = cli("test", "--ckpt_path", run)
+    assert result.code == 0
+    record, kept = read(run / "metrics.json"), read_predictions(run / "predictions.parquet")
+    assert record["contamination"]["exact"] == len(COPIED)
+    assert kept.clean is not None
+    assert np.flatnonzero(~kept.clean).tolist() == list(COPIED)
+    assert record["test"] == pytest.approx(figures_of(kept), abs=1e-5)
+    assert record["test_clean"] == pytest.approx(figures_of(kept.select(kept.clean)), abs=1e-5)
+    assert record["test_clean"]["loss"] != record["test"]["loss"]
+    for split in ("test", "test_clean"):
+        assert record[f"{split}_interval"].keys() == record[split].keys()
+        for name, (low, high) in record[f"{split}_interval"].items():
+            assert low <= record[split][name] <= high or name == "ece"  # whose resamples lie above it
+    assert record["test_interval"] != record["test_clean_interval"]
+    assert "test_clean/accuracy" in result.out
+    assert "; without copies of training documents: accuracy" in result.log
+
+
+def test_a_clean_test_set_is_its_clean_part(trained: Trained, cli: Command, tmp_path: Path, files: Files) -> None:
+    run = shutil.copytree(trained.finetune, tmp_path / "run")
+    result = cli("test", "--ckpt_path", run)
+    assert result.code == 0
+    record = read(run / "metrics.json")
+    assert record["test_clean"] == record["test"]
+    assert record["test_clean_interval"] == record["test_interval"]
+    assert record["contamination"]["clean_documents"] == 30
+    assert "without copies" not in result.log
+    # where the training data are not read nothing is known of copies
+    shutil.copy(files.test, "other.csv")
+    own = read_checkpoint(run / "checkpoints/best.ckpt").config["data"]
+    assert cli("test", "--ckpt_path", run, "--data.test", "other.csv", "--data.labeled", own["labeled"]).code == 0
+    other = read(run / "test-other.json")
+    assert "test_clean" not in other
+    for name, interval in record["test_interval"].items():
+        assert other["test_interval"][name] == pytest.approx(interval)
+    assert read_predictions(run / "test-other.parquet").clean is None
+
+
+def test_a_stopped_test_leaves_predictions_that_the_next_one_replaces(
+    trained: Trained, cli: Command, tmp_path: Path
+) -> None:
+    run = shutil.copytree(trained.finetune, tmp_path / "run")
+    (run / "predictions.parquet").write_bytes(b"half")
+    assert cli("test", "--ckpt_path", run).code == 0
+    whole = read_predictions(run / "predictions.parquet")
+    assert cli("test", "--ckpt_path", run, "--trainer.limit_test_batches", "1").code == 0
+    assert len(read_predictions(run / "predictions.parquet")) == len(whole) == 30
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_language_models_clean_part_are_the_tokens_of_clean_documents(
+    batch_size: int, copies: Path, files: Files, tmp_path: Path
+) -> None:
+    data = data_of(files, tmp_path / "cache", labeled=str(copies), batch_size=batch_size, bptt=9)
+    module, trainer = module_of("pretrain"), trainer_of(tmp_path)
+    figures = trainer.test(module, data, verbose=False)[0]
+    tested = module.tested
+    assert tested is not None
+    # the loss of every target, in the order of the text
+    stream, nll = data.stream_loader("test").dataset, []
+    state = module.net.encoder.initial_state(batch_size)
+    with torch.inference_mode():
+        for i in range(len(stream)):
+            values, state = module.net.lm_nll(stream[i], state, module.net.draw_masks(batch_size))
+            nll.append(values)
+    flat = torch.cat(nll, dim=1).flatten()[: stream.num_targets].numpy()
+    documents = np.repeat(np.arange(30), data.test.lengths + 1)
+    clean = ~np.isin(documents, COPIED)
+    assert figures["test/loss"] == pytest.approx(flat.mean(), rel=1e-5)
+    assert figures["test_clean/loss"] == pytest.approx(flat[clean].mean(), rel=1e-5)
+    bits = flat[clean].sum() / math.log(2) / np.delete(data.test.num_bytes, COPIED).sum()
+    assert figures["test_clean/bits_per_byte"] == pytest.approx(bits, rel=1e-5)
+    record: dict[str, Any] = tested.record()
+    assert record["test_clean"].keys() == record["test_clean_interval"].keys() == record["test"].keys()
+    low, high = record["test_clean_interval"]["loss"]
+    assert low < figures["test_clean/loss"] < high
+
+
+def test_only_a_stream_with_copies_needs_to_know_its_targets_documents(files: Files, tmp_path: Path) -> None:
+    data = data_of(files, tmp_path / "cache")
+    data.prepare_data()
+    data.setup()
+    stream, documents = data.stream_loader("test").dataset, data.document_loader("test").dataset
+    some = np.arange(30) < 20
+    assert clean_targets(stream, 0, None) is None
+    assert clean_targets(stream, 0, np.ones(30, dtype=bool)) is None
+    assert clean_targets(documents, 0, some) is None
+    found = clean_targets(stream, 0, some)
+    assert found is not None
+    assert found.shape == stream[0].targets.shape
