@@ -1,4 +1,4 @@
-"""Preparation takes as much memory for ten times the text."""
+"""Preparation takes as much memory for five times the text."""
 
 from __future__ import annotations
 
@@ -26,22 +26,24 @@ print(data.unlabeled.num_tokens + data.val.num_tokens, int(peak[1]) // 1024)
 
 
 def write(path: Path, megabytes: int) -> int:
-    """Documents of 10 kB, of few words that are long, so that tokenising them is quick; returns their words."""
+    """Documents of 2 kB, of few words that are long, so that tokenising them is quick; returns their words."""
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefghij", k=500)) for _ in range(300)]
-    texts = [" ".join(draw.choices(words, k=20)) for _ in range(100 * megabytes)]
+    texts = [" ".join(draw.choices(words, k=4)) for _ in range(500 * megabytes)]
     if path.suffix == ".txt":
         path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
     else:  # one row group, as small writers make it
         pq.write_table(pa.table({"text": texts, "label": [i % 2 for i in range(len(texts))]}), path)
-    return 20 * len(texts)
+    return 4 * len(texts)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs /proc")
-@pytest.mark.parametrize(("suffix", "option"), [(".txt", "unlabeled"), (".parquet", "labeled")])
-def test_ten_times_the_text_takes_the_same_memory(suffix: str, option: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("suffix", "option"), [(".parquet", "labeled"), pytest.param(".txt", "unlabeled", marks=pytest.mark.slow)]
+)
+def test_five_times_the_text_takes_the_same_memory(suffix: str, option: str, tmp_path: Path) -> None:
     peaks = []
-    for megabytes in (6, 60):
+    for megabytes in (6, 30):
         path = tmp_path / f"{megabytes}{suffix}"
         tokens = write(path, megabytes)
         command = [sys.executable, "-c", CODE, str(path), str(tmp_path / "cache"), option]
@@ -49,4 +51,4 @@ def test_ten_times_the_text_takes_the_same_memory(suffix: str, option: str, tmp_
         counted, peak = map(int, done.stdout.split())
         assert counted == tokens
         peaks.append(peak)
-    assert peaks[1] - peaks[0] < 20, peaks
+    assert peaks[1] - peaks[0] < 12, peaks  # a list of the texts alone would be twice that

@@ -16,7 +16,9 @@ from lit_sft.data.sources import is_gzip
 from lit_sft.data.textfiles import CHUNK_BYTES, open_bytes, read_piece
 from lit_sft.errors import UserError
 
-BATCH_ROWS = 1024  # turned into Python objects at a time
+BATCH_ROWS = 1024  # turned into Python objects at a time,
+BATCH_BYTES = 4 << 20  # and about so much of them
+IN_PIECES: dict[str, Any] = {"buffer_size": 1 << 20, "pre_buffer": False}  # otherwise a row group, the whole file maybe
 T = TypeVar("T")
 
 
@@ -51,11 +53,12 @@ def _parquet_rows(stream: BinaryIO, options: RowOptions) -> Iterator[Row]:
         except (pa.ArrowException, OSError, ValueError, ArithmeticError, MemoryError, LookupError, TypeError) as error:
             raise UserError(f"{options.name}: not a readable Parquet file ({_first_line(error)})") from error
 
-    file = tried(lambda: pa.parquet.ParquetFile(stream, page_checksum_verification=True))
+    file = tried(lambda: pa.parquet.ParquetFile(stream, page_checksum_verification=True, **IN_PIECES))
     schema, names, expected = tried(lambda: (file.schema_arrow, file.schema_arrow.names, file.metadata.num_rows))
     text, label_column = choose_columns(names, lambda name: is_string(schema.field(name).type), options)
     check_text_type(schema.field(text).type, text, options)
-    batches = file.iter_batches(batch_size=BATCH_ROWS, columns=[text, *filter(None, [label_column])])
+    columns = [text, *filter(None, [label_column])]
+    batches = file.iter_batches(batch_size=_rows_at_once(file.metadata), columns=columns)
     number = 0
     while (batch := tried(lambda: next(batches, None))) is not None:
         texts, labels = tried(lambda: column_values(batch, text)), tried(lambda: column_values(batch, label_column))
@@ -65,6 +68,13 @@ def _parquet_rows(stream: BinaryIO, options: RowOptions) -> Iterator[Row]:
             yield Row(number, decoded(raw, number, options), label)
     if number != expected:
         raise UserError(f"{options.name}: not a readable Parquet file ({number} rows where it says {expected})")
+
+
+def _rows_at_once(about: Any) -> int:
+    """How many rows of a Parquet file make a batch that is small in bytes, too: documents may be of a megabyte each."""
+    groups = [about.row_group(i) for i in range(about.num_row_groups)]
+    largest = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=1)
+    return int(min(BATCH_ROWS, max(1, BATCH_BYTES // max(largest, 1))))
 
 
 def decoded(value: Any, number: int, options: RowOptions) -> Any:
