@@ -16,6 +16,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_sft.callbacks import BestCheckpoint, EarlyStop, Health, LastCheckpoint, RunRecord
+from lit_sft.callbacks.card import ShowData
 from lit_sft.callbacks.progress import progress_for
 from lit_sft.callbacks.saving import place_saving
 from lit_sft.callbacks.stopping import check_monitors
@@ -251,6 +252,7 @@ class LitCLI(LightningCLI):
             callbacks.append(LoggedRun(self.folder, self.source.global_step if self.source else 0))
         if self.subcommand == "fit":
             check_monitors(callbacks, self.model.objective.heads, self.prepared_data.multilabel)
+            callbacks.append(ShowData())
         if self.subcommand != "fit" or self.folder is None:
             return
         callbacks.append(RunRecord(self.folder, plain, self.resumed))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
+import torch
 from torch import Tensor
 
 from lit_sft.errors import UserError
@@ -130,18 +131,19 @@ def read_predictions(path: Path) -> Predictions:
 
 
 class Collector:
-    """Keeps what is measured of a test, batch by batch and on the CPU, until the processes' rows are put together."""
+    """Keeps what is measured of a test, batch by batch, until the processes' rows are put together."""
 
     def __init__(self) -> None:
-        self._batches: list[dict[str, np.ndarray]] = []
+        self._batches: list[dict[str, Tensor]] = []  # where they were computed: a copy at each step would wait for it
 
     def add(self, **columns: Tensor) -> None:
         """Keep a batch: columns of one length, the same ones each time."""
-        self._batches.append({name: column.cpu().numpy() for name, column in columns.items()})
+        self._batches.append(columns)
 
     def rows(self) -> dict[str, np.ndarray]:
         """What this process has kept, by column; empty where it was given no batch."""
-        return _joined(self._batches)
+        names = self._batches[0] if self._batches else {}
+        return {name: torch.cat([batch[name] for batch in self._batches]).cpu().numpy() for name in names}
 
 
 def gathered(ranks: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

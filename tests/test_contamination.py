@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,10 @@ from conftest import Command, Configs, Files, Fit, Trained, labeled_rows, read, 
 from lit_sft.checkpoints import read_checkpoint
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.errors import UserError
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+from contamination import count, options_of
 
 TEST = [(sentence(label, random.Random(i), 40), label) for i, label in enumerate(["sea", "sky", "wood"] * 4)]
 
@@ -120,6 +125,16 @@ def test_the_second_start_counts_nothing_anew(
     assert np.array_equal(second.test_is_clean, first.test_is_clean)  # type: ignore[arg-type]
 
 
+def test_the_scripts_counts_are_the_gates(planted: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({**planted, "label_column": 1}), encoding="utf-8")
+    options = options_of([str(tmp_path / "data.yaml"), "label_column=label", "remove_test_copies=true"])
+    found = count(options)
+    assert found.pop("seconds").keys() == {"reading", "gate"}
+    assert found == ready(tmp_path / "cache", **planted, remove_test_copies=True).contamination
+    with pytest.raises(UserError, match="there are no test documents"):
+        count({**options, "test": None})
+
+
 # ---- transductive
 
 
@@ -188,6 +203,19 @@ def test_a_fit_tells_its_counts_keeps_them_and_hands_on_what_it_was_fed(
     record = read(Path("tuned/metrics.json"))["contamination"]
     assert record["transductive"] is True
     assert read_checkpoint(Path("tuned/checkpoints/best.ckpt")).fed["transductive"] is True
+
+
+def test_a_resumed_run_knows_what_it_was_fed_before(cli: Command, trained: Trained, files: Files) -> None:
+    """Other text is read from now on; the weights have seen that of the first start."""
+    shutil.copytree(trained.pretrain, "lm")
+    flags = ["--config", "lm/config.yaml", "--ckpt_path", "lm/checkpoints/last.ckpt", "--run_dir", "more"]
+    flags += ["--trainer.max_epochs", "2", "--data.labeled", "null", "--data.unlabeled", files.unlabeled]
+    with pytest.warns(UserWarning, match=r"train\.csv was training text of the run that the weights come from"):
+        assert cli("fit", *flags, "--data.test", files.train).code == 0
+    assert read(Path("more/metrics.json"))["contamination"]["transductive"] is True
+    fed = read_checkpoint(Path("more/checkpoints/last.ckpt")).fed
+    assert fed["transductive"] is True
+    assert len(fed["digests"]) == 2
 
 
 def test_a_checkpoint_that_tells_nothing_or_nonsense_of_its_food(trained: Trained, tmp_path: Path) -> None:

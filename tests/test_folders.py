@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -142,6 +143,12 @@ def test_a_folder_without_a_readable_file_is_refused(tmp_path: Path) -> None:
         read(tree(tmp_path, {"a.pdf": "x", ".b.csv": "text\nx\n"}), labeled=False)
     with pytest.raises(UserError, match="is a folder; give its files"):
         read(f"label_text:{tmp_path}")
+
+
+def test_a_pipe_is_refused_since_it_can_be_read_only_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe: is no file but a pipe or a device"):
+        CorpusConfig(unlabeled=[f"txt:{tmp_path / 'pipe'}"]).fingerprint()
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:

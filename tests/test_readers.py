@@ -202,6 +202,20 @@ def test_memory_is_flat_with_the_number_of_rows(kind: str) -> None:
     assert peak(30_000) < peak(10_000) + 2_000_000  # the rows themselves are 8 MB more
 
 
+@pytest.mark.parametrize("groups", [1, 40])
+def test_memory_is_flat_with_the_size_of_a_parquet_file(groups: int, tmp_path: Path) -> None:
+    """Of a single row group too: pyarrow reads all of one at once unless it is told not to."""
+    draw = random.Random(0)
+    rows = [draw.randbytes(2000).hex() for _ in range(5_000)]  # 20 MB that do not compress away
+    pq.write_table(pa.table({"text": rows}), tmp_path / "a.parquet", len(rows) // groups, use_dictionary=False)
+    del rows
+    arrow = pa.total_allocated_bytes()
+    tracemalloc.start()
+    most = max(pa.total_allocated_bytes() for _ in iter_rows(tmp_path / "a.parquet"))
+    assert tracemalloc.get_traced_memory()[1] + most - arrow < 13_000_000
+    tracemalloc.stop()
+
+
 # ---------------------------------------------------------------- columns and labels
 
 

@@ -16,9 +16,9 @@ from lit_sft.data.sources import is_gzip
 from lit_sft.data.textfiles import CHUNK_BYTES, open_bytes, read_piece
 from lit_sft.errors import UserError
 
-BATCH_ROWS = 1024  # turned into Python objects at a time,
-BATCH_BYTES = 4 << 20  # and about so much of them
-IN_PIECES: dict[str, Any] = {"buffer_size": 1 << 20, "pre_buffer": False}  # otherwise a row group, the whole file maybe
+READ_BYTES = 1 << 20  # of a column at a time
+BATCH_BYTES = 1 << 20  # and no more than this, by what the file says of its rows
+BATCH_ROWS = 1024  # turned into Python objects at a time
 T = TypeVar("T")
 
 
@@ -53,12 +53,13 @@ def _parquet_rows(stream: BinaryIO, options: RowOptions) -> Iterator[Row]:
         except (pa.ArrowException, OSError, ValueError, ArithmeticError, MemoryError, LookupError, TypeError) as error:
             raise UserError(f"{options.name}: not a readable Parquet file ({_first_line(error)})") from error
 
-    file = tried(lambda: pa.parquet.ParquetFile(stream, page_checksum_verification=True, **IN_PIECES))
+    # Buffered column by column: otherwise pyarrow holds whole row groups, and a file may be a single one.
+    buffered = {"pre_buffer": False, "buffer_size": READ_BYTES, "page_checksum_verification": True}
+    file = tried(lambda: pa.parquet.ParquetFile(stream, **buffered))
     schema, names, expected = tried(lambda: (file.schema_arrow, file.schema_arrow.names, file.metadata.num_rows))
     text, label_column = choose_columns(names, lambda name: is_string(schema.field(name).type), options)
     check_text_type(schema.field(text).type, text, options)
-    columns = [text, *filter(None, [label_column])]
-    batches = file.iter_batches(batch_size=_rows_at_once(file.metadata), columns=columns)
+    batches = _batches(file, [text, *filter(None, [label_column])])
     number = 0
     while (batch := tried(lambda: next(batches, None))) is not None:
         texts, labels = tried(lambda: column_values(batch, text)), tried(lambda: column_values(batch, label_column))
@@ -70,11 +71,13 @@ def _parquet_rows(stream: BinaryIO, options: RowOptions) -> Iterator[Row]:
         raise UserError(f"{options.name}: not a readable Parquet file ({number} rows where it says {expected})")
 
 
-def _rows_at_once(about: Any) -> int:
-    """How many rows of a Parquet file make a batch that is small in bytes, too: documents may be of a megabyte each."""
-    groups = [about.row_group(i) for i in range(about.num_row_groups)]
-    largest = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=1)
-    return int(min(BATCH_ROWS, max(1, BATCH_BYTES // max(largest, 1))))
+def _batches(file: Any, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Group by group: pyarrow keeps what it has read of a file's groups until it is through with all it was asked."""
+    for group in range(file.num_row_groups):
+        size = file.metadata.row_group(group)
+        rows = BATCH_BYTES * max(size.num_rows, 1) // max(size.total_byte_size, 1)  # fewer of long documents
+        rows = min(max(rows, 1), BATCH_ROWS)
+        yield from file.iter_batches(batch_size=rows, row_groups=[group], columns=columns)
 
 
 def decoded(value: Any, number: int, options: RowOptions) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 from lit_sft.data.copies import Copies, CopyFinder
 from lit_sft.data.documents import Documents
 from lit_sft.data.labels import label_names_of
-from lit_sft.data.words import document_keys
+from lit_sft.data.repeats import KeyTable
 from lit_sft.errors import UserError
 
 TRANSDUCTIVE_SHARE = 0.5  # of the test documents: so many of them in the training text are no accident
@@ -104,26 +104,21 @@ def told(report: dict[str, Any]) -> str:
 
 
 def through_gate(
-    train: Documents, unlabeled: Documents, test: Documents, remove: bool
+    train: Documents, unlabeled: Documents, test: Documents, remove: bool, table: KeyTable
 ) -> tuple[Documents, Documents, Gate]:
     """The labeled and the unlabeled documents that are trained on, and what the gate found among those given.
+
+    The keys of what was read go to ``table``.
 
     Raises:
         UserError: see :meth:`Gate.passed`.
     """
     finder = CopyFinder(test.texts)
     gate = Gate(finder.find(train.texts), finder.find(unlabeled.texts), finder.exactly, remove)
+    table.add(test.texts, finder.keys)
+    for documents, found in ((train, gate.train), (unlabeled, gate.unlabeled)):
+        table.add(documents.texts, found.keys)
     return *gate.passed(train, unlabeled), gate
-
-
-def without_copies(text: Documents, val: Documents, notes: list[str]) -> Documents:
-    """The unlabeled documents less copies of validation ones, by their words: these would flatter the figures."""
-    if not len(text) or not len(val):
-        return text
-    copies = np.isin(document_keys(text.texts), document_keys(val.texts))
-    if copies.any():
-        notes.append(f"{int(copies.sum())} unlabeled documents are copies of validation documents and were left out")
-    return _without(text, copies)
 
 
 def _without(documents: Documents, left_out: np.ndarray) -> Documents:

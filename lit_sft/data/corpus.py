@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from lit_sft.data import pydocs
-from lit_sft.data.contamination import Gate, through_gate, without_copies
+from lit_sft.data.contamination import Gate, through_gate
 from lit_sft.data.corpus_config import HUB_SPLITS, PYDOCS, CorpusConfig
 from lit_sft.data.documents import Documents
 from lit_sft.data.label_fields import alike_labels
 from lit_sft.data.labels import label_names_of
 from lit_sft.data.readers import read_documents
+from lit_sft.data.repeats import KeyTable, count_repeats, without_copies
 from lit_sft.data.splits import hold_out
 from lit_sft.data.texts import TextFile
 from lit_sft.errors import UserError
@@ -25,7 +26,8 @@ class Corpus:
 
     ``train``, ``val`` and ``test`` have labels, unless the corpus has none (language modelling alone). ``extra`` is
     text without labels: a language model trains on ``train`` and ``extra``. ``gate`` tells of copies of test documents
-    in what was read for both; None where nothing is tested, or nothing else was read.
+    in what was read for both; None where nothing is tested, or nothing else was read. ``repeats``: see
+    :func:`lit_sft.data.repeats.count_repeats`.
     """
 
     train: Documents
@@ -35,6 +37,7 @@ class Corpus:
     label_names: list[str]
     notes: list[str]
     gate: Gate | None = None
+    repeats: dict[str, int] = field(default_factory=dict)
 
     @property
     def multilabel(self) -> bool:
@@ -84,12 +87,7 @@ def _labeled_corpus(config: CorpusConfig, notes: list[str], file: TextFile, gate
     extra = _read(config, "unlabeled", notes, file) if config.unlabeled else Documents([])
     _check_kind(f"data.val {', '.join(config.val)}", val, train)
     _check_kind(f"data.test {', '.join(config.test)}", test, train)
-    gate = None
-    if gated and len(test):
-        train, extra, gate = through_gate(train, extra, test, config.remove_test_copies)
-    if val is None:
-        train, val = hold_out(train, config.val_fraction, config.split_seed)
-    return Corpus(train, val, test, without_copies(extra, val, notes), names, notes, gate)
+    return _made(config, train, val, test, extra, names, notes, gated)
 
 
 def _unlabeled_corpus(config: CorpusConfig, notes: list[str], file: TextFile, gated: bool) -> Corpus:
@@ -97,12 +95,32 @@ def _unlabeled_corpus(config: CorpusConfig, notes: list[str], file: TextFile, ga
     text = _read(config, "unlabeled", notes, file)
     val = _read(config, "val", notes, file, labeled=False) if config.val else None
     test = _read(config, "test", notes, file, labeled=False) if config.test else Documents([])
-    nothing, gate = Documents([]), None
+    return _made(config, Documents([]), val, test, text, [], notes, gated)
+
+
+def _made(
+    config: CorpusConfig,
+    train: Documents,
+    val: Documents | None,
+    test: Documents,
+    extra: Documents,
+    names: list[str],
+    notes: list[str],
+    gated: bool,
+) -> Corpus:
+    """The corpus of what was read: through the gate, then validation held out, then copies of that left out."""
+    table, gate, nothing = KeyTable(), None, Documents([])
     if gated and len(test):
-        _, text, gate = through_gate(nothing, text, test, config.remove_test_copies)
-    if val is None:
-        text, val = hold_out(text, config.val_fraction, config.split_seed)
-    return Corpus(without_copies(text, val, notes), val, test, nothing, [], notes, gate)
+        train, extra, gate = through_gate(train, extra, test, config.remove_test_copies, table)
+    if val is None and names:
+        train, val = hold_out(train, config.val_fraction, config.split_seed)
+    elif val is None:
+        extra, val = hold_out(extra, config.val_fraction, config.split_seed)
+    if gated:
+        extra = without_copies(extra, val, notes, table)
+    train, extra = (train, extra) if names else (extra, nothing)
+    repeats = count_repeats(train, val, test, extra, table) if gated else {}
+    return Corpus(train, val, test, extra, names, notes, gate, repeats)
 
 
 def _measured_corpus(config: CorpusConfig, split: Literal["val", "test"], file: TextFile) -> Corpus:
@@ -128,10 +146,7 @@ def _pydocs_corpus(config: CorpusConfig, cache_dir: Path, notes: list[str], file
     files = [source for source in config.unlabeled if source != PYDOCS]
     if files:
         extra = extra + _read(replace(config, unlabeled=files), "unlabeled", notes, file)
-    train, gate = docs.train, None
-    if gated and len(test):
-        train, extra, gate = through_gate(train, extra, test, config.remove_test_copies)
-    return Corpus(train, val, test, without_copies(extra, val, notes), names, notes, gate)
+    return _made(config, docs.train, val, test, extra, names, notes, gated)
 
 
 def _check_kind(name: str, documents: Documents | None, before: Documents | None) -> None:

@@ -57,6 +57,8 @@ def parts_of(source: Source, options: RowOptions, classes: Sequence[str] | None 
     path = source.path
     check_file(path, source.place)
     if not path.is_dir():
+        if not path.is_file():
+            raise UserError(f"{source.place}: is no file but a pipe or a device, and data are read more than once")
         return Parts([Part(path, source.place, file_format(source))])
     if source.kind not in (None, "file", *SUFFIXES.values()):
         raise UserError(f"{source.name}: {source.place} is a folder; give its files, a list of them if need be")

@@ -33,7 +33,7 @@ from lit_sft.errors import UserError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 4  # raise it when what a prepared folder holds changes
+FORMAT = 5  # raise it when what a prepared folder holds changes
 ARRAYS = ("unlabeled", "val", "test")
 BPE_BYTES = 128_000_000  # of text that merges are learned from: the library takes six times that; all of IMDb is less
 
@@ -43,7 +43,8 @@ class Prepared:
     """Token arrays of every split.
 
     ``unlabeled`` is the language model's text: the training documents, then the extra ones. ``multilabel``: a document
-    has any number of the labels, and not one of them. ``contamination`` holds the gate's counts as plain values
+    has any number of the labels, and not one of them. ``repeats`` counts documents that stand
+    there twice (:func:`lit_sft.data.repeats.count_repeats`). ``contamination`` holds the gate's counts as plain values
     (:meth:`lit_sft.data.contamination.Gate.report`; empty where nothing was compared), ``clean``, bool (test
     documents,), is True where no copy of the document is in what is trained on.
     """
@@ -56,6 +57,7 @@ class Prepared:
     unlabeled: TokenArray
     notes: list[str]
     multilabel: bool
+    repeats: dict[str, int]
     contamination: dict[str, Any]
     clean: np.ndarray
 
@@ -149,6 +151,7 @@ class Preparation:
             "multilabel": corpus.multilabel,
             "train_labels": to_plain(label_array(corpus.train, index)) if index and corpus.train.labels else [],
             "notes": corpus.notes,
+            "repeats": corpus.repeats,
             "contamination": corpus.gate.report() if corpus.gate else {},
             "copied": np.flatnonzero(~corpus.gate.clean).tolist() if corpus.gate else [],  # test documents
         }
@@ -176,6 +179,7 @@ class Preparation:
             unlabeled,
             meta["notes"],
             meta["multilabel"],
+            meta["repeats"],
             meta["contamination"],
             clean,
         )
@@ -192,7 +196,7 @@ def _read_meta(folder: Path) -> dict[str, Any]:
         whole = isinstance(meta["num_train"], int) and all(
             isinstance(meta[name], list) for name in ("label_names", "train_labels", "notes", "copied")
         )
-        whole = whole and isinstance(meta["contamination"], dict)
+        whole = whole and all(isinstance(meta[name], dict) for name in ("contamination", "repeats"))
         meta["train_labels"] = from_plain(meta["train_labels"], len(meta["label_names"]), meta["multilabel"])
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(f"cannot read {folder / 'meta.json'} ({error}): delete that folder and run again") from error

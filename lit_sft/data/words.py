@@ -4,7 +4,7 @@ Two texts are the same here when they have the same words: runs of letters and d
 HTML line break counts as a space. A text without any word stands for itself, case-folded. Not covered: composed and
 decomposed accents differ, and a script without blanks has long words, so that parts of its texts are rarely found.
 
-:func:`hashed_words` does the same in NumPy, over the code points of about a million characters at once. A word's hash
+:func:`hashed_words` does the same in NumPy, over the code points of some 100,000 characters at once. A word's hash
 is a polynomial of its code points modulo 2**64, mixed; sums over a stretch come from differences of running sums
 (Karp & Rabin 1987, "Efficient randomized pattern-matching algorithms"). That is some 20 times as fast as a
 regular expression and a set, and 64 bits wide: whoever must be sure compares the words of what was found.
@@ -22,7 +22,7 @@ import numpy as np
 from lit_sft.data.documents import content_keys
 from lit_sft.data.splits import seeded_hash
 
-CHARACTERS_AT_ONCE = 1 << 20
+CHARACTERS_AT_ONCE = 1 << 17
 _BREAK = re.compile(r"<br\s*/?>")
 _WORD = re.compile(r"[^\W_]+")
 _OF_CHARACTERS, _OF_WORDS = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93  # odd, so that they have an inverse modulo 2**64
@@ -73,7 +73,7 @@ class HashedWords:
 
 
 def hashed_words(texts: Iterable[str]) -> Iterator[HashedWords]:
-    """The texts in their order, as many at a time as make about a million characters; memory stays flat."""
+    """The texts in their order, as many at a time as make some 100,000 characters; memory stays flat."""
     some: list[str] = []
     size = 0
     for text in texts:
@@ -113,17 +113,17 @@ def _stretches(values: np.ndarray, starts: np.ndarray, ends: np.ndarray, base: i
     return found
 
 
-_tables: dict[int, np.ndarray] = {}
-
-
 def _powers(base: int, count: int) -> np.ndarray:
     """``base`` to the power of 0, 1, ... modulo 2**64: uint64, more than ``count`` of them."""
-    table = _tables.get(base)
-    if table is None or len(table) <= count:
-        size = 1 << max(count, CHARACTERS_AT_ONCE).bit_length()
-        table = np.full(size, base, dtype=np.uint64)
-        table[0] = 1
-        _tables[base] = table = np.multiply.accumulate(table)
+    usual = 4 * CHARACTERS_AT_ONCE
+    return _powers_up_to(base, usual) if count < usual else _powers_up_to.__wrapped__(base, count + 1)
+
+
+@cache
+def _powers_up_to(base: int, count: int) -> np.ndarray:
+    table = np.full(count, base, dtype=np.uint64)
+    table[0] = 1
+    table = np.multiply.accumulate(table)
     return table
 
 

@@ -1,0 +1,58 @@
+"""The contamination gate's counts for the data of a config, and the seconds that they take.
+
+    python scripts/contamination.py configs/data/imdb.yaml
+    python scripts/contamination.py labeled=train.tsv test=test.tsv header=false text_column=0 label_column=1
+
+Every source is read anew, no cache is looked into. Options (YAML values) win over the config's.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_sft.data.corpus import load_corpus
+from lit_sft.data.datamodule import TextDataModule
+from lit_sft.errors import UserError
+
+
+def options_of(arguments: list[str]) -> dict[str, Any]:
+    """The data options that config files and ``name=value`` stand for, later ones winning."""
+    options: dict[str, Any] = {}
+    for argument in arguments:
+        name, is_option, value = argument.partition("=")
+        options |= {name: yaml.safe_load(value)} if is_option else yaml.safe_load(Path(argument).read_text("utf-8"))
+    columns = ("text_column", "label_column")  # without a header their names are numbers
+    return {name: str(value) if name in columns and value is not None else value for name, value in options.items()}
+
+
+def count(options: dict[str, Any]) -> dict[str, Any]:
+    """The gate's report, with the seconds of reading and splitting, and those of gate and duplicates on top.
+
+    Raises:
+        UserError: there are no test documents.
+    """
+    preparation = TextDataModule(**options).preparation
+    started = time.perf_counter()
+    preparation.ungated()
+    read = time.perf_counter()
+    corpus = load_corpus(preparation.config, preparation.cache_dir)
+    ended = time.perf_counter()
+    if corpus.gate is None:
+        raise UserError("there are no test documents: set test=FILE")
+    seconds = {"reading": read - started, "gate": ended - read - (read - started)}
+    return {**corpus.gate.report(), "seconds": {name: round(value, 1) for name, value in seconds.items()}}
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or "--help" in sys.argv:
+        raise SystemExit(__doc__)
+    try:
+        print(json.dumps(count(options_of(sys.argv[1:])), indent=2))
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from error
