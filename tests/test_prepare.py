@@ -18,6 +18,7 @@ from lit_sft.data import prepare as module
 from lit_sft.data.corpus_config import CorpusConfig
 from lit_sft.data.documents import content_keys
 from lit_sft.data.prepare import Preparation, Prepared, default_cache_dir, write_atomically
+from lit_sft.data.splits import sample
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.data.tokens import TokenArray, write_tokens
 from lit_sft.errors import UserError
@@ -106,6 +107,18 @@ def test_the_arrays_hold_every_split_as_the_tokenizer_writes_it(files: Files, tm
         assert np.array_equal(array.keys, content_keys(documents.texts))
         assert array.num_bytes.tolist() == [len(t.encode()) for t in documents.texts]
     assert data.label_names == ["sea", "sky", "wood"]
+
+
+@pytest.mark.parametrize(("kind", "size"), [("bpe", 3000), ("word", None)])
+def test_bpe_is_learned_from_a_sample_of_much_text_and_words_from_all(
+    kind: str, size: int | None, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BPE_BYTES", 3000)
+    made = preparation(tmp_path, kind=kind, unlabeled=[str(files.unlabeled)], **sources(files))
+    texts = [*made.corpus.train.texts, *made.corpus.extra.texts]
+    assert sum(map(len, texts)) > 10_000
+    learned_from = texts if size is None else sample(texts, size)
+    assert made.tokenizer().digest == Tokenizer.train(learned_from, kind, 300).digest  # type: ignore[arg-type]
 
 
 def forbid(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lit_sft.data.documents import Documents, content_keys
-from lit_sft.data.splits import hold_out, low_shot, seeded_hash
+from lit_sft.data.splits import hold_out, low_shot, sample, seeded_hash
 from lit_sft.errors import UserError
 
 MASK = (1 << 64) - 1
@@ -158,6 +158,29 @@ def test_too_little_to_hold_out_is_refused() -> None:
     for fraction in (0.0, 1.0, -0.1, 10.0, float("nan")):
         with pytest.raises(UserError, match="lies between 0 and 1"):
             hold_out(Documents(["x", "y"]), fraction, 0)
+
+
+# ---------------------------------------------------------------- a sample of some size
+
+
+def test_a_sample_equals_a_loop_and_has_about_the_size_asked_for() -> None:
+    texts = [text * 3 for text in random_documents(8, 5000, texts=10**9).texts]
+    size = sum(len(text) for text in texts)
+    for share in (0.01, 0.2, 0.9):
+        chosen = sample(texts, int(share * size))
+        assert chosen == [t for t in texts if slow_hash(int(content_keys([t])[0]), -1) < share * 2**64]
+        assert abs(sum(len(text) for text in chosen) / size - share) < 0.02
+    assert sample(texts, size) == texts
+    assert sample([], 0) == []
+
+
+def test_a_sample_is_unrelated_to_a_split() -> None:
+    documents = random_documents(9, 5000, texts=10**9)
+    rest, held = hold_out(documents, 0.5, 0)
+    size = sum(len(text) for text in documents.texts)
+    chosen = set(sample(documents.texts, size // 2))
+    for part in (rest, held):
+        assert 0.45 < len(chosen & set(part.texts)) / len(part) < 0.55
 
 
 # ---------------------------------------------------------------- low-shot subsets

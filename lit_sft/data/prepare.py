@@ -25,6 +25,8 @@ import numpy as np
 from lit_sft.data.corpus import Corpus, load_corpus
 from lit_sft.data.corpus_config import CorpusConfig
 from lit_sft.data.labels import from_plain, label_array, to_plain
+from lit_sft.data.splits import sample
+from lit_sft.data.texts import joined
 from lit_sft.data.tokenization import KINDS, Tokenizer, TokenizerKind
 from lit_sft.data.tokens import TokenArray, read_tokens, write_tokens
 from lit_sft.errors import UserError
@@ -33,6 +35,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 5  # raise it when what a prepared folder holds changes
 ARRAYS = ("unlabeled", "val", "test")
+BPE_BYTES = 128_000_000  # of text that merges are learned from: the library takes six times that; all of IMDb is less
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class Preparation:
     ) -> None:
         self.config, self.kind, self.cache_dir = config, kind, cache_dir
         self.vocab_size, self.lowercase, self.min_frequency = vocab_size, lowercase, min_frequency
+        self._tokenizer: Tokenizer | None = None
 
     @cached_property
     def digests(self) -> dict[str, dict[str, str]]:
@@ -105,15 +109,21 @@ class Preparation:
 
     def tokenizer(self) -> Tokenizer:
         """The given tokenizer, the cached one, or one trained on the training text (labeled and unlabeled) alone."""
+        if self._tokenizer is None:
+            self._tokenizer = self._find_tokenizer()
+        return self._tokenizer
+
+    def _find_tokenizer(self) -> Tokenizer:
         if self.kind not in KINDS:
             return Tokenizer.from_file(self.kind)
         kind = cast(TokenizerKind, self.kind)
         options = (self.vocab_size, self.lowercase, self.min_frequency)
         path = self.cache_dir / "tokenizers" / f"{_key(self.fingerprint, kind, *options)}.json"
         if not path.is_file():
-            log.info("training a %s tokenizer of %s entries", kind, self.vocab_size)
-            texts = (t for documents in (self.corpus.train, self.corpus.extra) for t in documents.texts)
-            write_atomically(path, Tokenizer.train(texts, kind, *options).to_json())
+            texts = joined(self.corpus.train.texts, self.corpus.extra.texts)
+            chosen = sample(texts, BPE_BYTES) if kind == "bpe" else texts
+            log.info("training a %s tokenizer on %s of %s documents", kind, len(chosen), len(texts))
+            write_atomically(path, Tokenizer.train(chosen, kind, *options).to_json())
         return Tokenizer.from_file(path)
 
     def folder(self, tokenizer: Tokenizer) -> Path:

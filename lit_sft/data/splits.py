@@ -9,9 +9,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lit_sft.data.documents import Documents, content_keys
+from lit_sft.data.documents import Documents, bytes_of, content_keys
+from lit_sft.data.texts import selected
 from lit_sft.errors import UserError
 
+SAMPLE_SEED = -1  # no seed of a split: the samples are then unrelated
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
@@ -63,6 +65,15 @@ def hold_out(documents: Documents, fraction: float, seed: int) -> tuple[Document
         )
     inside = held[sources]
     return documents.select(np.flatnonzero(~inside)), documents.select(np.flatnonzero(inside))
+
+
+def sample(texts: Sequence[str], num_bytes: int) -> Sequence[str]:
+    """About ``num_bytes`` of the texts, in their order: those of low hash, whatever stands beside them. All of less."""
+    size = int(bytes_of(texts).sum())
+    if size <= num_bytes:
+        return texts
+    chosen = seeded_hash(content_keys(texts), SAMPLE_SEED) < np.uint64(num_bytes / size * 2.0**64)
+    return selected(texts, np.flatnonzero(chosen))
 
 
 def _sources(documents: Documents) -> tuple[np.ndarray, np.ndarray]:
