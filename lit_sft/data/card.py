@@ -18,7 +18,7 @@ from lit_sft.data.tokens import TokenArray
 
 PERCENTILES = (5, 50, 95)
 TOP_LABELS = 8
-STRANGE, STRANGE_FROM = 2.5, 0.03  # times the training text's share of unknown tokens, and at least this one
+STRANGE, STRANGE_FROM = 2.5, 0.03  # times validation's share of unknown tokens, and at least this one
 AT_ONCE = 1 << 22  # tokens looked at together
 REPEATS = {
     "train": "in train",
@@ -94,13 +94,13 @@ class DataCard:
             if len(split.labels)
         ]
         repeated = [f"{count:,} {REPEATS[name]}" for name, count in self.repeats.items() if count]
-        learned = self.splits[-1] if self.splits[-1].name == "text" else self.splits[0]
-        lines += [
-            f"{_percent(split.unknown)} of the tokens of {split.name} are unknown, and {_percent(learned.unknown)} of "
-            "those learned from: was its text prepared in another way?"
-            for split in self.splits
-            if split.unknown > max(STRANGE * learned.unknown, STRANGE_FROM)
-        ]
+        unknown = {split.name: split.unknown for split in self.splits}
+        # Validation is not learned from either; of train, a vocabulary of all its words knows every one.
+        if unknown.get("test", 0.0) > max(STRANGE * unknown.get("val", 1.0), STRANGE_FROM):
+            lines.append(
+                f"{_percent(unknown['test'])} of the tokens of test are unknown, and {_percent(unknown['val'])} "
+                "of those of val: was its text prepared in another way?"
+            )
         lines.append(f"documents that repeat the words of another: {', '.join(repeated) or 'none'}")
         padding = "" if self.padding is None else f"; padding of the training batches: {_percent(self.padding)}"
         return [*lines, f"vocabulary: {self.vocabulary:,} entries{padding}"]
