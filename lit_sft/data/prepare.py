@@ -5,6 +5,8 @@ Two levels, both written to a temporary name and renamed, so that two runs can't
 the splits and the tokenizer). A run that takes its tokenizer from a checkpoint shares the
 arrays of the run that made it.
 The price of hashing every source at each start is about a second a gigabyte; a changed file is never served stale.
+Texts wait on disk (:mod:`lit_sft.data.texts`): memory grows with the number of documents, and with that of different
+words while their tokenizer is trained, not with the text.
 """
 
 from __future__ import annotations
