@@ -84,7 +84,7 @@ def test_a_low_shot_subset_is_what_the_card_tells_of(files: Files, tmp_path: Pat
 
 def test_a_language_models_card_has_its_text_and_no_classes(files: Files, tmp_path: Path) -> None:
     card = data_card(ready(tmp_path, labeled=str(files.train), val=str(files.val)), classifies=False)
-    assert [split.name for split in card.splits] == ["text", "val"]
+    assert [split.name for split in card.splits] == ["val", "text"]
     assert card.padding is card.max_length is None
     assert "labels" not in card.text()
     assert "over" not in card.text()
@@ -130,6 +130,15 @@ def test_labels_of_many_classes_and_multi_labels_are_counted() -> None:
     line = DataCard([split], names, None, 10, None, {}).notes()[0]
     assert line.startswith("labels of train: c03 50, c07 20, c00 5, c01 5")
     assert line.endswith("22 more, the least c29 5")
+
+
+def test_text_that_was_prepared_in_another_way_is_pointed_at(tmp_path: Path) -> None:
+    test = [(text.replace(" ", " <br> "), label) for text, label in labeled_rows(10, 3)]
+    for name, rows in (("same", labeled_rows(10, 3)), ("other", test)):
+        path = str(write_csv(tmp_path / f"{name}.csv", rows))
+        train = str(write_csv(tmp_path / "train.csv", labeled_rows(40, 1)))
+        text = data_card(ready(tmp_path / "cache", labeled=train, test=path, vocab_size=300), classifies=True).text()
+        assert ("of the tokens of test are unknown" in text) == (name == "other")
 
 
 def test_a_fit_shows_its_card_also_in_tensorboard(cli: Command, configs: Configs) -> None:

@@ -18,6 +18,7 @@ from lit_sft.data.tokens import TokenArray
 
 PERCENTILES = (5, 50, 95)
 TOP_LABELS = 8
+STRANGE, STRANGE_FROM = 2.5, 0.03  # times the training text's share of unknown tokens, and at least this one
 AT_ONCE = 1 << 22  # tokens looked at together
 REPEATS = {
     "train": "in train",
@@ -93,6 +94,13 @@ class DataCard:
             if len(split.labels)
         ]
         repeated = [f"{count:,} {REPEATS[name]}" for name, count in self.repeats.items() if count]
+        learned = self.splits[-1] if self.splits[-1].name == "text" else self.splits[0]
+        lines += [
+            f"{_percent(split.unknown)} of the tokens of {split.name} are unknown, and {_percent(learned.unknown)} of "
+            "those learned from: was its text prepared in another way?"
+            for split in self.splits
+            if split.unknown > max(STRANGE * learned.unknown, STRANGE_FROM)
+        ]
         lines.append(f"documents that repeat the words of another: {', '.join(repeated) or 'none'}")
         padding = "" if self.padding is None else f"; padding of the training batches: {_percent(self.padding)}"
         return [*lines, f"vocabulary: {self.vocabulary:,} entries{padding}"]
@@ -120,11 +128,11 @@ def data_card(data: TextDataModule, classifies: bool) -> DataCard:
     """
     max_length = data.max_length if classifies else None
     names = data.label_names if classifies else []
-    arrays = {"train": data.train, "val": data.val, "test": data.test}
+    arrays = {"train": data.train, "val": data.val, "test": data.test, "text": data.prepared.unlabeled}
     if not classifies:
-        arrays = {"text": data.prepared.unlabeled, "val": data.val, "test": data.test}
-    elif len(data.prepared.unlabeled) > len(data.prepared.train):
-        arrays["text"] = data.prepared.unlabeled
+        del arrays["train"]
+    elif len(data.prepared.unlabeled) == len(data.train):
+        del arrays["text"]  # the same documents
     splits = [
         split_card(name, array, data.tokenizer.unk_id, *((None, 0) if name == "text" else (max_length, len(names))))
         for name, array in arrays.items()
