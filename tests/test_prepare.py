@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import random
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +22,7 @@ from lit_sft.data.documents import content_keys
 from lit_sft.data.prepare import Preparation, Prepared, default_cache_dir, write_atomically
 from lit_sft.data.splits import sample
 from lit_sft.data.tokenization import Tokenizer
-from lit_sft.data.tokens import TokenArray, write_tokens
+from lit_sft.data.tokens import TokenArray, read_tokens, write_tokens
 from lit_sft.errors import UserError
 
 
@@ -255,6 +257,42 @@ def test_a_cache_that_can_not_be_written_is_named(files: Files, tmp_path: Path) 
     made = preparation(blocked, **sources(files))
     with pytest.raises(UserError, match=r"cache_dir.*a-file.*can't be written"):
         made.make(Tokenizer.train(["some text"] * 3, "word", 50))
+
+
+@pytest.mark.parametrize("fsync", [1, 2, 7, 13, 20])
+def test_a_disk_that_fills_up_anywhere_leaves_nothing_by_halves(
+    fsync: int, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first file is the tokenizer, six are each array's, the last is what stands beside them."""
+    real, calls = os.fsync, []
+
+    def full(number: int) -> None:
+        calls.append(number)
+        if len(calls) == fsync:
+            raise OSError(28, "No space left on device")
+        real(number)
+
+    cache = tmp_path / "cache"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match=r"cache.*can't be written: No space left on device") as caught:
+            prepared(cache, **sources(files))
+    assert "\n" not in str(caught.value)
+    assert not [path for path in cache.rglob("*") if path.name.endswith(".tmp") or path.name.startswith(".")]
+    for folder in cache.glob("tokens/*/*/"):
+        read_tokens(folder)  # what is there is whole
+    assert len(prepared(cache, **sources(files)).test) == 30
+
+
+def test_a_disk_without_room_for_the_texts_is_one_line_that_names_the_option(files: Files, tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))
+        with pytest.raises(UserError, match=r"^--data\.cache_dir: .*cache can't be written: File too large$"):
+            prepared(tmp_path / "cache", **sources(files))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_the_default_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_csv
 
 from lit_sft.data import texts as module
 from lit_sft.data.documents import Documents, bytes_of, content_keys
+from lit_sft.data.readers import read_documents
 from lit_sft.data.texts import TextFile, Texts, joined
 from lit_sft.errors import UserError
 
@@ -126,6 +128,20 @@ def test_documents_take_both_kinds_of_texts(tmp_path: Path) -> None:
     assert stored + plain == plain + stored == plain + plain
     with pytest.raises(ValueError, match="12 labels for 11 texts"):
         Documents(stored.texts[:11], labels)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_reading_keeps_texts_on_disk_and_each_label_once(stored: bool, tmp_path: Path) -> None:
+    rows = [(f"text {i}", f"label {i % 3}") for i in range(500)]
+    path = write_csv(tmp_path / "rows.csv", [*rows[:250], ("", "label 0"), *rows[250:]])
+    file = TextFile(tmp_path) if stored else None
+    if file is not None:
+        file.append("of another source")
+    documents, report = read_documents(path, labeled=True, file=file)
+    assert isinstance(documents.texts, Texts if stored else list)
+    assert documents == Documents([text for text, _ in rows], [label for _, label in rows])
+    assert len({id(label) for label in documents.labels or []}) == 3
+    assert (report.rows, report.blank) == (501, 1)
 
 
 def opened(folder: Path) -> Iterator[str]:

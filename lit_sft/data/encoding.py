@@ -2,7 +2,7 @@
 
 The tokenizer uses all cores, but its results become arrays on one. So two chunks are under way at once: while the ids
 of one are taken over, the next is being tokenised. A chunk is bounded by its characters too, since a tokenizer's
-results take some 30 times the text's size, and ends with a document: a document of 100 MB is a chunk, and takes 3 GB.
+results take some 20 times the text's size, and ends with a document: a document of 100 MB is a chunk, and takes 2 GB.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class TextData:
         tokenizer: ``bpe`` (byte-level), ``word``, ``whitespace`` (for text that was tokenised before: a newline is an
             ``<eos>``, ``<unk>`` the unknown word), or the path of a ``tokenizer.json``. A run with ``init_from`` or
             ``ckpt_path`` takes the checkpoint's.
-        vocab_size: entries of a tokenizer trained here, at most (0: all words); bpe learns from 128 MB at most.
+        vocab_size: entries of a tokenizer trained here, at most (0: all words); bpe learns from 100 MB at most.
         lowercase: lower-case the text of a tokenizer trained here.
         min_frequency: a merge (bpe) or word below this count gets no entry.
         max_length: tokens of a document that the classifier reads.
