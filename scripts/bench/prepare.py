@@ -4,8 +4,8 @@
     python scripts/bench/prepare.py --parts memory --gigabytes 4
 
 speed: from Parquet files to token arrays in an empty cache, beside the tokenizer alone: training on the same texts, in
-a list in memory already, then tokenising all of them, a few megabytes at a time (all at once is slower). The
-contamination gate is measured within the preparation, and told apart. start: a fresh process, its imports done; the
+a list in memory already, then tokenising all of them by the library's own call, in the same chunks. The contamination
+gate is measured within the preparation, and told apart. start: a fresh process, its imports done; the
 sources are hashed, as always. memory: the largest resident size of a fresh process that prepares a text file of reviews
 in which 3 words of 100 are replaced by random ones, so that its vocabulary goes on growing as the file does.
 """
