@@ -43,7 +43,7 @@ def write(path: Path, megabytes: int) -> int:
 )
 def test_five_times_the_text_takes_the_same_memory(suffix: str, option: str, tmp_path: Path) -> None:
     peaks = []
-    for megabytes in (4, 20):
+    for megabytes in (8, 40):
         path = tmp_path / f"{megabytes}{suffix}"
         tokens = write(path, megabytes)
         command = [sys.executable, "-c", CODE, str(path), str(tmp_path / "cache"), option]
@@ -51,4 +51,5 @@ def test_five_times_the_text_takes_the_same_memory(suffix: str, option: str, tmp
         counted, peak = map(int, done.stdout.split())
         assert counted == tokens
         peaks.append(peak)
-    assert peaks[1] - peaks[0] < 8, peaks  # a list of the texts alone would be twice that
+    # allocators and buffers take 12 to 15 MB more until they are as large as they get; a list of the texts takes 42
+    assert peaks[1] - peaks[0] < 28, peaks
