@@ -6,7 +6,8 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-from lightning.pytorch.loggers import TensorBoardLogger
+
+from lit_sft.tensorboard_text import log_text
 
 MOST = 20  # classes in a table; of more, those with the most errors
 
@@ -44,10 +45,9 @@ def log_confusion(trainer: L.Trainer, module: L.LightningModule, split: str, ste
         split: ``val`` or ``test``.
         step: the optimizer steps of the weights; the table stands where Lightning puts the pass's figures.
     """
-    for logger in trainer.loggers:
-        confusion = module.evaluation.confusion()  # type: ignore[operator, union-attr]
-        if isinstance(logger, TensorBoardLogger) and confusion is not None:
-            logger.experiment.add_text(f"{split}/confusion", confusion_table(confusion), max(0, step - 1))
+    confusion = module.evaluation.confusion()  # type: ignore[operator, union-attr]
+    if confusion is not None:
+        log_text(trainer, f"{split}/confusion", confusion_table(confusion), max(0, step - 1))
 
 
 def _line(cells: list[str]) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
+import io
 import json
-import os
-import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import pyarrow.parquet
 import torch
 from torch import Tensor
 
+from lit_sft.data.prepare import write_atomically
 from lit_sft.errors import UserError
 
 FILE = "predictions.parquet"
@@ -82,18 +81,9 @@ class Predictions:
             },
             metadata={LABEL_NAMES: json.dumps(self.label_names).encode()},
         )
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                pa.parquet.write_table(table, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise UserError(f"{path}: can't be written: {error.strerror or error}") from error
+        buffer = io.BytesIO()
+        pa.parquet.write_table(table, buffer)
+        write_atomically(path, buffer.getvalue())
 
     def _named(self, classes: np.ndarray) -> pa.Array:
         """Class numbers (documents,), or flags (documents, classes), as names."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,7 @@ class Tested:
     clean: Parts = field(default_factory=dict)
     predictions: Predictions | None = None
 
-    @property
+    @cached_property
     def clean_figures(self) -> dict[str, float]:
         """The figures of the clean part; of a full set that is clean the very same, and none where it isn't known."""
         if self.clean is self.whole:

@@ -7,6 +7,8 @@ so repeated, and a test holds them to it; computed from sums over documents, 2,0
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -38,9 +40,23 @@ def weighted_figures(predictions: Predictions, weights: np.ndarray, counts_only:
             figures["auroc"] = _mean_auroc(p, occurs, weights)
             figures["ece"] = _calibration_error(p, right, weights) / size
         figures["mcc"] = _correlation(hits.sum(0), occurs, predicted)
+    return figures | precision_and_recall(hits, predicted, occurs, p.label_names)
+
+
+def precision_and_recall(
+    hits: np.ndarray, predicted: np.ndarray, occurs: np.ndarray, label_names: Sequence[str]
+) -> Figures:
+    """Precision and recall of each label, 0 where it is never predicted or never occurs.
+
+    Args:
+        hits, predicted, occurs: (classes, weightings), documents rightly predicted, predicted, and of the label.
+        label_names: the classes.
+    """
+    figures: Figures = {}
+    with np.errstate(divide="ignore", invalid="ignore"):
         for name, whole in (("precision", predicted), ("recall", occurs)):
             share = np.nan_to_num(hits / whole)
-            figures |= {f"{name}/{label}": share[c] for c, label in enumerate(p.label_names)}
+            figures |= {f"{name}/{label}": share[c] for c, label in enumerate(label_names)}
     return figures
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lit_sft.predictions import Predictions
-from lit_sft.weighted import BINS, Figures, auroc, bins_of, group_sums
+from lit_sft.weighted import BINS, Figures, auroc, bins_of, group_sums, precision_and_recall
 
 
 def weighted_multilabel_figures(predictions: Predictions, weights: np.ndarray, counts_only: bool = False) -> Figures:
@@ -28,10 +28,7 @@ def weighted_multilabel_figures(predictions: Predictions, weights: np.ndarray, c
         if not counts_only:
             figures |= _rankings(p, weights)
             figures["ece"] = _calibration_error(p, weights) / (size * len(p.label_names))
-        for name, whole in (("precision", predicted), ("recall", occurs)):
-            share = np.nan_to_num(hits / whole)
-            figures |= {f"{name}/{label}": share[c] for c, label in enumerate(p.label_names)}
-    return figures
+    return figures | precision_and_recall(hits, predicted, occurs, p.label_names)
 
 
 def _rankings(p: Predictions, weights: np.ndarray) -> Figures:

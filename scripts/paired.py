@@ -98,11 +98,7 @@ def intervals(a: Runs, b: Runs, number: int = RESAMPLES) -> dict[str, tuple[Inte
     random = np.random.default_rng(1)
     drawn: dict[str, list[np.ndarray]] = {name: [] for name in FIGURES}
     for weights in resamples(len(a[0]), number=number):
-        counts = []
-        for runs in (a, b):  # how often each run is drawn, as a share: (runs, weightings)
-            counts.append(
-                random.multinomial(len(runs), np.full(len(runs), 1 / len(runs)), weights.shape[1]).T / len(runs)
-            )
+        counts = [_seeds_drawn(len(runs), weights.shape[1], random) for runs in (a, b)]
         of_a, of_b = of_runs(a, weights), of_runs(b, weights)
         for name in FIGURES:
             over_documents = of_a[name].mean(0) - of_b[name].mean(0)

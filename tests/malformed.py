@@ -199,22 +199,21 @@ def the_mark_of_another_encoding(folder: Path, draw: random.Random) -> Case:
 
 @kind
 def a_byte_that_is_no_text(folder: Path, draw: random.Random) -> Case:
-    rows = [(f"row {i} here", "a") for i in range(draw.randint(3, 2000))]
-    write = draw.choice(TEXT_FORMATS)
-    source, options = write(folder, rows, Style())
-    at = draw.randrange(len(rows))
-    data = path_of(source).read_bytes().replace(b"row %d here" % at, b"row %d \xff" % at)
-    header = write in (written.csv_with_header, written.tsv)
-    return changed(Case(source, None, options, row=at + 1 + header), data)
+    return _one_row_spoiled(folder, draw, 2000, b"row %d \xff")
 
 
 @kind
 def a_nul_byte(folder: Path, draw: random.Random) -> Case:
-    rows = [(f"row {i} here", "a") for i in range(draw.randint(3, 60))]
+    return _one_row_spoiled(folder, draw, 60, b"row %d\0here")
+
+
+def _one_row_spoiled(folder: Path, draw: random.Random, most: int, spoiled: bytes) -> Case:
+    """Up to ``most`` rows of ``row i here``, one of which is ``spoiled``, with its number, in place of that."""
+    rows = [(f"row {i} here", "a") for i in range(draw.randint(3, most))]
     write = draw.choice(TEXT_FORMATS)
     source, options = write(folder, rows, Style())
     at = draw.randrange(len(rows))
-    data = path_of(source).read_bytes().replace(b"row %d here" % at, b"row %d\0here" % at)
+    data = path_of(source).read_bytes().replace(b"row %d here" % at, spoiled % at)
     header = write in (written.csv_with_header, written.tsv)
     return changed(Case(source, None, options, row=at + 1 + header), data)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import lightning as L
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_sft.data.card import data_card
+from lit_sft.tensorboard_text import log_text
 
 
 class ShowData(L.Callback):
@@ -17,6 +17,4 @@ class ShowData(L.Callback):
             return
         card = data_card(trainer.datamodule, "labeled" in module.objective.batches)  # type: ignore
         rank_zero_info(card.text())
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("data", card.markdown())
+        log_text(trainer, "data", card.markdown())

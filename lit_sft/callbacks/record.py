@@ -10,7 +10,6 @@ from typing import Any
 
 import lightning as L
 import yaml
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from lit_sft.callbacks.saving import BestCheckpoint
@@ -19,6 +18,7 @@ from lit_sft.checkpoints import read_config
 from lit_sft.confusion import log_confusion
 from lit_sft.data.prepare import write_atomically
 from lit_sft.runs import RECORD, package_versions, write_record
+from lit_sft.tensorboard_text import log_text
 
 # The sections of a config that decide a result. The optimizer's own options are reported by the LightningModule.
 SECTIONS = ("seed_everything", "data", "model", "trainer", "checkpoint", "early_stopping", "saving", "health")
@@ -56,10 +56,8 @@ class RunRecord(L.Callback):
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         write_atomically(self.folder / "tokenizer.json", module.tokenizer.to_json())  # type: ignore
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                text = yaml.safe_dump(self.config, sort_keys=False)
-                logger.experiment.add_text("config", "".join(f"    {line}\n" for line in text.splitlines()))
+        text = yaml.safe_dump(self.config, sort_keys=False)
+        log_text(trainer, "config", "".join(f"    {line}\n" for line in text.splitlines()))
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.sanity_checking:

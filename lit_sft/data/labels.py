@@ -35,7 +35,7 @@ def label_array(documents: Documents, index: Mapping[str, int] | None) -> np.nda
             return np.array([index[label] for label in documents.labels], dtype=np.int64)  # type: ignore[index]
         return _table([[index[label] for label in labels] for labels in documents.labels], len(index))
     except KeyError as error:
-        position = next(i for i, label in enumerate(documents.labels) if error.args[0] in _names_of(label))
+        position = next(i for i, label in enumerate(documents.labels) if error.args[0] in names_of(label))
         known = ", ".join(map(repr, index))
         what = f"label {error.args[0]!r} of document {position + 1}"
         raise UserError(f"{what} is not one of the classes: {known}") from None
@@ -43,7 +43,7 @@ def label_array(documents: Documents, index: Mapping[str, int] | None) -> np.nda
 
 def label_names_of(documents: Documents) -> Counter[str]:
     """How many documents have each label."""
-    return Counter(name for label in documents.labels or [] for name in _names_of(label))
+    return Counter(name for label in documents.labels or [] for name in names_of(label))
 
 
 def label_counts(labels: np.ndarray, classes: int) -> np.ndarray:
@@ -81,5 +81,6 @@ def _table(numbers: list[list[int]], classes: int) -> np.ndarray:
     return table
 
 
-def _names_of(label: Any) -> tuple[str, ...]:
+def names_of(label: Any) -> tuple[str, ...]:
+    """The names in a document's label, each once: one, or, multi-label, any number."""
     return (label,) if isinstance(label, str) else tuple(dict.fromkeys(label))

@@ -214,8 +214,8 @@ def default_cache_dir() -> Path:
     return Path(named or Path(base) / "lit_sft").expanduser()
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that no reader ever sees half of it.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that no reader ever sees half of it; text in UTF-8.
 
     Raises:
         UserError: the folder can't be written to.
@@ -224,8 +224,8 @@ def write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lit_sft.data.documents import Documents, bytes_of, content_keys
+from lit_sft.data.labels import names_of
 from lit_sft.data.texts import selected
 from lit_sft.errors import UserError
 
@@ -102,8 +103,7 @@ def _sources(documents: Documents) -> tuple[np.ndarray, np.ndarray]:
 
 def _label_table(documents: Documents, sources: np.ndarray, num_sources: int) -> np.ndarray:
     """bool (labels, sources): whether the source has a document of the label; else one row for all."""
-    labels = documents.labels or [""] * len(documents)
-    each = [(label,) if isinstance(label, str) else label for label in labels]
+    each = [names_of(label) for label in documents.labels or [""] * len(documents)]
     names, numbers = np.unique([name for names in each for name in names], return_inverse=True)
     present = np.zeros((len(names), num_sources), dtype=bool)
     present[numbers, np.repeat(sources, [len(names) for names in each])] = True

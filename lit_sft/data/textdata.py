@@ -264,7 +264,7 @@ class TextData:
     @property
     def test_is_clean(self) -> np.ndarray | None:
         """bool (test documents,): no copy of it is in what is trained on; None where the gate could not compare."""
-        return self.prepared.clean if "clean_documents" in self.contamination else None
+        return self.prepared.clean if "clean_documents" in self.prepared.contamination else None
 
     @property
     def corpus(self) -> Corpus:
