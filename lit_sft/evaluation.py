@@ -49,7 +49,7 @@ class Evaluation(nn.Module):
         ``clean``: of a test's stream, bool (batch, time), which targets count for its clean part; None: all, or not
         known.
         """
-        masks = network.draw_masks(len(batch.input_ids))  # all None: evaluation drops nothing
+        masks = network.draw_masks(*batch.input_ids.shape)  # all None: evaluation drops nothing
         if isinstance(batch, StreamBatch):
             assert self.lm is not None
             if batch.first or self._state is None:

@@ -264,7 +264,7 @@ class LitSFT(L.LightningModule):
 
     def predict_step(self, batch: DocumentBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Class probabilities, (batch, classes), in the batch's order (its ``indices`` say which documents)."""
-        return self.net.class_probabilities(self.net.classify(batch, self.net.draw_masks(len(batch.input_ids))))
+        return self.net.class_probabilities(self.net.classify(batch, self.net.draw_masks(*batch.input_ids.shape)))
 
     def _log_metrics(self, split: Literal["val", "test"]) -> dict[str, float]:
         bytes_per_target = self.trainer.datamodule.bytes_per_target(split)  # type: ignore[attr-defined]

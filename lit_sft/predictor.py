@@ -129,10 +129,10 @@ class Predictor:
 
     def _probabilities(self, batch: DocumentBatch) -> Tensor:
         network = self.module.net
-        return network.class_probabilities(network.classify(batch, network.draw_masks(len(batch.labels))))
+        return network.class_probabilities(network.classify(batch, network.draw_masks(*batch.input_ids.shape)))
 
     def _vectors(self, batch: DocumentBatch) -> Tensor:
-        return self.module.net.pooled(batch, self.module.net.draw_masks(len(batch.labels))).float()
+        return self.module.net.pooled(batch, self.module.net.draw_masks(*batch.input_ids.shape)).float()
 
 
 def load(

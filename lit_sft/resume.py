@@ -15,7 +15,7 @@ from lit_sft.data.tokenization import KINDS, Tokenizer
 from lit_sft.errors import UserError
 
 # What the tokenizer of a checkpoint was trained with: another value would ask for another tokenizer.
-TOKENIZER_OPTIONS = ("vocab_size", "lowercase", "min_frequency")
+TOKENIZER_OPTIONS = ("vocab_size", "lowercase", "min_frequency", "replace")
 
 
 def check_resumable(source: Checkpoint, stage: str, data: dict[str, Any]) -> None:

@@ -186,10 +186,11 @@ def linear_model(data: TextDataModule, options: dict[str, Any], folder: Path | N
     }
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=options.get("min_df", 1))
     model = LogisticRegression(C=options["C"], max_iter=1000, class_weight=options.get("class_weight"))
-    model.fit(vectorizer.fit_transform(chosen["train"].texts), chosen["train"].labels)
+    texts = {split: [data.tokenizer.normalized(t) for t in documents.texts] for split, documents in chosen.items()}
+    model.fit(vectorizer.fit_transform(texts["train"]), chosen["train"].labels)
     figures = {}
     for split in ("val", "test"):
-        features, labels = vectorizer.transform(chosen[split].texts), chosen[split].labels
+        features, labels = vectorizer.transform(texts[split]), chosen[split].labels
         predicted = model.predict(features)
         figures[f"{split}_macro_f1"] = float(f1_score(labels, predicted, average="macro"))
         figures[f"{split}_accuracy"] = float(accuracy_score(labels, predicted))

@@ -79,7 +79,7 @@ def test_models_and_objectives_need_torch_and_nothing_else() -> None:
     for path, name in MODULES.items():
         if within(name, "lit_sft.models") or within(name, "lit_sft.objectives"):
             outside = {found.split(".")[0] for found, _ in imports(path)} - {"lit_sft", "torch", "__future__"}
-            standard = {"abc", "collections", "dataclasses", "itertools", "math", "typing"}
+            standard = {"abc", "collections", "contextlib", "dataclasses", "itertools", "math", "typing", "warnings"}
             assert outside <= standard, f"{name} imports {outside - standard}"
 
 

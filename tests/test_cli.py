@@ -347,6 +347,7 @@ def test_a_named_checkpoint_goes_on_in_a_new_version(tuned: Path, fit: Fit) -> N
         (["--data.vocab_size", "400"], "--data.vocab_size 400 conflicts with"),
         (["--data.tokenizer", "word"], "--data.tokenizer word conflicts with"),
         (["--data.lowercase", "true"], "--data.lowercase True conflicts with"),
+        (["--data.replace", '{"x": ""}'], "--data.replace {'x': ''} conflicts with"),
     ],
 )
 def test_a_conflict_on_resume_is_one_line_and_harms_nothing(

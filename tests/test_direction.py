@@ -82,7 +82,7 @@ def nll_by_token(documents: list[list[int]], direction: Any, bptt: int, network:
     state = network.encoder.initial_state(1)
     for index in range(len(data)):
         batch = data[index]
-        nll, state = network.lm_nll(batch, state, network.draw_masks(1))
+        nll, state = network.lm_nll(batch, state, network.draw_masks(*batch.input_ids.shape))
         found |= dict(zip(batch.targets.flatten().tolist(), nll.flatten(), strict=True))
     return found
 

@@ -62,8 +62,8 @@ def lstm_by_hand(encoder: LSTMEncoder, ids: list[int], masks: EncoderMasks, row:
 @pytest.mark.parametrize("training", [True, False])
 def test_the_encoder_equals_a_loop_over_documents_and_tokens(num_layers: int, training: bool) -> None:
     encoder = build(num_layers=num_layers).train(training)
-    masks = encoder.draw_masks(4)
-    hidden, _ = encoder(IDS, MASK, encoder.initial_state(4), masks)
+    masks = encoder.draw_masks(4, 7)
+    hidden = encoder(IDS, MASK, encoder.initial_state(4), masks).hidden
     assert hidden.shape == (4, 7, 6)
     for row, length in enumerate(LENGTHS):
         expected = lstm_by_hand(encoder, IDS[row, :length].tolist(), masks, row)
@@ -72,19 +72,19 @@ def test_the_encoder_equals_a_loop_over_documents_and_tokens(num_layers: int, tr
 
 def test_hidden_is_zero_at_padding_and_blind_to_what_stands_there() -> None:
     encoder = build()
-    masks = encoder.draw_masks(4)
-    hidden, _ = encoder(IDS, MASK, encoder.initial_state(4), masks)
+    masks = encoder.draw_masks(4, 7)
+    hidden = encoder(IDS, MASK, encoder.initial_state(4), masks).hidden
     assert (hidden[~MASK] == 0).all()
     assert (hidden[MASK] != 0).any(-1).all()
-    junk, _ = encoder(IDS.where(MASK, 9), MASK, encoder.initial_state(4), masks)
+    junk = encoder(IDS.where(MASK, 9), MASK, encoder.initial_state(4), masks).hidden
     assert torch.equal(hidden, junk)
 
 
 def test_padding_never_changes_gradients() -> None:
     encoder = build()
-    masks = encoder.draw_masks(4)
+    masks = encoder.draw_masks(4, 7)
     weights = torch.randn(4, 7, 6).double()
-    hidden, _ = encoder(IDS, MASK, encoder.initial_state(4), masks)
+    hidden = encoder(IDS, MASK, encoder.initial_state(4), masks).hidden
     gradients = torch.autograd.grad((weights * hidden).sum(), list(encoder.parameters()))
     loss = torch.zeros(()).double()
     for row, length in enumerate(LENGTHS):
@@ -99,10 +99,10 @@ def test_a_state_carried_over_two_chunks_equals_one_long_chunk(cut: int) -> None
     encoder = build()
     ids = torch.randint(1, 11, (3, 7))
     ones = torch.ones_like(ids)
-    masks = encoder.draw_masks(3)
-    whole, end = encoder(ids, ones, encoder.initial_state(3), masks)
-    first, middle = encoder(ids[:, :cut], ones[:, :cut], encoder.initial_state(3), masks)
-    second, last = encoder(ids[:, cut:], ones[:, cut:], middle, masks)
+    masks = encoder.draw_masks(3, 7)
+    whole, end, _ = encoder(ids, ones, encoder.initial_state(3), masks)
+    first, middle, _ = encoder(ids[:, :cut], ones[:, :cut], encoder.initial_state(3), masks)
+    second, last, _ = encoder(ids[:, cut:], ones[:, cut:], middle, masks)
     torch.testing.assert_close(torch.cat([first, second], 1), whole, rtol=0, atol=1e-12)
     for got, expected in zip(sum(last, ()), sum(end, ()), strict=True):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
@@ -114,31 +114,31 @@ def test_rows_of_a_state_can_be_selected() -> None:
     encoder = build().eval()
     ids = torch.randint(1, 11, (3, 5))
     ones = torch.ones_like(ids)
-    _, state = encoder(ids, ones, encoder.initial_state(3), encoder.draw_masks(3))
+    state = encoder(ids, ones, encoder.initial_state(3), encoder.draw_masks(3, 5)).state
     assert [[tuple(tensor.shape) for tensor in layer] for layer in state] == [[(3, 6), (3, 6)]] * 2
     rows = torch.tensor([2, 0])
     selected = tuple(tuple(tensor[rows] for tensor in layer) for layer in state)
-    some, _ = encoder(ids[rows], ones[rows], selected, encoder.draw_masks(2))
-    full, _ = encoder(ids, ones, state, encoder.draw_masks(3))
+    some = encoder(ids[rows], ones[rows], selected, encoder.draw_masks(2, 5)).hidden
+    full = encoder(ids, ones, state, encoder.draw_masks(3, 5)).hidden
     torch.testing.assert_close(some, full[rows], rtol=0, atol=1e-12)
 
 
 def test_the_same_masks_give_the_same_bits_and_forward_draws_nothing() -> None:
     encoder = build().float()
-    masks = encoder.draw_masks(4)
+    masks = encoder.draw_masks(4, 7)
     before = torch.get_rng_state()
     first = encoder(IDS, MASK, encoder.initial_state(4), masks)
     second = encoder(IDS, MASK, encoder.initial_state(4), masks)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(first.hidden, second.hidden)
     assert all(torch.equal(a, b) for a, b in zip(sum(first.state, ()), sum(second.state, ()), strict=True))
-    other = encoder(IDS, MASK, encoder.initial_state(4), encoder.draw_masks(4))
+    other = encoder(IDS, MASK, encoder.initial_state(4), encoder.draw_masks(4, 7))
     assert not torch.equal(first.hidden, other.hidden)
 
 
 def test_embeds_take_the_place_of_ids_bit_for_bit() -> None:
     encoder = build().float()
-    masks = encoder.draw_masks(4)
+    masks = encoder.draw_masks(4, 7)
     embeds = encoder.embed(IDS, masks)
     assert embeds.shape == (4, 7, 5)
     by_ids = encoder(IDS, MASK, encoder.initial_state(4), masks).hidden
@@ -149,14 +149,14 @@ def test_embeds_take_the_place_of_ids_bit_for_bit() -> None:
 @pytest.mark.parametrize("both", [True, False])
 def test_neither_or_both_of_ids_and_embeds_are_rejected(both: bool) -> None:
     encoder = build()
-    masks = encoder.draw_masks(4)
+    masks = encoder.draw_masks(4, 7)
     embeds = encoder.embed(IDS, masks) if both else None
     with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
         encoder(IDS if both else None, MASK, encoder.initial_state(4), masks, embeds)
 
 
 def test_masks_stand_at_their_places_with_their_own_rates() -> None:
-    masks = build(num_layers=3, embedding_dropout=0.1, hidden_dropout=0.5, output_dropout=0.7).draw_masks(4000)
+    masks = build(num_layers=3, embedding_dropout=0.1, hidden_dropout=0.5, output_dropout=0.7).draw_masks(4000, 7)
     assert masks.embedding is not None
     assert masks.output is not None
     drawn = [masks.embedding, *(m for m in masks.hidden if m is not None), masks.output]
@@ -168,11 +168,11 @@ def test_masks_stand_at_their_places_with_their_own_rates() -> None:
 def test_nothing_is_dropped_in_evaluation() -> None:
     encoder = build().eval()
     before = torch.get_rng_state()
-    masks = encoder.draw_masks(4)
+    masks = encoder.draw_masks(4, 7)
     assert torch.equal(torch.get_rng_state(), before)
     assert masks == EncoderMasks(None, (None,), None)
     none = build(embedding_dropout=0.0, hidden_dropout=0.0, output_dropout=0.0).train()
-    hidden = [e(IDS, MASK, e.initial_state(4), e.draw_masks(4)).hidden for e in (encoder, none)]
+    hidden = [e(IDS, MASK, e.initial_state(4), e.draw_masks(4, 7)).hidden for e in (encoder, none)]
     assert torch.equal(hidden[0], hidden[1])
 
 
@@ -186,12 +186,12 @@ def test_lstm_layers_can_run_backward_in_evaluation() -> None:
 
 def test_the_gradient_is_that_of_finite_differences() -> None:
     encoder = build(embedding_size=3, hidden_size=2)
-    masks = encoder.draw_masks(4)
+    masks = encoder.draw_masks(4, 7)
     embeds = encoder.embed(IDS, masks).detach().requires_grad_()
     start = tuple(tuple(torch.randn(4, 2).double().requires_grad_() for _ in range(2)) for _ in range(2))
 
     def run(embeds: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        hidden, end = encoder(None, MASK, (state[:2], state[2:]), masks, embeds)
+        hidden, end, _ = encoder(None, MASK, (state[:2], state[2:]), masks, embeds)
         return hidden, *sum(end, ())
 
     assert torch.autograd.gradcheck(run, (embeds, *sum(start, ())))
@@ -218,7 +218,7 @@ def test_start_weights_have_an_open_forget_gate_and_orthogonal_recurrence() -> N
 def test_no_id_is_padding_by_itself_since_the_mask_says_what_is() -> None:
     encoder = LSTMEncoder(11, 5, 6)
     encoder(
-        torch.tensor([[0, 4]]), torch.ones(1, 2), encoder.initial_state(1), encoder.draw_masks(1)
+        torch.tensor([[0, 4]]), torch.ones(1, 2), encoder.initial_state(1), encoder.draw_masks(1, 2)
     ).hidden.sum().backward()
     gradient = encoder.embedding.weight.grad
     assert gradient is not None
@@ -227,7 +227,7 @@ def test_no_id_is_padding_by_itself_since_the_mask_says_what_is() -> None:
 
 def test_half_precision_stays_near_and_its_state_stays_float32() -> None:
     encoder = build().float()
-    masks = encoder.draw_masks(4)
+    masks = encoder.draw_masks(4, 7)
     full = encoder(IDS, MASK, encoder.initial_state(4), masks)
     with torch.autocast("cpu", torch.bfloat16):
         half = encoder(IDS, MASK, encoder.initial_state(4), masks)

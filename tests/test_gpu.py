@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import copy
 import csv
+import dataclasses
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import Command, Configs, Files, read
+from torch import Tensor
 from training import data_of, module_of, trainer_of
 
 import lit_sft
 from lit_sft.data.datamodule import TextDataModule
+from lit_sft.models import EncoderMasks, LSTMEncoder
 from lit_sft.module import LitSFT
 
 pytestmark = [
@@ -44,6 +49,39 @@ def test_loss_and_gradients_are_those_of_the_cpu(stage: str, files: Files, share
     assert found["cuda"][0] == pytest.approx(found["cpu"][0], rel=1e-9)
     for name, gradient in found["cpu"][1].items():
         torch.testing.assert_close(found["cuda"][1][name], gradient, rtol=1e-7, atol=1e-10)
+
+
+def test_dropped_weights_give_the_values_and_gradients_of_the_cpu_without_a_warning() -> None:
+    torch.manual_seed(1)
+    encoder = LSTMEncoder(11, 5, 6, 2, weight_dropout=0.5, type_dropout=0.2, word_dropout=0.2).double()
+    ids, ones = torch.randint(11, (3, 7)), torch.ones(3, 7)
+    masks = encoder.draw_masks(3, 7)
+
+    def run(device: str, dtype: torch.dtype) -> list[Tensor]:
+        twin = copy.deepcopy(encoder).to(device, dtype)
+        there = moved(masks, device, dtype)
+        hidden = twin(ids.to(device), ones.to(device), twin.initial_state(3), there).hidden
+        hidden.square().sum().backward()
+        return [t.detach().cpu().double() for t in (hidden, *(p.grad for p in twin.parameters()))]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = [run("cpu", torch.float64), run("cuda", torch.float64), run("cuda", torch.float32)]
+        with torch.autocast("cuda", torch.bfloat16):
+            half = run("cuda", torch.float32)
+    for exact, double, single, rough in zip(*found, half, strict=True):
+        torch.testing.assert_close(double, exact, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(single, exact, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(rough, exact, rtol=0.1, atol=0.05)
+
+
+def moved(masks: EncoderMasks, device: str, dtype: torch.dtype) -> EncoderMasks:
+    def one(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(one, value))
+        return None if value is None else value.to(device, dtype)
+
+    return EncoderMasks(**{field.name: one(getattr(masks, field.name)) for field in dataclasses.fields(masks)})
 
 
 @pytest.mark.parametrize("stage", STAGES)

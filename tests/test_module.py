@@ -108,7 +108,7 @@ def test_a_batch_can_be_learnt_by_heart(stage: str, data: TextDataModule, tmp_pa
     assert max(seen.values[-5:]) < 0.05
     if stage == "finetune":
         batch = next(iter(data.document_loader("train")))
-        guess = class_probabilities(module.net.classify(batch, module.net.eval().draw_masks(len(batch.labels))))
+        guess = class_probabilities(module.net.classify(batch, module.net.eval().draw_masks(*batch.input_ids.shape)))
         assert torch.equal(guess.argmax(1), batch.labels)
 
 

@@ -71,7 +71,7 @@ def select(masks: Masks, row: int) -> Masks:
 @pytest.mark.parametrize("training", [True, False])
 def test_padding_never_changes_logits_pools_or_gradients(pooling: Pooling, training: bool) -> None:
     network, documents = build(pooling).train(training), batch()
-    masks = network.draw_masks(4)
+    masks = network.draw_masks(4, 6)
     logits = network.classify(documents, masks)
     alone = torch.cat([network.classify(documents.row(row), select(masks, row)) for row in range(4)])
     torch.testing.assert_close(logits, alone, rtol=0, atol=1e-12)
@@ -83,7 +83,7 @@ def test_padding_never_changes_logits_pools_or_gradients(pooling: Pooling, train
 @pytest.mark.parametrize("tied", [True, False])
 def test_padding_never_changes_the_language_model(tied: bool) -> None:
     network, stream = build(tied=tied), batch()
-    masks = network.draw_masks(4)
+    masks = network.draw_masks(4, 6)
     nll, _ = network.lm_nll(stream, network.encoder.initial_state(4), masks)
     assert nll.shape == (4, 6)
     assert (nll[~stream.attention_mask] == 0).all()
@@ -108,7 +108,7 @@ def compare_gradients(network: Network, got: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize("training", [True, False])
 def test_the_same_masks_give_the_same_bits_from_ids_and_from_embeds(training: bool) -> None:
     network, documents = build().float().train(training), batch()
-    masks, state = network.draw_masks(4), network.encoder.initial_state(4)
+    masks, state = network.draw_masks(4, 6), network.encoder.initial_state(4)
     before = torch.get_rng_state()
     embeds = network.encoder.embed(documents.input_ids, masks.encoder)
     first = [network.classify(documents, masks), network.lm_nll(documents, state, masks)[0]]
@@ -121,13 +121,13 @@ def test_the_same_masks_give_the_same_bits_from_ids_and_from_embeds(training: bo
         assert torch.equal(a, b)
         assert torch.equal(a, c)
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(network.classify(documents, network.draw_masks(4)), first[0]) is not training
+    assert torch.equal(network.classify(documents, network.draw_masks(4, 6)), first[0]) is not training
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_a_perturbation_of_the_embeds_has_a_gradient_in_both_modes(training: bool) -> None:
     network, documents = build().train(training), batch()
-    masks = network.draw_masks(4)
+    masks = network.draw_masks(4, 6)
     embeds = network.encoder.embed(documents.input_ids, masks.encoder).detach().requires_grad_()
     loss = network.classify(documents, masks, embeds).square().sum()
     (gradient,) = torch.autograd.grad(loss, embeds)
@@ -138,7 +138,7 @@ def test_a_perturbation_of_the_embeds_has_a_gradient_in_both_modes(training: boo
 
 def test_nothing_is_random_in_evaluation() -> None:
     network, documents = build().eval(), batch()
-    runs = [network.classify(documents, network.draw_masks(4)) for _ in range(2)]
+    runs = [network.classify(documents, network.draw_masks(4, 6)) for _ in range(2)]
     assert torch.equal(*runs)
 
 
@@ -170,7 +170,7 @@ def test_groups_that_leave_out_or_repeat_a_parameter_are_rejected_by_name(
 def test_a_missing_head_is_named() -> None:
     encoder = LSTMEncoder(12, 4, 16)
     network, documents = Network(encoder), batch()
-    masks = network.draw_masks(4)
+    masks = network.draw_masks(4, 6)
     with pytest.raises(ValueError, match="no language-model head"):
         network.lm_nll(documents, encoder.initial_state(4), masks)
     with pytest.raises(ValueError, match="no classifier"):
@@ -191,7 +191,7 @@ class GRUEncoder(Encoder):
     def initial_state(self, batch_size: int) -> LSTMState:
         return ((self.embedding.weight.new_zeros(batch_size, self.output_size),),)
 
-    def draw_masks(self, batch_size: int) -> dict[str, Tensor | None]:
+    def draw_masks(self, batch_size: int, time: int) -> dict[str, Tensor | None]:
         size, dtype = (batch_size, self.output_size), self.embedding.weight.dtype
         return {"input": locked_mask(self.dropout, size, dtype=dtype) if self.training else None}
 
@@ -228,13 +228,13 @@ def test_another_encoder_drops_in() -> None:
     total.backward()
     assert all(parameter.grad is not None for group in network.layer_groups() for parameter in group)
     network.eval()
-    alone = [network.classify(example.row(row), network.draw_masks(1)) for row in range(4)]
-    torch.testing.assert_close(network.classify(example, network.draw_masks(4)), torch.cat(alone))
+    alone = [network.classify(example.row(row), network.draw_masks(1, 6)) for row in range(4)]
+    torch.testing.assert_close(network.classify(example, network.draw_masks(4, 6)), torch.cat(alone))
 
 
 def test_the_gradient_is_that_of_finite_differences() -> None:
     network, documents = build("mean"), batch()
-    masks, state = network.draw_masks(4), network.encoder.initial_state(4)
+    masks, state = network.draw_masks(4, 6), network.encoder.initial_state(4)
     embeds = network.encoder.embed(documents.input_ids, masks.encoder).detach().requires_grad_()
 
     def run(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -246,7 +246,7 @@ def test_the_gradient_is_that_of_finite_differences() -> None:
 @pytest.mark.parametrize("tied", [True, False])
 def test_half_precision_stays_near_full_precision(tied: bool) -> None:
     network, example = build(tied=tied).float(), batch()
-    masks, state = network.draw_masks(4), network.encoder.initial_state(4)
+    masks, state = network.draw_masks(4, 6), network.encoder.initial_state(4)
 
     def run() -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         network.zero_grad()

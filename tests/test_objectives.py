@@ -30,7 +30,7 @@ def test_mle_is_the_mean_nll_of_kept_targets_by_a_slow_loop() -> None:
         length = int(stream.attention_mask[row].sum())
         ids, ones = stream.input_ids[row : row + 1, :length], torch.ones(1, length)
         encoder = network.encoder
-        hidden, _ = encoder(ids, ones, encoder.initial_state(1), encoder.draw_masks(1))
+        hidden = encoder(ids, ones, encoder.initial_state(1), encoder.draw_masks(1, length)).hidden
         log_prob = network.lm_head.log_prob(hidden[0])  # (length, vocab)
         losses += [-log_prob[step, stream.targets[row, step]] for step in range(length)]
     loss = MLE()(network, {"unlabeled": stream}, None)
@@ -138,7 +138,7 @@ def test_one_logit_equals_two_by_softmax_in_value_and_gradient(objective: Superv
 def test_the_objective_is_the_loss_of_the_networks_logits(classes: int) -> None:
     network, documents = build(classes).eval(), batch(classes)
     loss = Supervised()(network, {"labeled": documents}, None)
-    logits = network.classify(documents, network.draw_masks(4))
+    logits = network.classify(documents, network.draw_masks(4, 6))
     assert loss.logits is not None
     assert not loss.logits.requires_grad
     assert torch.equal(loss.logits, logits)

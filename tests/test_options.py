@@ -12,6 +12,9 @@ DROPOUTS = [
     ("encoder", {"embedding_dropout": 0.6}),
     ("encoder", {"hidden_dropout": 0.6}),
     ("encoder", {"output_dropout": 0.6}),
+    ("encoder", {"weight_dropout": 0.6}),
+    ("encoder", {"type_dropout": 0.6}),
+    ("encoder", {"word_dropout": 0.6}),
 ]
 ENCODER = [
     ("encoder", {"embedding_size": 5}),

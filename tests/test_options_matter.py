@@ -42,6 +42,9 @@ CHANGES: dict[type, dict[str, list[Change]]] = {
         "embedding_dropout": both("embedding_dropout", 0.5),
         "hidden_dropout": both("hidden_dropout", 0.5),
         "output_dropout": both("output_dropout", 0.5),
+        "weight_dropout": both("weight_dropout", 0.5),
+        "type_dropout": both("type_dropout", 0.5),
+        "word_dropout": both("word_dropout", 0.5),
     },
     LMHead: {
         "tie_weights_up_to": [("pretrain", {"tie_weights_up_to": 299})],

@@ -29,7 +29,7 @@ from lit_sft.errors import UserError
 def preparation(
     cache: Path, kind: str = "bpe", vocab_size: int = 300, min_frequency: int = 2, **options: Any
 ) -> Preparation:
-    return Preparation(CorpusConfig(**options), kind, vocab_size, False, min_frequency, cache)
+    return Preparation(CorpusConfig(**options), kind, vocab_size, False, min_frequency, {}, cache)
 
 
 def prepared(cache: Path, **options: Any) -> Prepared:
@@ -228,7 +228,7 @@ def test_two_processes_at_once_both_succeed_with_the_same_result(tmp_path: Path)
 from pathlib import Path
 from lit_sft.data.corpus_config import CorpusConfig
 from lit_sft.data.prepare import Preparation
-p = Preparation(CorpusConfig(labeled=[{str(path)!r}]), "bpe", 1000, False, 2, Path({str(tmp_path / "cache")!r}))
+p = Preparation(CorpusConfig(labeled=[{str(path)!r}]), "bpe", 1000, False, 2, {{}}, Path({str(tmp_path / "cache")!r}))
 p.make(p.tokenizer())
 data = p.read(p.tokenizer())
 print(data.tokenizer.digest, len(data.train), int(data.unlabeled.tokens.sum()))

@@ -108,7 +108,7 @@ def test_a_language_models_clean_part_are_the_tokens_of_clean_documents(
     state = module.net.encoder.initial_state(batch_size)
     with torch.inference_mode():
         for i in range(len(stream)):
-            values, state = module.net.lm_nll(stream[i], state, module.net.draw_masks(batch_size))
+            values, state = module.net.lm_nll(stream[i], state, module.net.draw_masks(batch_size, 9))
             nll.append(values)
     flat = torch.cat(nll, dim=1).flatten()[: stream.num_targets].numpy()
     documents = np.repeat(np.arange(30), data.test.lengths + 1)

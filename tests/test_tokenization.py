@@ -95,6 +95,28 @@ def test_lowercase_folds_case(kind: str) -> None:
     assert tokenizer.decode(upper) == "the cat"
 
 
+@pytest.mark.parametrize("kind", ["bpe", "word", "whitespace"])
+def test_replacements_come_before_anything_else_and_go_with_the_tokenizer(kind: str) -> None:
+    options = {"lowercase": True, "replace": {r"<br\s*/?>": " ", "[0-9]+": "NUMBER"}}
+    texts = ["good.<br /><br />Bad 12 films", "good. bad NUMBER films"] * 2
+    tokenizer = Tokenizer.train(texts, kind, vocab_size=300, **options)  # type: ignore[arg-type]
+    assert tokenizer.normalized("A<br>B<br />C 1999") == "a b c number"
+    again = Tokenizer.from_json(tokenizer.to_json())
+    first, second = again.encode_batch(["good.<br/>bad 7 films", "good. bad number films"])
+    assert first.tolist() == second.tolist()
+    assert tokenizer.unk_id not in first
+    assert not {"<br", "br", "12", "/><br"} & set(json.loads(tokenizer.to_json())["model"]["vocab"])
+
+
+def test_a_tokenizer_without_a_normalizer_leaves_the_text() -> None:
+    assert Tokenizer.train(TEXTS, "bpe", vocab_size=300).normalized("The <br />") == "The <br />"
+
+
+def test_a_wrong_expression_is_told() -> None:
+    with pytest.raises(UserError, match=r"data\.replace '\(' is not a regular expression"):
+        Tokenizer.train(TEXTS, "word", vocab_size=300, replace={"(": ""})
+
+
 def test_min_frequency_leaves_rare_words_out() -> None:
     tokenizer = Tokenizer.train(["twice twice once"], "word", vocab_size=10, min_frequency=2)
     assert [ids.tolist() for ids in tokenizer.encode_batch(["once"])] == [[tokenizer.unk_id]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from lit_sft.models import LSTMEncoder
 from lit_sft.module import LitSFT
 from lit_sft.optim import Constant
 
-NO_DROPOUT = {"embedding_dropout": 0.0, "hidden_dropout": 0.0, "output_dropout": 0.0}
+DROPOUTS = [name for name in inspect.signature(LSTMEncoder).parameters if name.endswith("_dropout")]
 
 
 def data_of(files: Files, cache: Path, **options: Any) -> TextDataModule:
@@ -41,7 +42,7 @@ def module_of(stage: str, dropout: bool = False, encoder: dict[str, Any] | None 
     """A module of a few units with seeded start weights; without dropout unless asked for."""
     torch.manual_seed(7)
     units = {"embedding_size": 8, "hidden_size": 12, "num_layers": 2}
-    rates = {"embedding_dropout": 0.2, "hidden_dropout": 0.2, "output_dropout": 0.2} if dropout else NO_DROPOUT
+    rates = dict.fromkeys(DROPOUTS, 0.2) if dropout else dict.fromkeys(DROPOUTS, 0.0)
     given: dict[str, Any] = {
         "stage": stage,
         "encoder": partial(LSTMEncoder, **{**units, **rates, **(encoder or {})}),

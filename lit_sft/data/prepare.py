@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -70,7 +71,7 @@ class Preparation:
     Args:
         config: the corpus.
         kind: ``bpe``, ``word``, ``whitespace``, or the path of a ``tokenizer.json``.
-        vocab_size, lowercase, min_frequency: of a tokenizer that is trained here.
+        vocab_size, lowercase, min_frequency, replace: of a tokenizer that is trained here.
         cache_dir: where prepared data are kept; safe to delete.
     """
 
@@ -81,10 +82,11 @@ class Preparation:
         vocab_size: int,
         lowercase: bool,
         min_frequency: int,
+        replace: Mapping[str, str],
         cache_dir: Path,
     ) -> None:
         self.config, self.kind, self.cache_dir = config, kind, cache_dir
-        self.vocab_size, self.lowercase, self.min_frequency = vocab_size, lowercase, min_frequency
+        self.options = (vocab_size, lowercase, min_frequency, dict(replace))
         self._tokenizer: Tokenizer | None = None
 
     @cached_property
@@ -119,13 +121,12 @@ class Preparation:
         if self.kind not in KINDS:
             return Tokenizer.from_file(self.kind)
         kind = cast(TokenizerKind, self.kind)
-        options = (self.vocab_size, self.lowercase, self.min_frequency)
-        path = self.cache_dir / "tokenizers" / f"{_key(self.fingerprint, kind, *options)}.json"
+        path = self.cache_dir / "tokenizers" / f"{_key(self.fingerprint, kind, *self.options)}.json"
         if not path.is_file():
             texts = joined(self.corpus.train.texts, self.corpus.extra.texts)
             chosen = sample(texts, BPE_BYTES) if kind == "bpe" else texts
             log.info("training a %s tokenizer on %s of %s documents", kind, len(chosen), len(texts))
-            write_atomically(path, Tokenizer.train(chosen, kind, *options).to_json())
+            write_atomically(path, Tokenizer.train(chosen, kind, *self.options).to_json())
         return Tokenizer.from_file(path)
 
     def folder(self, tokenizer: Tokenizer) -> Path:

@@ -35,8 +35,7 @@ class TextData:
             are a document a line, ``file:PATH`` is a document a file, ``wikitext:FILE`` the articles of WikiText.
         val: validation data; without it a seeded part of ``labeled`` is held out, with every label in it.
         test: test data; nothing but ``test`` reads it.
-        text_column: the column that holds the text ("text", or the only column of strings).
-        label_column: the column that holds the label ("label").
+        text_column, label_column: which hold the text ("text", or the only column of strings) and the label ("label").
         header: whether CSV and TSV files start with column names; without them columns are "0", "1", and so on.
         encoding: of text, CSV, TSV and JSONL files.
         separator: what stands between label and text in ``label_text`` files, a tab by default.
@@ -52,7 +51,8 @@ class TextData:
             ``<eos>``, ``<unk>`` the unknown word), or the path of a ``tokenizer.json``. A run with ``init_from`` or
             ``ckpt_path`` takes the checkpoint's.
         vocab_size: entries of a tokenizer trained here, at most (0: all words); bpe learns from 100 MB at most.
-        lowercase: lower-case the text of a tokenizer trained here.
+        lowercase, replace: a tokenizer trained here lower-cases the text, and before that puts strings in the place of
+            what regular expressions match.
         min_frequency: a merge (bpe) or word below this count gets no entry.
         direction: ``backward`` reads every document from its last token to its first, for a language model that
             predicts each token from those after it, and a classifier on top of it. By default that of the checkpoint
@@ -93,6 +93,7 @@ class TextData:
         lowercase: bool = False,
         min_frequency: int = 2,
         direction: Direction | None = None,
+        replace: dict[str, str] | None = None,
         max_length: int = 400,
         truncation: Literal["head", "tail", "head_tail"] = "head",
         batch_size: int = 32,
@@ -127,8 +128,8 @@ class TextData:
         _check_at_least(1, **positive, max_tokens=max_tokens, max_documents=max_documents)
         _check_at_least(0, num_workers=num_workers)
         cache = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
-        options = (vocab_size, lowercase, min_frequency)
-        self.preparation = Preparation(self.corpus_config, tokenizer, *options, cache)
+        options = (vocab_size, lowercase, min_frequency, replace or {}, cache)
+        self.preparation = Preparation(self.corpus_config, tokenizer, *options)
         self.direction: Direction = direction or "forward"
         self.max_length, self.truncation = max_length, truncation
         self.batch_size, self.bptt = batch_size, bptt

@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -58,6 +58,7 @@ class Tokenizer:
         vocab_size: int,
         lowercase: bool = False,
         min_frequency: int = 2,
+        replace: Mapping[str, str] | None = None,
     ) -> Tokenizer:
         """Learn a vocabulary of at most ``vocab_size`` tokens, the three special ones included.
 
@@ -69,9 +70,12 @@ class Tokenizer:
             vocab_size: the upper limit; small corpora give fewer. 0: no limit, for words.
             lowercase: fold case before anything else (decoding gives lower case back).
             min_frequency: pairs (bpe) or words rarer than this get no token.
+            replace: regular expressions (Oniguruma's) and what takes the place of their matches, in this order, before
+                anything else is done with a text, in training and ever after.
 
         Raises:
-            UserError: an unknown ``kind``, a ``vocab_size`` too small for it, or no word left to learn.
+            UserError: an unknown ``kind``, a ``vocab_size`` too small for it, a wrong expression, or no word left to
+                learn.
         """
         if kind not in KINDS:
             raise UserError(f"tokenizer kind {kind!r} is unknown: use {', '.join(map(repr, KINDS))}")
@@ -79,7 +83,7 @@ class Tokenizer:
         if vocab_size < smallest and (kind == "bpe" or vocab_size != 0):
             raise UserError(f"vocab_size {vocab_size} is too small for a {kind} tokenizer: use {smallest} or more")
         tokenizer, trainer = _untrained(kind, vocab_size or NO_LIMIT, min_frequency)
-        to_learn, to_encode = _normalizers(kind, lowercase)
+        to_learn, to_encode = _normalizers(kind, lowercase, replace or {})
         tokenizer.normalizer = to_learn
         tokenizer.train_from_iterator(_encodable(texts), trainer=trainer)
         tokenizer.normalizer = to_encode
@@ -146,6 +150,11 @@ class Tokenizer:
         )
         return encoded
 
+    def normalized(self, text: str) -> str:
+        """The text as it is before it is split: with the tokenizer's replacements, and in lower case where it folds."""
+        normalizer = self._tokenizer.normalizer
+        return text if normalizer is None else str(normalizer.normalize_str(next(_encodable([text]))))
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ``ids``, special tokens left out. For ``bpe`` the exact inverse of encoding."""
         return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
@@ -184,15 +193,24 @@ def _untrained(
     return tokenizer, trainers.WordLevelTrainer(**common)
 
 
-def _normalizers(kind: TokenizerKind, lowercase: bool) -> tuple[Any, Any]:
+def _normalizers(kind: TokenizerKind, lowercase: bool, replace: Mapping[str, str]) -> tuple[Any, Any]:
     """What is done to the text before it is split: when the vocabulary is learned, and after; None for nothing."""
-    first = [normalizers.Lowercase()] if lowercase else []
+    first: list[Any] = [_replacement(pattern, by) for pattern, by in replace.items()]
+    first += [normalizers.Lowercase()] if lowercase else []
     if kind != "whitespace":
-        return (first[0], first[0]) if first else (None, None)
+        both = normalizers.Sequence(first) if len(first) > 1 else first[0] if first else None
+        return both, both
     # The vocabulary has the special tokens already. Afterwards ``<unk>`` and ``<eos>`` are looked up in it as words.
     learn = normalizers.Sequence([*first, normalizers.Replace(Regex(_WORD.format(r"pad|unk|eos")), " ")])
     forged = normalizers.Replace(Regex(_WORD.format(r"pad|eos")), UNK)
     return learn, normalizers.Sequence([*first, forged, normalizers.Replace("\n", f" {EOS} ")])
+
+
+def _replacement(pattern: str, by: str) -> Any:
+    try:
+        return normalizers.Replace(Regex(pattern), by)
+    except Exception as error:  # the library raises bare Exception here
+        raise UserError(f"data.replace {pattern!r} is not a regular expression: {_first_line(error)}") from error
 
 
 def _encodable(texts: Iterable[str]) -> Iterator[str]:

@@ -1,6 +1,6 @@
-"""Locked (variational) dropout with explicit masks.
+"""Dropout with explicit masks: locked (variational) dropout, and masks of any other shape.
 
-One mask serves all time steps of a document (Gal & Ghahramani 2016, "A Theoretically Grounded Application of
+A locked mask serves all time steps of a document (Gal & Ghahramani 2016, "A Theoretically Grounded Application of
 Dropout in Recurrent Neural Networks", section 4). Masks are drawn by a function of their own and handed to
 the forward pass as plain tensors, so that an objective can run the network twice under the same masks;
 `nn.LSTM(dropout=...)` and `F.dropout` draw anew at each call (and at each time step), which makes an
@@ -32,11 +32,22 @@ def locked_mask(
     Returns a tensor (batch, 1, units) of 0 (with probability `p`) and 1 / (1 - p), so that the mean stays;
     None when `p` is 0, which draws no random number.
     """
+    batch, units = size
+    return dropout_mask(p, (batch, 1, units), device, dtype, generator)
+
+
+def dropout_mask(
+    p: float,
+    size: tuple[int, ...],
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor | None:
+    """As `locked_mask`, of any shape `size`: whatever the mask is multiplied with is dropped entry by entry."""
     if check_dropout("p", p) == 0.0:
         return None
-    batch, units = size
-    mask = torch.empty(batch, 1, units, device=device, dtype=dtype)
-    return mask.bernoulli_(1.0 - p, generator=generator).div_(1.0 - p)  # (batch, 1, units)
+    mask = torch.empty(size, device=device, dtype=dtype)
+    return mask.bernoulli_(1.0 - p, generator=generator).div_(1.0 - p)
 
 
 def apply_mask(x: Tensor, mask: Tensor | None) -> Tensor:

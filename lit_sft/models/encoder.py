@@ -9,14 +9,16 @@ to predict.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lit_sft.models.dropout import apply_mask, check_dropout, locked_mask
+from lit_sft.models.dropout import apply_mask, check_dropout, dropout_mask, locked_mask
 
 LSTMState = tuple[tuple[Tensor, ...], ...]
 """A tuple of tensors a layer, here (h, c), each (batch, hidden_size); batch first to select rows."""
@@ -32,6 +34,8 @@ class EncoderOutput(NamedTuple):
 
     hidden: Tensor  # (batch, time, output_size), after the output mask, zero at padding
     state: LSTMState  # after the last time step (a padded row has read its padding too), not detached
+    # As `hidden`, but before the output mask, and at padding of any value; None where that is `hidden` itself.
+    raw: Tensor | None = None
 
 
 class Encoder(nn.Module, ABC):
@@ -51,8 +55,8 @@ class Encoder(nn.Module, ABC):
         """The state before the first token, on the parameters' device."""
 
     @abstractmethod
-    def draw_masks(self, batch_size: int) -> Any:
-        """Draw the dropout masks of one pass over `batch_size` documents or lanes; none in eval mode."""
+    def draw_masks(self, batch_size: int, time: int) -> Any:
+        """Draw the dropout masks of one pass over (`batch_size`, `time`) ids; none in eval mode."""
 
     @abstractmethod
     def embed(self, input_ids: Tensor, masks: Any) -> Tensor:
@@ -85,6 +89,9 @@ class EncoderMasks:
     embedding: Tensor | None = None  # (batch, 1, embedding_size)
     hidden: tuple[Tensor | None, ...] = ()  # num_layers - 1 of (batch, 1, hidden_size), between layers
     output: Tensor | None = None  # (batch, 1, hidden_size)
+    recurrent: tuple[Tensor | None, ...] = ()  # num_layers of (4 * hidden_size, hidden_size), or none at all
+    types: Tensor | None = None  # (vocab_size, 1)
+    words: Tensor | None = None  # (batch, time, 1)
 
 
 class LSTMEncoder(Encoder):
@@ -98,6 +105,13 @@ class LSTMEncoder(Encoder):
         embedding_dropout: locked dropout on the token vectors.
         hidden_dropout: locked dropout between layers (so it needs two).
         output_dropout: locked dropout on the last layer, before any head.
+        weight_dropout: dropout on the weights from a layer's last output to its gates, one mask a pass for all time
+            steps and documents (DropConnect: Merity et al. 2018, section 2).
+        type_dropout: words of the vocabulary left out of a whole pass, wherever they occur (Gal & Ghahramani 2016,
+            section 4.2; Merity et al. 2018, section 4.3); an LM head that shares the token vectors still predicts them.
+        word_dropout: single occurrences left out (Dai & Le 2015; Iyyer et al. 2015).
+
+    Both kinds take a token's whole vector, any token's: `<eos>` and `<unk>` too, and padding, which nothing reads.
 
     Raises:
         ValueError: a size below 1 or a dropout outside [0, 1), by the option's name.
@@ -112,6 +126,9 @@ class LSTMEncoder(Encoder):
         embedding_dropout: float = 0.1,
         hidden_dropout: float = 0.2,
         output_dropout: float = 0.2,
+        weight_dropout: float = 0.0,
+        type_dropout: float = 0.0,
+        word_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         sizes = {"vocab_size": vocab_size, "embedding_size": embedding_size, "hidden_size": hidden_size}
@@ -123,6 +140,9 @@ class LSTMEncoder(Encoder):
         self.embedding_dropout = check_dropout("embedding_dropout", embedding_dropout)
         self.hidden_dropout = check_dropout("hidden_dropout", hidden_dropout)
         self.output_dropout = check_dropout("output_dropout", output_dropout)
+        self.weight_dropout = check_dropout("weight_dropout", weight_dropout)
+        self.type_dropout = check_dropout("type_dropout", type_dropout)
+        self.word_dropout = check_dropout("word_dropout", word_dropout)
         self.embedding = nn.Embedding(vocab_size, embedding_size)
         inputs = [embedding_size] + [hidden_size] * (num_layers - 1)
         self.layers = nn.ModuleList(nn.LSTM(size, hidden_size, batch_first=True) for size in inputs)
@@ -164,25 +184,35 @@ class LSTMEncoder(Encoder):
         weight = self.embedding.weight
         return tuple((weight.new_zeros(size), weight.new_zeros(size)) for _ in self.layers)
 
-    def draw_masks(self, batch_size: int) -> EncoderMasks:
+    def draw_masks(self, batch_size: int, time: int) -> EncoderMasks:
         """Draw the masks of one pass, on the parameters' device; all None in eval mode."""
         between = len(self.layers) - 1
         if not self.training:
             return EncoderMasks(hidden=(None,) * between)
         weight = self.embedding.weight
 
-        def draw(p: float, units: int) -> Tensor | None:
+        def locked(p: float, units: int) -> Tensor | None:
             return locked_mask(p, (batch_size, units), weight.device, weight.dtype)
 
+        def draw(p: float, *size: int) -> Tensor | None:
+            return dropout_mask(p, size, weight.device, weight.dtype)
+
         return EncoderMasks(
-            embedding=draw(self.embedding_dropout, self.embedding.embedding_dim),
-            hidden=tuple(draw(self.hidden_dropout, self.output_size) for _ in range(between)),
-            output=draw(self.output_dropout, self.output_size),
+            embedding=locked(self.embedding_dropout, self.embedding.embedding_dim),
+            hidden=tuple(locked(self.hidden_dropout, self.output_size) for _ in range(between)),
+            output=locked(self.output_dropout, self.output_size),
+            recurrent=tuple(draw(self.weight_dropout, 4 * self.output_size, self.output_size) for _ in self.layers),
+            types=draw(self.type_dropout, self.vocab_size, 1),
+            words=draw(self.word_dropout, batch_size, time, 1),
         )
 
     def embed(self, input_ids: Tensor, masks: EncoderMasks) -> Tensor:
-        """(batch, time) ids to (batch, time, embedding_size) vectors, after embedding dropout."""
-        return apply_mask(self.embedding(input_ids), masks.embedding)
+        """(batch, time) ids to (batch, time, embedding_size) vectors, after dropout of words and of vectors' units."""
+        vectors = self.embedding(input_ids)
+        whole = masks.words  # (batch, time, 1)
+        if masks.types is not None:
+            whole = apply_mask(masks.types[input_ids], whole)
+        return apply_mask(apply_mask(vectors, whole), masks.embedding)
 
     def forward(
         self,
@@ -203,14 +233,32 @@ class LSTMEncoder(Encoder):
             raise ValueError("give either input_ids or inputs_embeds")
         x = inputs_embeds  # (batch, time, embedding_size)
         dropouts = (*masks.hidden, masks.output)
-        last = []
-        for layer, (h, c), dropout in zip(self.layers, state, dropouts, strict=True):
-            x, (h, c) = layer(x, (h.unsqueeze(0), c.unsqueeze(0)))  # (batch, time, hidden_size)
+        recurrent = masks.recurrent or (None,) * len(self.layers)
+        last, raw = [], x
+        for layer, (h, c), weights, dropout in zip(self.layers, state, recurrent, dropouts, strict=True):
+            raw, h, c = _read(layer, x, h.unsqueeze(0), c.unsqueeze(0), weights)  # (batch, time, hidden_size)
             last.append((h.squeeze(0).to(state[0][0].dtype), c.squeeze(0).to(state[0][0].dtype)))
-            x = apply_mask(x, dropout)
+            x = apply_mask(raw, dropout)
         hidden = x * attention_mask.unsqueeze(-1).to(x.dtype)  # (batch, time, hidden_size)
-        return EncoderOutput(hidden, tuple(last))
+        return EncoderOutput(hidden, tuple(last), raw)
 
     def layer_groups(self) -> list[list[nn.Parameter]]:
         """The embedding, then each LSTM layer."""
         return [list(module.parameters()) for module in (self.embedding, *self.layers)]
+
+
+def _read(layer: nn.Module, x: Tensor, h: Tensor, c: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """One `nn.LSTM` layer over x (batch, time, units) from h, c (1, batch, hidden_size): its output, and h, c after it.
+
+    `mask` (4 * hidden_size, hidden_size) is multiplied with the recurrent weights, which stay the layer's parameters: a
+    wrapper that sets the product in the module (as in the paper's code) is undone by whatever sets the weights anew.
+    """
+    if mask is None:
+        x, (h, c) = layer(x, (h, c))
+        return x, h, c
+    own = dict(layer.named_parameters())
+    weights = [own["weight_ih_l0"], own["weight_hh_l0"] * mask, own["bias_ih_l0"], own["bias_hh_l0"]]
+    with warnings.catch_warnings() if x.is_cuda else nullcontext():
+        if x.is_cuda:  # cuDNN tells that it copies the weights into one chunk: the product is a new one each time
+            warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")
+        return torch.lstm(x, (h, c), weights, True, 1, 0.0, layer.training, False, True)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from lit_sft.models.encoder import Encoder, LSTMState
+from lit_sft.models.encoder import Encoder, EncoderOutput, LSTMState
 from lit_sft.models.heads import ClassifierHead, LMHead, class_probabilities, pool
 
 
@@ -47,29 +47,45 @@ class Network(nn.Module):
         self.lm_head = lm_head
         self.classifier = classifier
 
-    def draw_masks(self, batch_size: int) -> Masks:
-        """Draw the dropout masks of one pass over `batch_size` documents or lanes; none in eval mode."""
+    def draw_masks(self, batch_size: int, time: int) -> Masks:
+        """Draw the dropout masks of one pass over (`batch_size`, `time`) ids; none in eval mode."""
         classifier = None if self.classifier is None else self.classifier.draw_mask(batch_size)
-        return Masks(self.encoder.draw_masks(batch_size), classifier)
+        return Masks(self.encoder.draw_masks(batch_size, time), classifier)
+
+    def encode(
+        self, batch: TokenBatch, state: LSTMState | None, masks: Masks, inputs_embeds: Tensor | None = None
+    ) -> EncoderOutput:
+        """What the encoder makes of a batch, for `nll` and `logits`; without a state from the start of the text."""
+        if state is None:
+            state = self.encoder.initial_state(len(batch.attention_mask))
+        input_ids = batch.input_ids if inputs_embeds is None else None
+        encoded: EncoderOutput = self.encoder(input_ids, batch.attention_mask, state, masks.encoder, inputs_embeds)
+        return encoded
+
+    def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """hidden (batch, time, output_size), targets (batch, time) -> negative log-likelihoods as `lm_nll`'s."""
+        if self.lm_head is None:
+            raise ValueError("this network has no language-model head")
+        return self.lm_head.nll(hidden.flatten(0, 1), targets.flatten()).view(targets.shape)  # (batch, time)
+
+    def logits(self, hidden: Tensor, attention_mask: Tensor, masks: Masks) -> Tensor:
+        """hidden (batch, time, output_size), attention_mask (batch, time) -> logits (batch, num_outputs)."""
+        if self.classifier is None:
+            raise ValueError("this network has no classifier")
+        logits: Tensor = self.classifier(hidden, attention_mask, masks.classifier)
+        return logits
 
     def lm_nll(
         self, batch: TargetBatch, state: LSTMState, masks: Masks, inputs_embeds: Tensor | None = None
     ) -> tuple[Tensor, LSTMState]:
         """Each target's negative log-likelihood in nats, (batch, time), 0 if ignored; the state."""
-        if self.lm_head is None:
-            raise ValueError("this network has no language-model head")
-        hidden, state = self._encode(batch, state, masks, inputs_embeds)  # (batch, time, output_size)
-        nll = self.lm_head.nll(hidden.flatten(0, 1), batch.targets.flatten())  # (batch * time,)
-        return nll.view(batch.targets.shape), state
+        encoded = self.encode(batch, state, masks, inputs_embeds)
+        return self.nll(encoded.hidden, batch.targets), encoded.state
 
     def classify(self, batch: TokenBatch, masks: Masks, inputs_embeds: Tensor | None = None) -> Tensor:
         """Logits of each document, (batch, num_outputs)."""
-        if self.classifier is None:
-            raise ValueError("this network has no classifier")
-        state = self.encoder.initial_state(len(batch.attention_mask))
-        hidden, _ = self._encode(batch, state, masks, inputs_embeds)  # (batch, time, output_size)
-        logits: Tensor = self.classifier(hidden, batch.attention_mask, masks.classifier)
-        return logits  # (batch, num_outputs)
+        encoded = self.encode(batch, None, masks, inputs_embeds)
+        return self.logits(encoded.hidden, batch.attention_mask, masks)
 
     @property
     def multilabel(self) -> bool:
@@ -85,18 +101,10 @@ class Network(nn.Module):
 
     def pooled(self, batch: TokenBatch, masks: Masks) -> Tensor:
         """A vector for each document: pooled as by the classifier, without one the mean over tokens."""
-        state = self.encoder.initial_state(len(batch.attention_mask))
-        hidden, _ = self._encode(batch, state, masks, None)  # (batch, time, output_size)
+        hidden = self.encode(batch, None, masks).hidden  # (batch, time, output_size)
         if self.classifier is None:
             return pool(hidden, batch.attention_mask, "mean")  # (batch, output_size)
         return self.classifier.pool(hidden, batch.attention_mask)  # (batch, pooled_size)
-
-    def _encode(
-        self, batch: TokenBatch, state: LSTMState, masks: Masks, inputs_embeds: Tensor | None
-    ) -> tuple[Tensor, LSTMState]:
-        input_ids = batch.input_ids if inputs_embeds is None else None
-        hidden, state = self.encoder(input_ids, batch.attention_mask, state, masks.encoder, inputs_embeds)
-        return hidden, state
 
     def layer_groups(self) -> list[list[nn.Parameter]]:
         """Every parameter exactly once: the encoder's groups from the bottom, then one with the heads' own.

@@ -27,7 +27,7 @@ class MLE(Objective):
         lanes = len(stream.input_ids)
         if state is None or stream.first:
             state = network.encoder.initial_state(lanes)
-        nll, state = network.lm_nll(stream, state, network.draw_masks(lanes))  # (batch, time)
+        nll, state = network.lm_nll(stream, state, network.draw_masks(*stream.input_ids.shape))  # (batch, time)
         kept = (stream.targets != IGNORE_INDEX).sum()
         total = nll.sum() / kept.clamp(min=1)
         return Loss(total, {"lm": total.detach()}, kept, detach_state(state))

@@ -73,7 +73,7 @@ class Supervised(Objective):
     def __call__(self, network: Network, batch: Mapping[str, Any], state: LSTMState | None) -> Loss:
         """`batch["labeled"]`: input_ids, attention_mask (batch, time), labels as for `loss`. There is no state."""
         documents = batch["labeled"]
-        masks = network.draw_masks(len(documents.labels))
+        masks = network.draw_masks(*documents.input_ids.shape)
         logits = network.classify(documents, masks)  # (batch, num_outputs)
         total = self.loss(logits, documents.labels)
         weight = self._document_weights(logits, documents.labels).sum()
