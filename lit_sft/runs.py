@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -115,7 +116,7 @@ def discard_run(folder: Path) -> None:
     if any(folder.glob("**/*.ckpt")):
         return
     shutil.rmtree(folder, ignore_errors=True)
-    if folder.parent.is_dir() and not any(folder.parent.iterdir()):
+    with contextlib.suppress(OSError):  # it holds other runs, or another process of this one has removed it
         folder.parent.rmdir()
 
 

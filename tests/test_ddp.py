@@ -50,7 +50,8 @@ def train(config: Path, name: str, processes: int, *flags: str, code: int = 0, s
     callback = ["--trainer.callbacks+=ddp_callbacks.Snapshots", f"--trainer.callbacks.path={snapshots}"]
     callback += [f"--trainer.callbacks.stop_at={stop_at}"]
     command = [sys.executable, "-m", "lit_sft", "fit", "--config", str(config), "--name", name, *flags]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, *callback, f"--trainer.devices={processes}"],
         env=environment,

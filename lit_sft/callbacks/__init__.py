@@ -6,10 +6,12 @@ from lit_sft.callbacks.record import RunRecord
 from lit_sft.callbacks.saving import BestCheckpoint, LastCheckpoint, StopOnSignal
 from lit_sft.callbacks.stopping import EarlyStop
 from lit_sft.callbacks.throughput import Throughput
+from lit_sft.callbacks.unfreezing import GradualUnfreezing
 
 __all__ = [
     "BestCheckpoint",
     "EarlyStop",
+    "GradualUnfreezing",
     "Health",
     "LastCheckpoint",
     "LogProgress",

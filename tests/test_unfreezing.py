@@ -1,0 +1,154 @@
+"""Gradual unfreezing: which weights a training changes at which step, against a schedule written by hand."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import Command, Configs, Files
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from test_ddp import exact, train
+from torch import Tensor
+from training import data_of, equal, module_of, trainer_of, weights
+
+from lit_sft.callbacks import GradualUnfreezing, LastCheckpoint
+from lit_sft.optim import WarmupCosine
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback with a model that overrides"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+    pytest.mark.filterwarnings("ignore:GradualUnfreezing. the training ends at step"),
+]
+HEIGHTS = ("classifier.", "encoder.layers.1.", "encoder.layers.0.", "encoder.embedding.")  # from the top
+
+
+class Watch(Callback):
+    """All weights before the first batch and after each, with the optimizer step after it."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, dict[str, Tensor]]] = []
+
+    def on_train_start(self, trainer: Trainer, module: Any) -> None:
+        self.seen.append((trainer.global_step, weights(module)))
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        self.on_train_start(trainer, module)
+        assert {p.grad is None for p in module.parameters() if not p.requires_grad} <= {True}
+
+
+def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> list[str]:
+    """Which groups have a weight that changed, and not all of them the same bits; from the top."""
+    return [
+        prefix
+        for prefix in HEIGHTS
+        if any(not torch.equal(after[name], value) for name, value in before.items() if name.startswith(prefix))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "options", "starts"),
+    [
+        (1.0, {}, (0, 8, 16, 24)),  # 8 batches an epoch
+        (0.5, {"gradient_clip_val": 0.1}, (0, 4, 8, 12)),
+        (0.2, {"accumulate_grad_batches": 3}, (0, 1, 1, 2)),  # 3 steps an epoch: 0.6, 1.2 and 1.8 of them
+        (0.5, {"limit_train_batches": 5, "accumulate_grad_batches": 2}, (0, 2, 3, 4)),  # 3 steps: 1.5, 3 and 4.5
+        (100.0, {}, (0, 800, 1600, 2400)),
+    ],
+)
+@pytest.mark.parametrize("averaged", [False, True])
+def test_a_group_is_bit_equal_until_its_step_and_then_changes_at_each(
+    epochs: float,
+    options: dict[str, Any],
+    starts: tuple[int, ...],
+    averaged: bool,
+    files: Files,
+    shared_cache: Path,
+    tmp_path: Path,
+) -> None:
+    watch = Watch()
+    callbacks: list[Callback] = [watch, GradualUnfreezing(epochs), *([EMAWeightAveraging()] if averaged else [])]
+    module = module_of("finetune", dropout=True, optimizer=partial(torch.optim.AdamW, lr=0.01, weight_decay=0.5))
+    trainer_of(tmp_path, max_epochs=4, callbacks=callbacks, **options).fit(module, data_of(files, shared_cache))
+    steps = [step for step, _ in watch.seen]
+    assert steps[0] == 0
+    assert len(watch.seen) > 20 or options.get("limit_train_batches")
+    for (step, before), (later, after) in zip(watch.seen, watch.seen[1:], strict=False):
+        training = [prefix for prefix, start in zip(HEIGHTS, starts, strict=True) if start <= step]
+        assert changed(before, after) == (training if later > step else []), f"step {step}"
+    assert all(parameter.requires_grad for parameter in module.net.parameters())  # as it was found
+
+
+def test_what_trains_gets_the_gradient_that_it_gets_without_freezing(
+    files: Files, shared_cache: Path, tmp_path: Path
+) -> None:
+    """The first step of plain SGD: the heads change as in a training of everything."""
+    ends = []
+    for callbacks in ([], [GradualUnfreezing()]):
+        module = module_of("finetune", optimizer=partial(torch.optim.SGD, lr=0.5))
+        options = {"max_steps": 1, "gradient_clip_val": None, "callbacks": callbacks}
+        trainer_of(tmp_path, **options).fit(module, data_of(files, shared_cache))
+        ends.append(weights(module))
+    heads = [name for name in ends[0] if name.startswith("classifier.")]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in heads)
+    assert changed(*ends) == list(HEIGHTS[1:])
+
+
+def test_a_resumed_training_ends_as_one_that_was_never_stopped(
+    files: Files, shared_cache: Path, tmp_path: Path
+) -> None:
+    def fit(path: Path | None) -> dict[str, Tensor]:
+        saving = LastCheckpoint(every_steps=1, keep=100)
+        saving.dirpath = str(tmp_path / ("rest" if path else "whole"))
+        callbacks = [GradualUnfreezing(0.5), EMAWeightAveraging(decay=0.9), saving]
+        module = module_of("finetune", dropout=True, schedule=WarmupCosine(0.2), layer_decay=0.7)
+        trainer = trainer_of(tmp_path, max_epochs=2, accumulate_grad_batches=2, callbacks=callbacks)
+        trainer.fit(module, data_of(files, shared_cache), ckpt_path=path, weights_only=True)
+        return weights(module)
+
+    whole = fit(None)
+    saved = sorted((tmp_path / "whole").glob("last-*.ckpt"))
+    assert len(saved) >= 6
+    for path in saved:
+        assert equal(fit(path), whole), path.name
+
+
+def test_two_processes_unfreeze_as_one_does(configs: Configs) -> None:
+    config = exact(configs, "finetune")
+    options = yaml.safe_load(config.read_text())
+    given = {"class_path": "lit_sft.callbacks.GradualUnfreezing", "init_args": {"epochs": 0.4}}
+    options["trainer"] |= {"callbacks": [given]}
+    config.write_text(yaml.safe_dump(options))
+    one = train(config, "one", 1)
+    two = train(config, "two", 2, "--trainer.strategy=ddp_find_unused_parameters_true")
+    assert (one - two).abs().max() < 1e-6
+    moved = ((one[1:] - one[:-1]) != 0).sum(1)
+    assert moved[0] < moved[-2]
+    command = [sys.executable, "-m", "lit_sft", "fit", "--config", str(config), "--trainer.devices=2"]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert refused.returncode == 2
+    assert "needs --trainer.strategy ddp_find_unused_parameters_true" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_mistakes_are_told_in_a_line(cli: Command, configs: Configs) -> None:
+    name = "--trainer.callbacks+=lit_sft.callbacks.GradualUnfreezing"
+    result = cli("fit", "--config", configs.pretrain, name)
+    assert result.code == 2
+    assert "GradualUnfreezing is for model.stage finetune" in result.err
+    result = cli("fit", "--config", configs.finetune, name, "--trainer.callbacks.epochs=0")
+    assert result.code == 2
+    assert "epochs=0.0 must be above 0" in result.err
+    assert result.err.count("\n") == 1
+
+
+def test_layers_that_never_train_are_told(cli: Command, configs: Configs) -> None:
+    name = "--trainer.callbacks+=lit_sft.callbacks.GradualUnfreezing"
+    with pytest.warns(UserWarning, match=r"ends at step \d+, before 2 of its layers train"):
+        assert cli("fit", "--config", configs.finetune, name).code == 0
