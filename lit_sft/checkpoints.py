@@ -11,15 +11,17 @@ import pickle
 import warnings
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import yaml
 from torch import Tensor
 
 from lit_sft.checkpoint_io import saved
+from lit_sft.data.adopted import Adopted
+from lit_sft.data.batches import Direction
 from lit_sft.data.fed import NOTHING, is_fed
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.errors import UserError
@@ -50,6 +52,16 @@ class Checkpoint:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the run used."""
         return Tokenizer.from_json(self.tokenizer_json, source=f"{self.path}: a damaged checkpoint: its tokenizer")
+
+    @property
+    def direction(self) -> Direction:
+        """How the run read documents."""
+        return self.config.get("data", {}).get("direction") or "forward"  # older ones say nothing
+
+    def adopted(self, labels: bool = True) -> Adopted:
+        """What the data of another run take over from it; ``labels``: its classes, too."""
+        found = Adopted(self.tokenizer(), fed=self.fed, direction=self.direction)
+        return replace(found, label_names=self.label_names or None, multilabel=self.multilabel) if labels else found
 
     @property
     def precision(self) -> str:
@@ -150,7 +162,8 @@ def _check_sums(path: Path) -> None:
 
 
 def _plain_config(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(part, {}), dict) for part in ("data", "model"))
+    plain = isinstance(value, dict) and all(isinstance(value.get(part, {}), dict) for part in ("data", "model"))
+    return plain and value.get("data", {}).get("direction") in (None, *get_args(Direction))
 
 
 def _thresholds(value: Any) -> bool:

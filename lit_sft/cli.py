@@ -27,7 +27,7 @@ from lit_sft.loggers import LoggedRun, place_loggers
 from lit_sft.mistakes import mistake_in
 from lit_sft.module import LitSFT
 from lit_sft.options import check_trainer, explain, read_config_file, reason, values_of
-from lit_sft.resume import check_resumable, check_tokenizer, last_checkpoint, read_resumable
+from lit_sft.resume import check_direction, check_resumable, check_tokenizer, last_checkpoint, read_resumable
 from lit_sft.runs import RECORD, discard_run, resume_run, run_folder_of, run_name, start_run
 from lit_sft.stored_options import CLASS_OPTIONS, stored_config
 from lit_sft.testing import keep_test
@@ -160,7 +160,8 @@ class LitCLI(LightningCLI):
         check_trainer(config.trainer)
         data = TextDataModule(**config.data.clone(with_meta=False).as_dict())
         if self.source is not None:
-            data.adopt(self.source.tokenizer(), self.source.label_names, self.source.multilabel, self.source.fed)
+            check_direction(self.source, config.data.direction)
+            data.adopt(self.source.adopted())
             split: Literal["val", "test"] = "test" if self.subcommand == "test" else "val"
             before = self.source.config.get("data", {})
             if config.data[split] != before.get(split) and config.data.labeled == before.get("labeled"):
@@ -176,7 +177,7 @@ class LitCLI(LightningCLI):
             config.ckpt_path = str(self.source.path)
             self.folder = run_folder_of(self.source.path)
             data.prepare_data()
-        self.prepared_data = data
+        self.prepared_data, config.data.direction = data, data.direction
         step = self.source.global_step if self.source is not None and self.resumed else None
         self._dump_config()
         self.given_loggers = self.config_dump["trainer"]["logger"]
@@ -217,13 +218,14 @@ class LitCLI(LightningCLI):
             check_resumable(self.source, config.model.stage, config.data.clone(with_meta=False).as_dict())
             check_tokenizer(self.source, data.preparation.kind)
             config.ckpt_path = str(self.source.path)
-            labels = (self.source.label_names or None, self.source.multilabel)
-            data.adopt(self.source.tokenizer(), *labels, self.source.fed)
+            check_direction(self.source, config.data.direction)
+            data.adopt(self.source.adopted())
         elif config.model.init_from:
             self.source = read_checkpoint(resolve(config.model.init_from, "init_from"))
             config.model.init_from = str(self.source.path)
             check_tokenizer(self.source, data.preparation.kind)
-            data.adopt(self.source.tokenizer(), fed=self.source.fed)
+            check_direction(self.source, config.data.direction)
+            data.adopt(self.source.adopted(labels=False))
 
     # ---- after
 

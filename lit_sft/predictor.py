@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lit_sft.checkpoints import Checkpoint, read_checkpoint, resolve
+from lit_sft.data.batches import Direction
 from lit_sft.data.buckets import DocumentBatch, DocumentDataset, Truncation
 from lit_sft.data.readers import iter_rows
 from lit_sft.data.tokens import TokenArray
@@ -47,6 +48,7 @@ class Predictor:
             self.autocast_to = None  # the CPU has no float16 LSTM
         self.max_length = int(data.get("max_length") or 400)
         self.truncation: Truncation = data.get("truncation") or "head"
+        self.direction: Direction = data.get("direction") or "forward"
 
     @property
     def label_names(self) -> list[str]:
@@ -115,6 +117,7 @@ class Predictor:
                     TEXTS_AT_ONCE,
                     seed=0,
                     shuffle=False,
+                    direction=self.direction,
                 )
                 for index in range(len(dataset)):
                     batch = dataset[index].to(self.device)

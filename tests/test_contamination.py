@@ -16,6 +16,7 @@ import yaml
 from conftest import Command, Configs, Files, Fit, Trained, labeled_rows, read, sentence, write_csv
 
 from lit_sft.checkpoints import read_checkpoint
+from lit_sft.data.adopted import Adopted
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.errors import UserError
 
@@ -48,7 +49,7 @@ def planted(tmp_path: Path) -> dict[str, str]:
 def ready(cache: Path, fed: dict[str, Any] | None = None, **options: Any) -> TextDataModule:
     data = TextDataModule(vocab_size=400, cache_dir=str(cache), tokenizer="word", min_frequency=1, **options)
     if fed is not None:
-        data.adopt(data.preparation.tokenizer(), fed=fed)
+        data.adopt(Adopted(data.preparation.tokenizer(), fed=fed))
     data.prepare_data()
     data.setup()
     return data

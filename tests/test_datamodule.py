@@ -11,6 +11,7 @@ import pytest
 from conftest import Files, labeled_rows, write_csv
 from training import data_of, module_of, trainer_of
 
+from lit_sft.data.adopted import Adopted
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.errors import UserError
@@ -120,7 +121,7 @@ def test_little_is_padding(files: Files, shared_cache: Path, tmp_path: Path) -> 
 def test_an_adopted_tokenizer_takes_the_place_of_the_option(files: Files, shared_cache: Path) -> None:
     tokenizer = Tokenizer.train((text for text, _ in labeled_rows(5, 9)), "word", 60)
     data = data_of(files, shared_cache, tokenizer="bpe")
-    data.adopt(tokenizer, ["sea", "sky", "wood"])
+    data.adopt(Adopted(tokenizer, ["sea", "sky", "wood"]))
     data.prepare_data()
     data.setup()
     assert data.tokenizer.digest == tokenizer.digest
@@ -129,7 +130,7 @@ def test_an_adopted_tokenizer_takes_the_place_of_the_option(files: Files, shared
 
 def test_labels_other_than_the_adopted_ones_are_refused(files: Files, shared_cache: Path) -> None:
     data = data_of(files, shared_cache)
-    data.adopt(ready(files, shared_cache).tokenizer, ["sky", "sea", "wood"])
+    data.adopt(Adopted(ready(files, shared_cache).tokenizer, ["sky", "sea", "wood"]))
     data.prepare_data()
     with pytest.raises(UserError, match=r"labels \['sea', 'sky', 'wood'\], the checkpoint \['sky', 'sea', 'wood'\]"):
         data.setup()

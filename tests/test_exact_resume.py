@@ -47,7 +47,7 @@ def train(stage: str, files: Files, cache: Path, folder: Path, options: dict[str
     logger = TensorBoardLogger(folder, name="", version="", purge_step=None)
     module = module_of(stage, dropout=True, schedule=WarmupCosine(0.2), layer_decay=0.7)
     given = {"max_epochs": 3, "gradient_clip_val": 0.5, "limit_val_batches": 1.0, "logger": logger, **options}
-    data = data_of(files, cache, num_workers=given.pop("num_workers", 0))
+    data = data_of(files, cache, num_workers=given.pop("num_workers", 0), direction=given.pop("direction", None))
     trainer = trainer_of(folder, callbacks=callbacks, **given)
     trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
     return folder
@@ -60,6 +60,7 @@ def train(stage: str, files: Files, cache: Path, folder: Path, options: dict[str
         {"accumulate_grad_batches": 2, "val_check_interval": 3, "num_workers": 2, "max_epochs": 2},
         {"check_val_every_n_epoch": 2},
         {"limit_train_batches": 5, "log_every_n_steps": 3},
+        {"direction": "backward", "accumulate_grad_batches": 2, "max_epochs": 2},
     ],
     ids=str,
 )

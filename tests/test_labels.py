@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from lit_sft.data.adopted import Adopted
 from lit_sft.data.buckets import DocumentDataset
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.data.documents import Documents, content_keys
@@ -207,7 +208,7 @@ def test_rejects_data_of_another_kind_than_the_checkpoint(sources: dict[str, str
     tokenizer = module_of(sources, tmp_path).tokenizer
     for file, multilabel, message in (("test", False, "any number of labels"), ("single", True, "label_separator")):
         data = TextDataModule(labeled=sources["train"], test=sources[file], cache_dir=str(tmp_path))
-        data.adopt(tokenizer, NAMES, multilabel)
+        data.adopt(Adopted(tokenizer, NAMES, multilabel))
         data.read_only("test")
         data.prepare_data()
         with pytest.raises(UserError, match=message):

@@ -58,7 +58,7 @@ def test_predictions_equal_those_of_testing(
     path = resolve(trained.finetune, "ckpt_path")
     checkpoint = read_checkpoint(path)
     data = TextDataModule(**checkpoint.config["data"] | {"max_tokens": 256})  # several batches
-    data.adopt(checkpoint.tokenizer(), checkpoint.label_names)
+    data.adopt(checkpoint.adopted())
     seen: list[torch.Tensor] = []
     monkeypatch.setattr(ClassificationMetrics, "update", lambda _, probabilities, *__: seen.append(probabilities))
     monkeypatch.setattr(ClassificationMetrics, "compute", lambda _: {})

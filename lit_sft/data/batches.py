@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Generic, Self, TypeVar
+from typing import Generic, Literal, Self, TypeVar, cast, get_args
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lit_sft.errors import UserError
+
+Direction = Literal["forward", "backward"]
+"""How documents are read: from their first token on, or from their last one back."""
 
 
 @dataclasses.dataclass
@@ -33,6 +36,13 @@ class Batch:
 
 
 BatchT = TypeVar("BatchT", bound=Batch)
+
+
+def check_direction(direction: str) -> Direction:
+    """The direction itself; a UserError where it is none."""
+    if direction not in get_args(Direction):
+        raise UserError(f"direction {direction!r} is unknown: use 'forward' or 'backward'")
+    return cast(Direction, direction)
 
 
 class BatchDataset(Dataset[BatchT], ABC, Generic[BatchT]):

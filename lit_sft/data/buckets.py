@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_sft.data.batches import Batch, BatchDataset
+from lit_sft.data.batches import Batch, BatchDataset, Direction, check_direction
 from lit_sft.data.labels import NO_LABEL
 from lit_sft.data.tokens import TokenArray
 from lit_sft.errors import UserError
@@ -112,9 +112,11 @@ class DocumentDataset(BatchDataset[DocumentBatch]):
         max_tokens: padded positions of a batch (a document longer than that is a batch of its own).
         max_documents: documents of a batch.
         seed, shuffle: arrangement of the epoch.
+        direction: ``backward`` serves what is kept of a document (its tail is its end, as ever) from its last token to
+            its first, between the two boundaries.
 
     Raises:
-        UserError: no documents, a limit below 1, or an unknown truncation.
+        UserError: no documents, a limit below 1, an unknown truncation or direction.
     """
 
     def __init__(
@@ -128,6 +130,7 @@ class DocumentDataset(BatchDataset[DocumentBatch]):
         max_documents: int,
         seed: int,
         shuffle: bool,
+        direction: Direction = "forward",
     ) -> None:
         super().__init__(seed, shuffle)
         if len(tokens) == 0:
@@ -143,6 +146,7 @@ class DocumentDataset(BatchDataset[DocumentBatch]):
         self.pad_id = pad_id
         self.max_length = max_length
         self.truncation: Truncation = truncation
+        self.direction = check_direction(direction)
         self._lengths = np.minimum(tokens.lengths, max_length) + 2  # (documents,), boundaries included
         self._bounds = _bucket_bounds(self._lengths)
         self._cuts = _cut(np.sort(self._bounds)[::-1], max_tokens, max_documents)
@@ -170,6 +174,8 @@ class DocumentDataset(BatchDataset[DocumentBatch]):
             labels = np.full((1, *self.tokens.labels.shape[1:]), NO_LABEL)
             return collate([np.array([], dtype=np.int64)], self.eos_id, self.pad_id, labels, nothing)
         documents = [truncate(self.tokens.document(i), self.max_length, self.truncation) for i in members]
+        if self.direction == "backward":  # only now: head and tail are those of the text
+            documents = [ids[::-1] for ids in documents]
         return collate(documents, self.eos_id, self.pad_id, self.tokens.labels[members], members)
 
     def documents(self, index: int) -> np.ndarray:

@@ -33,7 +33,8 @@ class TextDataModule(TextData, L.LightningDataModule):
         self._check_not_empty(array, split)
         shuffle = split == "train" and not self._overfits()
         eos, pad = self.tokenizer.eos_id, self.tokenizer.pad_id
-        return self._loader(StreamDataset(array, eos, pad, self.batch_size, self.bptt, self.seed, shuffle))
+        sizes = (self.batch_size, self.bptt)
+        return self._loader(StreamDataset(array, eos, pad, *sizes, self.seed, shuffle, self.direction))
 
     def document_loader(self, split: Split) -> StatefulLoader:
         """Length-bucketed batches of the split's labeled documents, shuffled in training only."""
@@ -44,9 +45,8 @@ class TextDataModule(TextData, L.LightningDataModule):
         training, shuffle = split == "train", split == "train" and not self._overfits()
         eos, pad = self.tokenizer.eos_id, self.tokenizer.pad_id
         limits = (self.max_tokens, self.max_documents if training else self.max_tokens)
-        return self._loader(
-            DocumentDataset(array, eos, pad, self.max_length, self.truncation, *limits, self.seed, shuffle)
-        )
+        kept, order = (self.max_length, self.truncation), (self.seed, shuffle)
+        return self._loader(DocumentDataset(array, eos, pad, *kept, *limits, *order, self.direction))
 
     def train_dataloader(self) -> dict[str, StatefulLoader]:
         """A loader for each kind of batch that the objective needs; after ``load_state_dict`` they go on from there."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_sft.data.batches import Batch, BatchDataset
+from lit_sft.data.batches import Batch, BatchDataset, Direction, check_direction
 from lit_sft.data.tokens import TokenArray
 from lit_sft.errors import UserError
 
@@ -47,15 +47,19 @@ class StreamDataset(BatchDataset[StreamBatch]):
     LSTM does not take. Nothing is copied: a batch looks its tokens up in the mapped array. Processes that share
     a training have lanes of their own. Not covered: a variable sequence length.
 
+    Read backward, each document stands there from its last token to its first: a language model then predicts each
+    token from those after it. The order of the documents is the same in both directions.
+
     Args:
         tokens: the documents; labels are not looked at.
         eos_id, pad_id: ids of the boundary and of what stands past the end.
         batch_size: lanes.
         bptt: positions of a lane in one batch; the last batch of an epoch may be shorter.
         seed, shuffle: order of the documents; without ``shuffle`` as they come.
+        direction: how each document is read.
 
     Raises:
-        UserError: no documents, or ``batch_size`` or ``bptt`` below 1.
+        UserError: no documents, ``batch_size`` or ``bptt`` below 1, or an unknown direction.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class StreamDataset(BatchDataset[StreamBatch]):
         bptt: int,
         seed: int,
         shuffle: bool,
+        direction: Direction = "forward",
     ) -> None:
         super().__init__(seed, shuffle)
         if len(tokens) == 0:
@@ -79,6 +84,7 @@ class StreamDataset(BatchDataset[StreamBatch]):
         self.pad_id = pad_id
         self.batch_size = batch_size
         self.bptt = bptt
+        self.direction = check_direction(direction)
         self.num_targets = tokens.num_tokens + len(tokens)
         self.lane_length = -(-self.num_targets // batch_size)
         self._arrange()
@@ -139,8 +145,11 @@ class StreamDataset(BatchDataset[StreamBatch]):
         inside = np.clip(positions, 0, self.num_targets - 1)
         rank = np.searchsorted(self._ends, inside, side="right")
         document = self._order[rank]
-        offset = inside - (self._ends[rank] - self.tokens.lengths[document] - 1)
-        is_token = (offset < self.tokens.lengths[document]) & (inside == positions)
+        length = self.tokens.lengths[document]
+        offset = inside - (self._ends[rank] - length - 1)  # how many tokens of its document are read before it
+        is_token = (offset < length) & (inside == positions)
+        if self.direction == "backward":
+            offset = length - 1 - offset
         ids = np.full(positions.shape, self.eos_id, dtype=np.int64)
         ids[is_token] = self.tokens.tokens[(self.tokens.starts[document] + offset)[is_token]]
         return ids

@@ -8,10 +8,12 @@ from typing import Any, Literal
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lit_sft.data.adopted import Adopted
+from lit_sft.data.batches import Direction
 from lit_sft.data.contamination import told
 from lit_sft.data.corpus import Corpus
 from lit_sft.data.corpus_config import CorpusConfig, Sources
-from lit_sft.data.fed import NOTHING, Food
+from lit_sft.data.fed import Food
 from lit_sft.data.labels import label_array, label_counts
 from lit_sft.data.prepare import Preparation, Prepared, default_cache_dir
 from lit_sft.data.splits import low_shot
@@ -52,11 +54,15 @@ class TextData:
         lowercase, replace: a tokenizer trained here lower-cases the text, and before that puts strings in the place of
             what regular expressions match.
         min_frequency: a merge (bpe) or word below this count gets no entry.
-        max_length, truncation: tokens of a document that the classifier reads; which ones of a longer one: its
-            ``head``, ``tail``, or half from each (``head_tail``).
+        direction: ``backward`` reads every document from its last token to its first, for a language model that
+            predicts each token from those after it, and a classifier on top of it. By default that of the checkpoint
+            that the run starts from or goes on with, else ``forward``.
+        max_length: tokens of a document that the classifier reads.
+        truncation: which tokens of a longer one: its ``head``, ``tail``, or half from each (``head_tail``).
         batch_size: streams read side by side in pretraining, over all processes.
         bptt: tokens of each stream in a batch: gradients stop there, the hidden state goes on.
-        max_tokens, max_documents: padded tokens in a batch of documents, and documents in a training batch, at most.
+        max_tokens: padded tokens in a batch of documents, at most.
+        max_documents: documents in a training batch, at most, over all processes; evaluation has no such cap.
         labels_per_class: train on this many documents of each class: nested in the number, balanced, drawn by ``seed``.
             Multi-label: the documents drawn for each label, together.
         val_labels_per_class: the same for validation, drawn by ``split_seed``.
@@ -86,6 +92,7 @@ class TextData:
         vocab_size: int = 8000,
         lowercase: bool = False,
         min_frequency: int = 2,
+        direction: Direction | None = None,
         replace: dict[str, str] | None = None,
         max_length: int = 400,
         truncation: Literal["head", "tail", "head_tail"] = "head",
@@ -123,34 +130,24 @@ class TextData:
         cache = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
         options = (vocab_size, lowercase, min_frequency, replace or {}, cache)
         self.preparation = Preparation(self.corpus_config, tokenizer, *options)
+        self.direction: Direction = direction or "forward"
         self.max_length, self.truncation = max_length, truncation
         self.batch_size, self.bptt = batch_size, bptt
         self.max_tokens, self.max_documents = max_tokens, max_documents
         self.labels_per_class, self.val_labels_per_class = labels_per_class, val_labels_per_class
         self.seed, self.num_workers = seed, num_workers
-        self._adopted: Tokenizer | None = None
-        self._adopted_labels: list[str] | None = None
-        self._adopted_multilabel: bool | None = None
-        self._adopted_fed = NOTHING
+        self._adopted = Adopted()
         self._prepared: Prepared | None = None
 
-    def adopt(
-        self,
-        tokenizer: Tokenizer,
-        label_names: list[str] | None = None,
-        multilabel: bool | None = None,
-        fed: dict[str, Any] | None = None,
-    ) -> None:
-        """Use a checkpoint's tokenizer (and kind of labels) instead of training one: call before ``prepare_data``.
-
-        ``fed``: what the checkpoint was fed with (:mod:`lit_sft.data.fed`), to tell whether test data were among it.
-        """
-        self._adopted, self._adopted_labels, self._adopted_multilabel = tokenizer, label_names, multilabel
-        self._adopted_fed = fed or NOTHING
+    def adopt(self, adopted: Adopted) -> None:
+        """Use a checkpoint's tokenizer instead of training one, and what else it has: call before ``prepare_data``."""
+        self._adopted = adopted
+        self.direction = adopted.direction or self.direction
 
     def read_only(self, split: Literal["val", "test"]) -> None:
         """Leave all other sources unread, to measure a model on this split: call after ``adopt``."""
-        self.corpus_config = self.preparation.config = self.corpus_config.measuring(split, self._adopted_labels or [])
+        names = self._adopted.label_names or []
+        self.corpus_config = self.preparation.config = self.corpus_config.measuring(split, names)
 
     def check_sources(self) -> None:
         """Raise a UserError where a named source isn't there."""
@@ -165,22 +162,16 @@ class TextData:
 
     def prepare_data(self) -> None:
         """Train the tokenizer and write the token arrays, unless the cache has them."""
-        self.preparation.make(self._adopted or self.preparation.tokenizer())
+        self.preparation.make(self._adopted.tokenizer or self.preparation.tokenizer())
 
     def setup(self, stage: str | None = None) -> None:
         """Map the token arrays and draw the low-shot subsets; the second call does nothing."""
         if self._prepared is not None:
             return
-        prepared = self.preparation.read(self._adopted or self.preparation.tokenizer())
+        prepared = self.preparation.read(self._adopted.tokenizer or self.preparation.tokenizer())
         for note in prepared.notes:
             rank_zero_warn(note)
-        if self._adopted_labels and prepared.label_names and prepared.label_names != self._adopted_labels:
-            raise UserError(
-                f"the data have the labels {prepared.label_names}, the checkpoint {self._adopted_labels}: "
-                "map them with --data.label_names"
-            )
-        if self._adopted_labels and self._adopted_multilabel not in (None, prepared.multilabel):
-            raise UserError(_other_kind(prepared.multilabel))
+        self._adopted.check_labels(prepared.label_names, prepared.multilabel)
         self._prepared = prepared
         self.train = self._subset("labels_per_class", prepared.train, self.seed)
         self.val = self._subset("val_labels_per_class", prepared.val, self.corpus_config.split_seed)
@@ -259,7 +250,7 @@ class TextData:
     def _food(self) -> Food:
         config = self.corpus_config
         digests = self.preparation.digests
-        return Food(digests, config.remove_test_copies, self._adopted_fed, only_measured=config.only is not None)
+        return Food(digests, config.remove_test_copies, self._adopted.before, only_measured=config.only is not None)
 
     @property
     def test_is_clean(self) -> np.ndarray | None:
@@ -284,14 +275,6 @@ class TextData:
     def _array(self, split: Split) -> TokenArray:
         self.prepared  # noqa: B018 - raises where setup was forgotten
         return {"train": self.train, "val": self.val, "test": self.test}[split]
-
-
-def _other_kind(multilabel: bool) -> str:
-    if multilabel:
-        return "the data have any number of labels a document, and the checkpoint was trained with one"
-    return (
-        "the data have one label a document, and the checkpoint was trained with any number: set data.label_separator"
-    )
 
 
 def _check_at_least(least: int, **options: int) -> None:
