@@ -90,6 +90,7 @@ CHANGES: dict[type, dict[str, list[Change]]] = {
         "optimizer": finetune(optimizer=partial(torch.optim.AdamW, lr=0.02)),
         "schedule": finetune(schedule=WarmupCosine()),
         "layer_decay": finetune(layer_decay=0.5),
+        "backprop_tokens": finetune(backprop_tokens=5),
     },
 }
 # What the network itself hands to its parts: sizes, the shared embedding and the kind of labels.
@@ -168,7 +169,7 @@ def test_the_same_options_give_the_same_training(files: Files, shared_cache: Pat
         ("finetune", {"head_dropout": 0.5}),
         ("finetune", {"objective": Supervised(0.3, [1.0, 2.0, 3.0], 2.0, 1.0)}),
         ("pretrain", {"objective": MLE(2.0, 1.0)}),
-        ("finetune", {"schedule": Constant(), "layer_decay": 0.1}),
+        ("finetune", {"schedule": Constant(), "layer_decay": 0.1, "backprop_tokens": 5}),
     ],
     ids=str,
 )
