@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-import lightning as L
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -25,6 +24,7 @@ from lit_sft.objectives import MLE, Objective, Supervised
 from lit_sft.optim import Schedule, WarmupCosine, build_optimizer, clip_gradients, steps_of_fit, take_options
 from lit_sft.random_states import go_on_drawing, random_states
 from lit_sft.ranks import of_all_ranks, of_this_rank, weighted
+from lit_sft.step_rates import StepRates
 from lit_sft.tested import Tested, clean_targets, gather
 from lit_sft.transfer import first_misfit, load_pretrained
 from lit_sft.watch import Watcher
@@ -33,7 +33,7 @@ Stage = Literal["pretrain", "finetune"]
 Batch = StreamBatch | DocumentBatch
 
 
-class LitSFT(L.LightningModule):
+class LitSFT(StepRates):
     """An LSTM that is pretrained on unlabeled text or fine-tuned on labels, one stage a run.
 
     The network is built in ``configure_model``, when the data module knows the vocabulary and the labels.
