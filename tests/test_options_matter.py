@@ -17,7 +17,7 @@ import torch
 from conftest import Files
 from training import Losses, data_of, module_of, trainer_of
 
-from lit_sft.models import ClassifierHead, LMHead, LSTMEncoder
+from lit_sft.models import ClassifierHead, LMHead, LSTMEncoder, TwoWayEncoder
 from lit_sft.module import LitSFT
 from lit_sft.objectives import MLE, Objective, Supervised
 from lit_sft.optim import Constant, OneCycle, SlantedTriangular, WarmupCosine
@@ -87,6 +87,10 @@ CHANGES: dict[type, dict[str, list[Change]]] = {
         "layer_decay": finetune(layer_decay=0.5),
     },
 }
+CHANGES[TwoWayEncoder] = {
+    name: finetune(encoder={"kind": TwoWayEncoder, **changes[-1][1]["encoder"]})
+    for name, changes in CHANGES[LSTMEncoder].items()
+}
 # What the network itself hands to its parts: sizes, the shared embedding and the kind of labels.
 WIRING = {"vocab_size", "embedding", "input_size", "num_outputs", "multilabel"}
 # What an option is compared with, where it isn't the module without any.
@@ -95,7 +99,8 @@ BASES: dict[tuple[type, str], dict[str, Any]] = {
         (kind, name): {"schedule": kind()}
         for kind in (WarmupCosine, OneCycle, SlantedTriangular)
         for name in CHANGES[kind]
-    }
+    },
+    **{(TwoWayEncoder, name): {"encoder": {"kind": TwoWayEncoder}} for name in CHANGES[TwoWayEncoder]},
 }
 CASES = [
     pytest.param(stage, BASES.get((kind, name), {}), change, id=f"{kind.__name__}-{name}-{stage}-{i}")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lit_sft.models.encoder import Encoder, EncoderOutput, LSTMState
 from lit_sft.models.heads import ClassifierHead, LMHead, class_probabilities, pool
+from lit_sft.models.twoway import TwoWayEncoder
 
 
 class TokenBatch(Protocol):
@@ -37,12 +38,17 @@ class Network(nn.Module):
 
     `inputs_embeds` (batch, time, embedding_size) takes the place of the batch's ids: what `encoder.embed`
     returned under the same masks, so after embedding dropout, perturbed or not.
+
+    Raises:
+        ValueError: a head that the encoder can't serve.
     """
 
     def __init__(
         self, encoder: Encoder, lm_head: LMHead | None = None, classifier: ClassifierHead | None = None
     ) -> None:
         super().__init__()
+        if isinstance(encoder, TwoWayEncoder):
+            encoder.check_heads(lm_head is not None, None if classifier is None else classifier.pooling)
         self.encoder = encoder
         self.lm_head = lm_head
         self.classifier = classifier
