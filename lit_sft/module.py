@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-import lightning as L
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -13,20 +12,20 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lit_sft.building import Blueprint, ClassifierOptions
 from lit_sft.checkpoints import contents
 from lit_sft.data.buckets import DocumentBatch
 from lit_sft.data.streams import StreamBatch
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.errors import UserError
 from lit_sft.evaluation import Evaluation
-from lit_sft.models import ClassifierHead, Encoder, LMHead, LSTMEncoder, LSTMState, Network
-from lit_sft.models.dropout import check_dropout
-from lit_sft.models.heads import num_outputs
+from lit_sft.models import Encoder, LSTMEncoder, LSTMState, Network
 from lit_sft.objectives import MLE, Objective, Supervised
 from lit_sft.optim import Schedule, WarmupCosine, build_optimizer, clip_gradients, steps_of_fit, take_options
 from lit_sft.random_states import go_on_drawing, random_states
 from lit_sft.ranks import of_all_ranks, of_this_rank, weighted
 from lit_sft.starting import InitFrom, read_sources
+from lit_sft.step_rates import StepRates
 from lit_sft.tested import Tested, clean_targets, gather
 from lit_sft.transfer import first_misfit, load_pretrained
 from lit_sft.watch import Watcher
@@ -35,7 +34,7 @@ Stage = Literal["pretrain", "finetune"]
 Batch = StreamBatch | DocumentBatch
 
 
-class LitSFT(L.LightningModule):
+class LitSFT(StepRates):
     """An LSTM that is pretrained on unlabeled text or fine-tuned on labels, one stage a run.
 
     The network is built in ``configure_model``, when the data module knows the vocabulary and the labels.
@@ -53,6 +52,8 @@ class LitSFT(L.LightningModule):
         optimizer: the optimizer's class and options; its rate is that of the top layer.
         schedule: factor on the rate by optimizer step.
         layer_decay: rate of a layer as a share of the one above it (discriminative rates).
+        backprop_tokens: tokens at a document's end that the classifier's gradient goes through, though it reads all (it
+            goes on for up to a quarter more): long documents for the memory of short ones (BPT3C). None: all.
     """
 
     def __init__(
@@ -68,12 +69,13 @@ class LitSFT(L.LightningModule):
         optimizer: OptimizerCallable = AdamW,
         schedule: Schedule | None = None,
         layer_decay: float = 1.0,
+        backprop_tokens: int | None = None,
     ) -> None:
         super().__init__()
         self.stage, self.init_from = stage, init_from
-        self.make_encoder, self.make_optimizer = encoder, optimizer
-        self.pooling, self.head_dropout, self.head_hidden_size = pooling, head_dropout, head_hidden_size
-        self.tie_weights_up_to, self.layer_decay = tie_weights_up_to, layer_decay
+        classifier = ClassifierOptions(pooling, head_dropout, head_hidden_size, backprop_tokens)
+        self.blueprint = Blueprint(encoder, classifier, tie_weights_up_to)
+        self.make_optimizer, self.layer_decay = optimizer, layer_decay
         self.objective: Objective = objective or (MLE() if stage == "pretrain" else Supervised())
         self.schedule: Schedule = schedule or WarmupCosine()
         self.config: dict[str, Any] = {}  # the run's options as plain values; the command line fills it
@@ -105,33 +107,14 @@ class LitSFT(L.LightningModule):
         if "classifier" in heads and len(label_names) < (1 if multilabel else 2):
             raise UserError("fine-tuning needs labeled data: give --data.labeled a file with a label column")
         try:
-            self.network = self._make_network(tokenizer, label_names, multilabel)
+            if self.layer_decay <= 0:
+                raise ValueError(f"layer_decay={self.layer_decay} must be above 0")
+            self.network = self.blueprint.build(self.objective, tokenizer.vocab_size, len(label_names), multilabel)
         except ValueError as error:
             raise UserError(f"model: {error}") from error
         self.evaluation = Evaluation(self.network, label_names)
         self.tokenizer, self.label_names, self.multilabel = tokenizer, list(label_names), multilabel
         return self.network
-
-    def _make_network(self, tokenizer: Tokenizer, label_names: list[str], multilabel: bool) -> Network:
-        check_dropout("head_dropout", self.head_dropout)
-        if self.layer_decay <= 0:
-            raise ValueError(f"layer_decay={self.layer_decay} must be above 0")
-        encoder = self.make_encoder(tokenizer.vocab_size)
-        lm_head = classifier = None
-        if "lm" in self.objective.heads:
-            lm_head = LMHead(encoder.embedding, encoder.output_size, tie_weights_up_to=self.tie_weights_up_to)
-        if "classifier" in self.objective.heads:
-            if isinstance(self.objective, Supervised):
-                self.objective.check_classes(len(label_names))
-            classifier = ClassifierHead(
-                encoder.output_size,
-                num_outputs(len(label_names), multilabel),
-                pooling=self.pooling,
-                dropout=self.head_dropout,
-                hidden_size=self.head_hidden_size,
-                multilabel=multilabel,
-            )
-        return Network(encoder, lm_head, classifier)
 
     def configure_model(self) -> None:
         """Build the network from the data module's vocabulary.

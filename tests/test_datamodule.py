@@ -212,3 +212,15 @@ def test_use_before_setup_is_an_error_of_the_caller(files: Files, shared_cache: 
     data.setup()
     with pytest.raises(RuntimeError, match="need a Trainer"):
         data.train_dataloader()
+
+
+def test_stretches_are_of_random_length_in_training_alone(files: Files, shared_cache: Path) -> None:
+    fixed, drawn = (ready(files, shared_cache, bptt=16, batch_size=4, random_bptt=value) for value in (False, True))
+    lengths = [
+        [[batch.input_ids.shape[1] for batch in data.stream_loader(split)] for split in ("train", "val", "test")]
+        for data in (fixed, drawn)
+    ]
+    assert lengths[0][1:] == lengths[1][1:]
+    assert len(lengths[0][0]) == len(lengths[1][0])
+    assert set(lengths[0][0][:-1]) == {16}
+    assert len(set(lengths[1][0])) > 5

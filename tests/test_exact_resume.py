@@ -47,7 +47,8 @@ def train(stage: str, files: Files, cache: Path, folder: Path, options: dict[str
     logger = TensorBoardLogger(folder, name="", version="", purge_step=None)
     module = module_of(stage, dropout=True, schedule=WarmupCosine(0.2), layer_decay=0.7)
     given = {"max_epochs": 3, "gradient_clip_val": 0.5, "limit_val_batches": 1.0, "logger": logger, **options}
-    data = data_of(files, cache, num_workers=given.pop("num_workers", 0), direction=given.pop("direction", None))
+    of_data = {name: given.pop(name) for name in ("num_workers", "direction", "random_bptt") if name in given}
+    data = data_of(files, cache, **of_data)
     trainer = trainer_of(folder, callbacks=callbacks, **given)
     trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
     return folder
@@ -61,6 +62,7 @@ def train(stage: str, files: Files, cache: Path, folder: Path, options: dict[str
         {"check_val_every_n_epoch": 2},
         {"limit_train_batches": 5, "log_every_n_steps": 3},
         {"direction": "backward", "accumulate_grad_batches": 2, "max_epochs": 2},
+        {"random_bptt": True, "accumulate_grad_batches": 2, "max_epochs": 2},
     ],
     ids=str,
 )

@@ -55,10 +55,15 @@ CHANGES: dict[type, dict[str, list[Change]]] = {
         "dropout": finetune(head_dropout=0.5),
         "hidden_size": finetune(head_hidden_size=5),
     },
-    MLE: {},
+    MLE: {
+        "activation_penalty": [("pretrain", {"objective": MLE(activation_penalty=2.0)})],
+        "temporal_penalty": [("pretrain", {"objective": MLE(temporal_penalty=2.0)})],
+    },
     Supervised: {
         "label_smoothing": finetune(objective=Supervised(label_smoothing=0.2)),
         "class_weights": finetune(objective=Supervised(class_weights=[1.0, 3.0, 0.2])),
+        "activation_penalty": finetune(objective=Supervised(activation_penalty=2.0)),
+        "temporal_penalty": finetune(objective=Supervised(temporal_penalty=2.0)),
     },
     WarmupCosine: {
         "warmup": finetune(schedule=WarmupCosine(warmup=0.5)),
@@ -85,6 +90,7 @@ CHANGES: dict[type, dict[str, list[Change]]] = {
         "optimizer": finetune(optimizer=partial(torch.optim.AdamW, lr=0.02)),
         "schedule": finetune(schedule=WarmupCosine()),
         "layer_decay": finetune(layer_decay=0.5),
+        "backprop_tokens": finetune(backprop_tokens=5),
     },
 }
 CHANGES[TwoWayEncoder] = {
@@ -166,8 +172,9 @@ def test_the_same_options_give_the_same_training(files: Files, shared_cache: Pat
             if "dropout" in name
         ],
         ("finetune", {"head_dropout": 0.5}),
-        ("finetune", {"objective": Supervised(0.3, [1.0, 2.0, 3.0])}),
-        ("finetune", {"schedule": Constant(), "layer_decay": 0.1}),
+        ("finetune", {"objective": Supervised(0.3, [1.0, 2.0, 3.0], 2.0, 1.0)}),
+        ("pretrain", {"objective": MLE(2.0, 1.0)}),
+        ("finetune", {"schedule": Constant(), "layer_decay": 0.1, "backprop_tokens": 5}),
     ],
     ids=str,
 )

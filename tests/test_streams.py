@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import random
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 
-from lit_sft.data.streams import StreamBatch, StreamDataset
+from lit_sft.data.streams import StreamBatch, StreamDataset, random_lengths
 from lit_sft.data.tokens import TokenArray
 from lit_sft.errors import UserError
 
@@ -194,3 +195,89 @@ def test_every_target_is_of_the_document_it_stands_in(batch_size: int, bptt: int
         assert [number for number in lanes.flatten().tolist() if number >= 0 and number not in empty] == ends
     for number, target in zip(lanes.flatten(), targets.flatten(), strict=True):
         assert target in (-100, EOS) or target in documents[number]
+
+
+# stretches of random length
+
+
+@pytest.mark.parametrize(("batch_size", "bptt"), [(1, 1), (1, 1000), (4, 7), (5, 3), (2, 20), (64, 2), (1000, 5)])
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_random_stretches_are_those_of_a_slow_walk_along_the_lanes(batch_size: int, bptt: int, epoch: int) -> None:
+    documents = [ids or [9] for ids in corpus()]
+    stream = dataset(documents, batch_size, bptt, random_bptt=True)
+    plain = dataset(documents, batch_size, bptt)
+    stream.set_epoch(epoch)
+    plain.set_epoch(epoch)
+    assert len(stream) == len(plain)  # every epoch: schedules and resume rest on it
+    text = [EOS]
+    for number in order_of(plain, documents):
+        text += [*documents[number], EOS]
+    whole = slow_batches(text, batch_size, 10**6)[0]
+    position = 0
+    for index in range(len(stream)):
+        batch = stream[index]
+        time = batch.input_ids.shape[1]
+        assert time >= 1
+        assert batch.input_ids.tolist() == [row[position : position + time] for row in whole[0]]
+        assert batch.targets.tolist() == [row[position : position + time] for row in whole[1]]
+        assert batch.rate == time / bptt
+        position += time
+    assert position == len(whole[0][0])
+
+
+def test_random_stretches_are_drawn_from_seed_and_epoch() -> None:
+    documents = corpus(400)
+    seen = {}
+    for seed in (3, 4):
+        for epoch in (0, 1, 2):
+            stream, again = (dataset(documents, bptt=20, seed=seed, random_bptt=True) for _ in range(2))
+            for other in (2, 0, 1):
+                again.set_epoch(other)
+            stream.set_epoch(epoch)
+            again.set_epoch(epoch)
+            seen[seed, epoch] = [stream[i].input_ids.shape[1] for i in range(len(stream))]
+            assert [again[i].input_ids.shape[1] for i in range(len(stream))] == seen[seed, epoch]
+    assert len({tuple(lengths) for lengths in seen.values()}) == 6
+
+
+def test_every_token_is_a_target_exactly_once_an_epoch_with_random_stretches() -> None:
+    documents = corpus()
+    stream = dataset(documents, random_bptt=True)
+    for epoch in range(3):
+        stream.set_epoch(epoch)
+        stretches = map(stream.__getitem__, range(len(stream)))
+        seen = Counter(t for batch in stretches for t in batch.targets.flatten().tolist())
+        del seen[-100]
+        assert seen == Counter([t for ids in documents for t in [*ids, EOS]])
+
+
+def test_random_stretches_have_the_lengths_that_were_drawn() -> None:
+    stream = dataset(corpus(800), batch_size=1, bptt=70, random_bptt=True)
+    drawn = random_lengths(len(stream), 70, _after_permutation(stream))
+    served = np.diff(stream._borders)
+    expected = drawn * stream.lane_length / drawn.sum()
+    assert np.abs(served - expected).max() < 2  # rounded at both ends
+    assert (served >= 1).all()
+
+
+def _after_permutation(stream: StreamDataset) -> np.random.Generator:
+    generator = np.random.default_rng((stream.seed, stream.epoch))
+    generator.permutation(len(stream.tokens))
+    return generator
+
+
+def test_lengths_are_distributed_as_in_the_slow_reference() -> None:
+    slow, python = [], random.Random(1)
+    for _ in range(100_000):
+        base = 70 if python.random() < 0.95 else 35
+        slow.append(max(5, int(python.gauss(base, 5))))
+    fast = random_lengths(100_000, 70, np.random.default_rng(1))
+    assert fast.mean() == pytest.approx(np.mean(slow), abs=0.2)
+    assert fast.std() == pytest.approx(np.std(slow), abs=0.2)
+    assert (fast < 50).mean() == pytest.approx(0.05, abs=0.005)
+    assert random_lengths(1000, 4, np.random.default_rng(1)).min() == 5
+
+
+def test_without_random_stretches_nothing_scales_the_rate() -> None:
+    stream = dataset(corpus())
+    assert {stream[i].rate for i in range(len(stream))} == {1.0}

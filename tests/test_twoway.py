@@ -118,6 +118,25 @@ def test_token_vectors_stand_at_their_token_in_both_halves(place: int) -> None:
             encoder(given.get("input_ids"), MASK, state, masks, given.get("inputs_embeds"))
 
 
+def test_a_gradient_through_the_ends_alone_goes_through_what_each_stack_reads_last() -> None:
+    encoder = build().train()
+    masks, state = encoder.draw_masks(4, 7), encoder.initial_state(4)
+    vectors = encoder.embed(IDS, masks).detach().requires_grad_()
+    whole = encoder(None, MASK, state, masks, vectors)
+    tails = encoder.forward_tails(None, MASK, masks, 3, vectors)  # in chunks of one token
+    torch.testing.assert_close(tails.hidden, whole.hidden, rtol=0, atol=1e-12)
+    torch.testing.assert_close(tails.raw * MASK[..., None], whole.raw * MASK[..., None], rtol=0, atol=1e-12)
+    assert torch.equal(encoder.forward_tails(IDS, MASK, masks, 3).hidden, tails.hidden)
+    (gradient,) = torch.autograd.grad(tails.hidden.square().sum(), vectors)
+    (full,) = torch.autograd.grad(whole.hidden.square().sum(), vectors)
+    reached = gradient.view(4, 7, 2, 5).ne(0).any(-1)
+    for row, length in enumerate(LENGTHS):
+        assert reached[row, :, 0].tolist() == [max(0, length - 3) <= place < length for place in range(7)]
+        assert reached[row, :, 1].tolist() == [place < min(3, length) for place in range(7)]
+        if length <= 3:
+            torch.testing.assert_close(gradient[row], full[row], rtol=0, atol=1e-12)
+
+
 def test_it_has_the_options_of_its_stacks() -> None:
     own, stacks = (inspect.signature(kind).parameters for kind in (TwoWayEncoder, LSTMEncoder))
     assert {n: p.default for n, p in own.items()} == {n: p.default for n, p in stacks.items()}

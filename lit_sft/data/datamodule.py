@@ -33,8 +33,9 @@ class TextDataModule(TextData, L.LightningDataModule):
         self._check_not_empty(array, split)
         shuffle = split == "train" and not self._overfits()
         eos, pad = self.tokenizer.eos_id, self.tokenizer.pad_id
-        sizes = (self.batch_size, self.bptt)
-        return self._loader(StreamDataset(array, eos, pad, *sizes, self.seed, shuffle, self.direction))
+        sizes, order = (self.batch_size, self.bptt), (self.seed, shuffle)
+        drawn = self.random_bptt and shuffle  # in evaluation, and where the same batches are repeated, it is fixed
+        return self._loader(StreamDataset(array, eos, pad, *sizes, *order, self.direction, drawn))
 
     def document_loader(self, split: Split) -> StatefulLoader:
         """Length-bucketed batches of the split's labeled documents, shuffled in training only."""

@@ -25,6 +25,7 @@ class StreamBatch(Batch):
         attention_mask: bool (batch, time), False past the end (only ever at the end of the last lanes).
         first: whether an epoch starts here, so that the carried state must be dropped.
         num_tokens: real targets in the batch; a Python int, so that reading it never waits for a device.
+        rate: factor on the learning rate of the step that learns from it.
     """
 
     input_ids: Tensor
@@ -32,6 +33,7 @@ class StreamBatch(Batch):
     attention_mask: Tensor
     first: bool
     num_tokens: int
+    rate: float = 1.0
 
 
 class StreamDataset(BatchDataset[StreamBatch]):
@@ -45,7 +47,10 @@ class StreamDataset(BatchDataset[StreamBatch]):
     A lane starts in the middle of a document and runs over document ends: the model sees ``<eos>`` and learns
     to forget there. Resetting the state at each end instead would need a mask at every step, which the fused
     LSTM does not take. Nothing is copied: a batch looks its tokens up in the mapped array. Processes that share
-    a training have lanes of their own. Not covered: a variable sequence length.
+    a training have lanes of their own.
+
+    With ``random_bptt`` the borders between an epoch's batches are drawn from (seed, epoch), so that the state is cut
+    elsewhere in each epoch; there are as many batches as without, and every token is a target once all the same.
 
     Read backward, each document stands there from its last token to its first: a language model then predicts each
     token from those after it. The order of the documents is the same in both directions.
@@ -57,6 +62,8 @@ class StreamDataset(BatchDataset[StreamBatch]):
         bptt: positions of a lane in one batch; the last batch of an epoch may be shorter.
         seed, shuffle: order of the documents; without ``shuffle`` as they come.
         direction: how each document is read.
+        random_bptt: lengths as in :func:`random_lengths`, scaled so that they fill a lane, and with each batch the
+            factor on its step's rate, its length over ``bptt``.
 
     Raises:
         UserError: no documents, ``batch_size`` or ``bptt`` below 1, or an unknown direction.
@@ -72,6 +79,7 @@ class StreamDataset(BatchDataset[StreamBatch]):
         seed: int,
         shuffle: bool,
         direction: Direction = "forward",
+        random_bptt: bool = False,
     ) -> None:
         super().__init__(seed, shuffle)
         if len(tokens) == 0:
@@ -85,6 +93,7 @@ class StreamDataset(BatchDataset[StreamBatch]):
         self.batch_size = batch_size
         self.bptt = bptt
         self.direction = check_direction(direction)
+        self.random_bptt = random_bptt
         self.num_targets = tokens.num_tokens + len(tokens)
         self.lane_length = -(-self.num_targets // batch_size)
         self._arrange()
@@ -100,10 +109,20 @@ class StreamDataset(BatchDataset[StreamBatch]):
         super().shard(rank, world_size)
 
     def _arrange(self) -> None:
-        count = len(self.tokens)
-        self._order = self._random().permutation(count) if self.shuffle else np.arange(count)
+        count, random = len(self.tokens), self._random()
+        self._order = random.permutation(count) if self.shuffle else np.arange(count)
+        self._borders = self._draw_borders(random)  # (len + 1,): where a lane's batches begin, and where it ends
         # ends[j]: where the j-th document of this epoch, with its closing <eos>, ends in the text of targets
         self._ends = np.cumsum(self.tokens.lengths[self._order] + 1)
+
+    def _draw_borders(self, random: np.random.Generator) -> np.ndarray:
+        count = len(self)
+        if not self.random_bptt:
+            return np.minimum(np.arange(count + 1) * self.bptt, self.lane_length)
+        ends = np.cumsum(random_lengths(count, self.bptt, random) - 1)
+        # one position for each batch, so that none is empty, and its share of those that are left
+        shares = np.rint((self.lane_length - count) * ends / ends[-1]).astype(np.int64)
+        return np.concatenate([[0], np.arange(1, count + 1) + shares])
 
     def __len__(self) -> int:
         return -(-self.lane_length // self.bptt)
@@ -118,6 +137,7 @@ class StreamDataset(BatchDataset[StreamBatch]):
             attention_mask=torch.from_numpy(real),
             first=index == 0,
             num_tokens=int(real.sum()),
+            rate=real.shape[1] / self.bptt if self.random_bptt else 1.0,
         )
 
     def documents(self, index: int) -> np.ndarray:
@@ -135,10 +155,9 @@ class StreamDataset(BatchDataset[StreamBatch]):
         """Where the inputs and the last target of a batch stand in the text of targets, (batch, time + 1)."""
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
-        start = index * self.bptt
-        time = min(self.bptt, self.lane_length - start)
+        start, end = self._borders[index : index + 2]
         lanes = np.arange(self.rank, self.batch_size, self.world_size)[:, None] * self.lane_length
-        return lanes + np.arange(start - 1, start + time)
+        return lanes + np.arange(start - 1, end)
 
     def _lookup(self, positions: np.ndarray) -> np.ndarray:
         """Ids at ``positions`` of the text of targets (any shape); <eos> at -1 and past the end."""
@@ -153,3 +172,13 @@ class StreamDataset(BatchDataset[StreamBatch]):
         ids = np.full(positions.shape, self.eos_id, dtype=np.int64)
         ids[is_token] = self.tokens.tokens[(self.tokens.starts[document] + offset)[is_token]]
         return ids
+
+
+def random_lengths(count: int, bptt: int, random: np.random.Generator) -> np.ndarray:
+    """Lengths of stretches, int (count,), as AWD-LSTM draws them (Merity et al. 2018, section 4.1).
+
+    Normal around ``bptt``, or with probability 0.05 around half of it, with a deviation of 5; 5 at least.
+    """
+    middle = np.where(random.random(count) < 0.95, bptt, bptt / 2)
+    lengths: np.ndarray = np.maximum(random.normal(middle, 5.0).astype(np.int64), 5)
+    return lengths

@@ -61,6 +61,7 @@ class TextData:
         truncation: which tokens of a longer one: its ``head``, ``tail``, or half from each (``head_tail``).
         batch_size: streams read side by side in pretraining, over all processes.
         bptt: tokens of each stream in a batch: gradients stop there, the hidden state goes on.
+        random_bptt: draw that length anew for each training batch, around ``bptt``, and scale its step's rate by it.
         max_tokens: padded tokens in a batch of documents, at most.
         max_documents: documents in a training batch, at most, over all processes; evaluation has no such cap.
         labels_per_class: train on this many documents of each class: nested in the number, balanced, drawn by ``seed``.
@@ -98,6 +99,7 @@ class TextData:
         truncation: Literal["head", "tail", "head_tail"] = "head",
         batch_size: int = 32,
         bptt: int = 64,
+        random_bptt: bool = False,
         max_tokens: int = 8192,
         max_documents: int = 32,
         labels_per_class: int | None = None,
@@ -132,7 +134,7 @@ class TextData:
         self.preparation = Preparation(self.corpus_config, tokenizer, *options)
         self.direction: Direction = direction or "forward"
         self.max_length, self.truncation = max_length, truncation
-        self.batch_size, self.bptt = batch_size, bptt
+        self.batch_size, self.bptt, self.random_bptt = batch_size, bptt, random_bptt
         self.max_tokens, self.max_documents = max_tokens, max_documents
         self.labels_per_class, self.val_labels_per_class = labels_per_class, val_labels_per_class
         self.seed, self.num_workers = seed, num_workers

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_sft.models.dropout import apply_mask, check_dropout, dropout_mask, locked_mask
+from lit_sft.models.tails import encode_tails
 
 LSTMState = tuple[tuple[Tensor, ...], ...]
 """A tuple of tensors a layer, here (h, c), each (batch, hidden_size); batch first to select rows."""
@@ -76,6 +77,24 @@ class Encoder(nn.Module, ABC):
 
         `attention_mask` (batch, time) is 1 or True at tokens; padding is on the right.
         """
+
+    def forward_tails(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor,
+        masks: Any,
+        tail: int,
+        inputs_embeds: Tensor | None = None,
+    ) -> EncoderOutput:
+        """Encode whole documents as `forward` does, with a gradient into the last `tail` tokens of each, at least.
+
+        See `encode_tails`, which this is for an encoder that reads from left to right; any other overrides it: with
+        `encode_tails` for each of its directions, or by a ValueError.
+        """
+        if inputs_embeds is None:
+            assert input_ids is not None
+            inputs_embeds = self.embed(input_ids, masks)  # whole: masks may have a time of their own
+        return encode_tails(self, inputs_embeds, attention_mask, self.initial_state(len(attention_mask)), masks, tail)
 
     @abstractmethod
     def layer_groups(self) -> list[list[nn.Parameter]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from lit_sft.models.encoder import Encoder, EncoderOutput, LSTMState
@@ -39,14 +40,27 @@ class Network(nn.Module):
     `inputs_embeds` (batch, time, embedding_size) takes the place of the batch's ids: what `encoder.embed`
     returned under the same masks, so after embedding dropout, perturbed or not.
 
+    Args:
+        encoder, lm_head, classifier: its parts; those heads that a stage needs.
+        backprop_tokens: of a document, the classifier's gradient goes through its last so many tokens, and no farther
+            than a quarter more, though all of it is read (BPT3C; `encode_tails`); None: through all. A batch no longer
+            than that is not affected, nor what needs no gradient.
+
     Raises:
-        ValueError: a head that the encoder can't serve.
+        ValueError: `backprop_tokens` below 1, or a head that the encoder can't serve.
     """
 
     def __init__(
-        self, encoder: Encoder, lm_head: LMHead | None = None, classifier: ClassifierHead | None = None
+        self,
+        encoder: Encoder,
+        lm_head: LMHead | None = None,
+        classifier: ClassifierHead | None = None,
+        backprop_tokens: int | None = None,
     ) -> None:
         super().__init__()
+        if backprop_tokens is not None and backprop_tokens < 1:
+            raise ValueError(f"backprop_tokens={backprop_tokens} must be at least 1")
+        self.backprop_tokens = backprop_tokens
         if isinstance(encoder, TwoWayEncoder):
             encoder.check_heads(lm_head is not None, None if classifier is None else classifier.pooling)
         self.encoder = encoder
@@ -62,9 +76,12 @@ class Network(nn.Module):
         self, batch: TokenBatch, state: LSTMState | None, masks: Masks, inputs_embeds: Tensor | None = None
     ) -> EncoderOutput:
         """What the encoder makes of a batch, for `nll` and `logits`; without a state from the start of the text."""
-        if state is None:
-            state = self.encoder.initial_state(len(batch.attention_mask))
         input_ids = batch.input_ids if inputs_embeds is None else None
+        if state is None:
+            tail, mask = self.backprop_tokens, batch.attention_mask
+            if tail is not None and tail < mask.shape[1] and torch.is_grad_enabled():
+                return self.encoder.forward_tails(input_ids, mask, masks.encoder, tail, inputs_embeds)
+            state = self.encoder.initial_state(len(batch.attention_mask))
         encoded: EncoderOutput = self.encoder(input_ids, batch.attention_mask, state, masks.encoder, inputs_embeds)
         return encoded
 

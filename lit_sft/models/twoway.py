@@ -106,25 +106,52 @@ class TwoWayEncoder(Encoder):
         Raises:
             ValueError: neither or both of `input_ids` and `inputs_embeds`.
         """
+        ahead, back = self._as_read(input_ids, attention_mask, masks, inputs_embeds)
+        layers = len(self.forward_stack.layers)
+        return _side_by_side(
+            self.forward_stack(None, attention_mask, state[:layers], masks.forward, ahead),
+            self.backward_stack(None, attention_mask, state[layers:], masks.backward, back),
+        )
+
+    def forward_tails(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor,
+        masks: TwoWayMasks,
+        tail: int,
+        inputs_embeds: Tensor | None = None,
+    ) -> EncoderOutput:
+        """As `forward`, with a gradient into the tokens that each stack reads last: a document's end, and its start."""
+        ahead, back = self._as_read(input_ids, attention_mask, masks, inputs_embeds)
+        return _side_by_side(
+            self.forward_stack.forward_tails(None, attention_mask, masks.forward, tail, ahead),
+            self.backward_stack.forward_tails(None, attention_mask, masks.backward, tail, back),
+        )
+
+    def _as_read(
+        self, input_ids: Tensor | None, attention_mask: Tensor, masks: TwoWayMasks, inputs_embeds: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Each stack's token vectors in its reading order, (batch, time, embedding_size)."""
         if input_ids is not None and inputs_embeds is None:
             inputs_embeds = self.embed(input_ids, masks)
         elif inputs_embeds is None or input_ids is not None:
             raise ValueError("give either input_ids or inputs_embeds")
-        ahead, back = inputs_embeds.chunk(2, dim=-1)  # each (batch, time, embedding_size)
-        back = back.gather(1, backward_order(attention_mask).unsqueeze(-1).expand_as(back))
-        layers = len(self.forward_stack.layers)
-        halves = (
-            self.forward_stack(None, attention_mask, state[:layers], masks.forward, ahead),
-            self.backward_stack(None, attention_mask, state[layers:], masks.backward, back),
-        )
-        raw = torch.cat([half.raw for half in halves], dim=-1)  # (batch, time, output_size), as the next
-        hidden = torch.cat([half.hidden for half in halves], dim=-1)
-        return EncoderOutput(hidden, halves[0].state + halves[1].state, raw)
+        ahead, back = inputs_embeds.chunk(2, dim=-1)
+        return ahead, back.gather(1, backward_order(attention_mask).unsqueeze(-1).expand_as(back))
 
     def layer_groups(self) -> list[list[nn.Parameter]]:
         """Both embeddings, then the layers of one height together."""
         stacks = (self.forward_stack.layer_groups(), self.backward_stack.layer_groups())
         return [forward + backward for forward, backward in zip(*stacks, strict=True)]
+
+
+def _side_by_side(forward: EncoderOutput, backward: EncoderOutput) -> EncoderOutput:
+    """The halves' units one after the other, and their layers' states likewise."""
+    assert forward.raw is not None
+    assert backward.raw is not None
+    hidden = torch.cat([forward.hidden, backward.hidden], dim=-1)  # (batch, time, output_size), as the next
+    raw = torch.cat([forward.raw, backward.raw], dim=-1)
+    return EncoderOutput(hidden, forward.state + backward.state, raw)
 
 
 def backward_order(attention_mask: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from lit_sft.models.encoder import LSTMState
 from lit_sft.models.heads import at_least_float32, class_probabilities
 from lit_sft.models.network import Network
 from lit_sft.objectives.base import Loss, Objective
+from lit_sft.objectives.penalties import Penalties
 
 __all__ = ["NO_LABEL", "Supervised", "class_probabilities", "weights_by_counts"]
 
@@ -36,6 +37,8 @@ class Supervised(Objective):
             (1 - s) y + s / 2.
         class_weights: w by class, at least 0. "balanced" and "sqrt" take them from the training documents' labels, see
             `weights_by_counts`. None: all 1.
+        activation_penalty, temporal_penalty: strengths of AWD-LSTM's penalties on the last layer's output, see
+            `Penalties`; they are no part of the loss that is reported as "supervised".
 
     Raises:
         ValueError: values outside these ranges; at the call, class_weights of another length than the
@@ -46,7 +49,11 @@ class Supervised(Objective):
     heads = frozenset({"classifier"})
 
     def __init__(
-        self, label_smoothing: float = 0.0, class_weights: Literal["balanced", "sqrt"] | list[float] | None = None
+        self,
+        label_smoothing: float = 0.0,
+        class_weights: Literal["balanced", "sqrt"] | list[float] | None = None,
+        activation_penalty: float = 0.0,
+        temporal_penalty: float = 0.0,
     ) -> None:
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"label_smoothing={label_smoothing} must be at least 0 and less than 1")
@@ -54,6 +61,7 @@ class Supervised(Objective):
             raise ValueError(f"class_weights={class_weights!r} is neither balanced nor sqrt nor a list")
         if isinstance(class_weights, list) and (min(class_weights, default=-1.0) < 0 or sum(class_weights) <= 0):
             raise ValueError(f"class_weights={class_weights} must be at least 0, and not all 0")
+        self.penalties = Penalties(activation_penalty, temporal_penalty)
         self.label_smoothing = label_smoothing
         self.class_weights = class_weights
         self._by_counts: list[float] | None = None
@@ -74,10 +82,16 @@ class Supervised(Objective):
         """`batch["labeled"]`: input_ids, attention_mask (batch, time), labels as for `loss`. There is no state."""
         documents = batch["labeled"]
         masks = network.draw_masks(*documents.input_ids.shape)
-        logits = network.classify(documents, masks)  # (batch, num_outputs)
-        total = self.loss(logits, documents.labels)
+        encoded = network.encode(documents, None, masks)
+        logits = network.logits(encoded.hidden, documents.attention_mask, masks)  # (batch, num_outputs)
+        mean = self.loss(logits, documents.labels)
         weight = self._document_weights(logits, documents.labels).sum()
-        return Loss(total, {"supervised": total.detach()}, weight, logits=logits.detach())
+        parts = {"supervised": mean.detach()}
+        total = mean
+        if self.penalties.on:
+            counted = documents.attention_mask.bool() & _labeled(documents.labels).unsqueeze(1)  # (batch, time)
+            total = self.penalties.add(mean, parts, encoded, counted)
+        return Loss(total, parts, weight, logits=logits.detach())
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits (batch, num_outputs) -> scalar, at least float32.
@@ -106,10 +120,8 @@ class Supervised(Objective):
         return labels.clamp(min=0).to(logits.dtype) * (1 - self.label_smoothing) + self.label_smoothing / 2
 
     def _document_weights(self, logits: Tensor, labels: Tensor) -> Tensor:
-        if labels.ndim == 2:  # class weights stand inside of the loss
-            return (labels[:, 0] != NO_LABEL).to(logits.dtype)  # (batch,)
-        labeled = (labels != NO_LABEL).to(logits.dtype)  # (batch,)
-        weights = self._class_weights(logits)
+        labeled = _labeled(labels).to(logits.dtype)  # (batch,)
+        weights = None if labels.ndim == 2 else self._class_weights(logits)  # multi-label: they stand inside the loss
         return labeled if weights is None else weights[labels.clamp(min=0)] * labeled  # (batch,)
 
     def _class_weights(self, logits: Tensor) -> Tensor | None:
@@ -123,6 +135,11 @@ class Supervised(Objective):
         if weights is None or weights.device != logits.device or weights.dtype != logits.dtype:
             weights = self._weights = logits.new_tensor(values)
         return weights
+
+
+def _labeled(labels: Tensor) -> Tensor:
+    """Which documents have a label, or multi-label are labeled, (batch,)."""
+    return (labels[:, 0] if labels.ndim == 2 else labels) != NO_LABEL
 
 
 def weights_by_counts(

@@ -1,0 +1,55 @@
+"""Steps that take a rate of their own: what a batch asks for beside the schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch.optim import Optimizer
+
+
+class StepRates(L.LightningModule):
+    """Scales the rates of one step by what its batches say (``rate``), and leaves no trace of it.
+
+    Short stretches of text would otherwise weigh more a token than long ones (Merity et al. 2018, section 4.1). It is
+    the rate that is scaled and not the loss, since clipping, or an optimizer like Adam, would undo a factor on that.
+    Schedule, logged rate and checkpoint know nothing of it. With accumulated gradients the factor is the mean over the
+    step's batches.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._step_rates: list[float] = []  # of the batches since the last step
+
+    def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        self._step_rates += [b.rate for b in batch.values() if hasattr(b, "rate")]
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        rates, self._step_rates = self._step_rates, []
+        with scaled(optimizer.param_groups, sum(rates) / len(rates) if rates else 1.0):
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
+
+@contextmanager
+def scaled(groups: list[dict[str, Any]], factor: float) -> Iterator[None]:
+    """Multiply the groups' rates by a factor for as long as this lasts; then they are the very ones from before."""
+    if factor == 1.0:
+        yield
+        return
+    before = [group["lr"] for group in groups]
+    for group in groups:
+        group["lr"] = group["lr"] * factor
+    try:
+        yield
+    finally:
+        for group, rate in zip(groups, before, strict=True):
+            group["lr"] = rate
