@@ -39,7 +39,7 @@ class Blueprint:
             multilabel: a document has any number of them.
 
         Raises:
-            ValueError: an option out of range.
+            ValueError: an option out of range, or one that the objective can't do with.
         """
         check_dropout("head_dropout", self.classifier.dropout)
         encoder = self.make_encoder(vocab_size)
@@ -57,4 +57,6 @@ class Blueprint:
                 hidden_size=self.classifier.hidden_size,
                 multilabel=multilabel,
             )
-        return Network(encoder, lm_head, classifier, self.classifier.backprop_tokens)
+        network = Network(encoder, lm_head, classifier, self.classifier.backprop_tokens)
+        objective.prepare(network)
+        return network

@@ -128,7 +128,7 @@ class LitSFT(StepRates):
     def on_fit_start(self) -> None:
         """Load ``init_from``, unless this run is resumed: only here the Trainer tells (in ``setup`` it doesn't yet).
 
-        And tell the objective how often each label occurs.
+        And show the objective the training documents, and how often each label occurs.
         """
         if self.init_from and not self.trainer.ckpt_path and not self._initialized:
             assert self.tokenizer is not None
@@ -136,6 +136,9 @@ class LitSFT(StepRates):
         self._initialized = True
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if "classifier" in self.objective.heads:
+            documents = (batch.to(self.device) for batch in data.train_documents())
+            with self.trainer.precision_plugin.train_step_context():
+                self.objective.see_documents(self.net, documents, len(data.train))
             try:
                 self.objective.see_counts(data.label_counts.tolist(), len(data.train), self.multilabel)
             except ValueError as error:

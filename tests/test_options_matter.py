@@ -19,7 +19,7 @@ from training import Losses, data_of, module_of, trainer_of
 
 from lit_sft.models import ClassifierHead, LMHead, LSTMEncoder, TwoWayEncoder
 from lit_sft.module import LitSFT
-from lit_sft.objectives import MLE, Objective, Supervised
+from lit_sft.objectives import MLE, Objective, Probe, Supervised
 from lit_sft.optim import Constant, OneCycle, SlantedTriangular, WarmupCosine
 
 STEPS = 6
@@ -65,6 +65,10 @@ CHANGES: dict[type, dict[str, list[Change]]] = {
         "activation_penalty": finetune(objective=Supervised(activation_penalty=2.0)),
         "temporal_penalty": finetune(objective=Supervised(temporal_penalty=2.0)),
     },
+    Probe: {
+        "label_smoothing": finetune(objective=Probe(label_smoothing=0.2)),
+        "class_weights": finetune(objective=Probe(class_weights=[1.0, 3.0, 0.2])),
+    },
     WarmupCosine: {
         "warmup": finetune(schedule=WarmupCosine(warmup=0.5)),
         "final": finetune(schedule=WarmupCosine(final=0.5)),
@@ -107,6 +111,7 @@ BASES: dict[tuple[type, str], dict[str, Any]] = {
         for name in CHANGES[kind]
     },
     **{(TwoWayEncoder, name): {"encoder": {"kind": TwoWayEncoder}} for name in CHANGES[TwoWayEncoder]},
+    **{(Probe, name): {"objective": Probe()} for name in CHANGES[Probe]},
 }
 CASES = [
     pytest.param(stage, BASES.get((kind, name), {}), change, id=f"{kind.__name__}-{name}-{stage}-{i}")

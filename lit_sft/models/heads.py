@@ -236,6 +236,9 @@ class ClassifierHead(nn.Module):
 
     def forward(self, hidden: Tensor, attention_mask: Tensor, mask: Tensor | None) -> Tensor:
         """hidden (batch, time, input_size), attention_mask (batch, time) -> (batch, num_outputs)."""
-        pooled = apply_mask(self.pool(hidden, attention_mask), mask)  # (batch, pooled_size)
-        logits: Tensor = self.linear(pooled)  # (batch, num_outputs)
+        return self.of_pooled(self.pool(hidden, attention_mask), mask)
+
+    def of_pooled(self, pooled: Tensor, mask: Tensor | None) -> Tensor:
+        """What `pool` returned, (batch, pooled_size) -> logits (batch, num_outputs)."""
+        logits: Tensor = self.linear(apply_mask(pooled, mask))  # (batch, num_outputs)
         return logits
