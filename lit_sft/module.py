@@ -13,7 +13,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_sft.building import Blueprint, ClassifierOptions, LMHeadOptions
-from lit_sft.checkpoints import contents, read_checkpoint, resolve
+from lit_sft.checkpoints import contents
 from lit_sft.data.buckets import DocumentBatch
 from lit_sft.data.streams import StreamBatch
 from lit_sft.data.tokenization import Tokenizer
@@ -24,6 +24,7 @@ from lit_sft.objectives import MLE, Objective, Supervised
 from lit_sft.optim import Schedule, WarmupCosine, build_optimizer, clip_gradients, steps_of_fit, take_options
 from lit_sft.random_states import go_on_drawing, random_states
 from lit_sft.ranks import of_all_ranks, of_this_rank, weighted
+from lit_sft.starting import InitFrom, read_sources
 from lit_sft.step_rates import StepRates
 from lit_sft.tested import Tested, clean_targets, gather
 from lit_sft.transfer import first_misfit, load_pretrained
@@ -41,7 +42,7 @@ class LitSFT(StepRates):
     Args:
         stage: ``pretrain`` (language modelling) or ``finetune`` (classification).
         init_from: a run or checkpoint whose weights and tokenizer this run starts from; without it, from scratch.
-            Not for resuming a run: that is ``--ckpt_path``.
+            For ``TwoWayEncoder`` two, a forward and a backward pretraining. Not for resuming: that is ``--ckpt_path``.
         encoder: the encoder's class and options; called with the vocabulary size.
         pooling: how the classifier makes one vector of a document.
         head_dropout: dropout before the classifier's output layer.
@@ -61,7 +62,7 @@ class LitSFT(StepRates):
     def __init__(
         self,
         stage: Stage = "pretrain",
-        init_from: str | None = None,
+        init_from: InitFrom = None,
         encoder: Callable[[int], Encoder] = LSTMEncoder,
         pooling: Literal["last", "mean", "max", "concat", "attention"] = "concat",
         head_dropout: float = 0.4,
@@ -137,7 +138,7 @@ class LitSFT(StepRates):
         """
         if self.init_from and not self.trainer.ckpt_path and not self._initialized:
             assert self.tokenizer is not None
-            load_pretrained(self.net, read_checkpoint(resolve(self.init_from, "init_from")), self.tokenizer)
+            load_pretrained(self.net, read_sources(self.init_from), self.tokenizer)
         self._initialized = True
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if "classifier" in self.objective.heads:

@@ -17,7 +17,7 @@ import torch
 from conftest import Files
 from training import Losses, data_of, module_of, trainer_of
 
-from lit_sft.models import ClassifierHead, LMHead, LSTMEncoder
+from lit_sft.models import ClassifierHead, LMHead, LSTMEncoder, TwoWayEncoder
 from lit_sft.module import LitSFT
 from lit_sft.objectives import MLE, Objective, Probe, Supervised
 from lit_sft.optim import Constant, OneCycle, SlantedTriangular, WarmupCosine
@@ -100,6 +100,10 @@ CHANGES: dict[type, dict[str, list[Change]]] = {
         "backprop_tokens": finetune(backprop_tokens=5),
     },
 }
+CHANGES[TwoWayEncoder] = {
+    name: finetune(encoder={"kind": TwoWayEncoder, **changes[-1][1]["encoder"]})
+    for name, changes in CHANGES[LSTMEncoder].items()
+}
 # What the network itself hands to its parts: sizes, the shared embedding and the kind of labels.
 WIRING = {"vocab_size", "embedding", "input_size", "num_outputs", "multilabel"}
 # What an option is compared with, where it isn't the module without any.
@@ -111,6 +115,7 @@ BASES: dict[tuple[type, str], dict[str, Any]] = {
     },
     (LMHead, "adaptive_cutoffs"): {"tie_weights_up_to": 0},
     (LitSFT, "adaptive_cutoffs"): {"tie_weights_up_to": 0},
+    **{(TwoWayEncoder, name): {"encoder": {"kind": TwoWayEncoder}} for name in CHANGES[TwoWayEncoder]},
     **{(Probe, name): {"objective": Probe()} for name in CHANGES[Probe]},
 }
 CASES = [
