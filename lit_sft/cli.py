@@ -22,6 +22,7 @@ from lit_sft.callbacks.saving import place_saving
 from lit_sft.callbacks.stopping import check_monitors
 from lit_sft.checkpoints import Checkpoint, read_checkpoint, resolve
 from lit_sft.data.datamodule import TextDataModule
+from lit_sft.data.extension import EXTEND
 from lit_sft.errors import SickRun, UserError
 from lit_sft.loggers import LoggedRun, place_loggers
 from lit_sft.mistakes import mistake_in
@@ -29,9 +30,10 @@ from lit_sft.module import LitSFT
 from lit_sft.options import check_trainer, explain, read_config_file, reason, values_of
 from lit_sft.resume import check_resumable, check_tokenizer, last_checkpoint, read_resumable
 from lit_sft.runs import RECORD, discard_run, resume_run, run_folder_of, run_name, start_run
-from lit_sft.starting import adopted_from, check_direction, check_start, encoder_class, read_sources
+from lit_sft.starting import check_direction, start_from
 from lit_sft.stored_options import CLASS_OPTIONS, stored_config
 from lit_sft.testing import keep_test
+from lit_sft.vocabulary import keep_head
 
 DEFAULTS = Path(__file__).with_name("defaults.yaml")
 DEFAULT_ENCODER = "lit_sft.models.LSTMEncoder"
@@ -196,6 +198,8 @@ class LitCLI(LightningCLI):
             raise
         data.prepare_data()
         data.setup()
+        if data.preparation.kind == EXTEND and self.source is not None:
+            keep_head(config.model, self.source, data.tokenizer.vocab_size)
         if self.folder is None and not config.trainer.fast_dev_run:
             self.folder = start_run(name, config.run_dir)
             self.made_folder = not any(self.folder.glob("*"))
@@ -221,13 +225,8 @@ class LitCLI(LightningCLI):
             config.ckpt_path = str(self.source.path)
             check_direction(config.model, config.data.direction, [self.source])
             data.adopt(self.source.adopted())
-        elif sources := read_sources(config.model.init_from):
-            self.source, paths = sources[0], [str(source.path) for source in sources]
-            config.model.init_from = paths if len(paths) > 1 else paths[0]
-            check_start(encoder_class(config.model), sources)
-            check_tokenizer(self.source, data.preparation.kind)
-            check_direction(config.model, config.data.direction, sources)
-            data.adopt(adopted_from(sources))
+        else:
+            self.source = start_from(config, data)
 
     # ---- after
 

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lit_sft.building import Blueprint, ClassifierOptions, LMHeadOptions
 from lit_sft.checkpoints import contents
 from lit_sft.data.buckets import DocumentBatch
+from lit_sft.data.extension import EXTEND
 from lit_sft.data.streams import StreamBatch
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.errors import UserError
@@ -57,6 +58,8 @@ class LitSFT(StepRates):
         layer_decay: rate of a layer as a share of the one above it (discriminative rates).
         backprop_tokens: tokens at a document's end that the classifier's gradient goes through, though it reads all (it
             goes on for up to a quarter more): long documents for the memory of short ones (BPT3C). None: all.
+        remap_vocabulary: use ``data.tokenizer`` and not that of ``init_from``: tokens that both have take over their
+            vectors, new ones start from the mean. ``data.tokenizer: extend`` implies it.
     """
 
     def __init__(
@@ -75,9 +78,10 @@ class LitSFT(StepRates):
         schedule: Schedule | None = None,
         layer_decay: float = 1.0,
         backprop_tokens: int | None = None,
+        remap_vocabulary: bool = False,
     ) -> None:
         super().__init__()
-        self.stage, self.init_from = stage, init_from
+        self.stage, self.init_from, self.remap_vocabulary = stage, init_from, remap_vocabulary
         classifier = ClassifierOptions(pooling, head_dropout, head_hidden_size, backprop_tokens)
         lm_head = LMHeadOptions(tie_weights_up_to, adaptive_cutoffs, loss_chunk)
         self.blueprint = Blueprint(encoder, classifier, lm_head)
@@ -136,11 +140,12 @@ class LitSFT(StepRates):
 
         And show the objective the training documents, and how often each label occurs.
         """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.init_from and not self.trainer.ckpt_path and not self._initialized:
             assert self.tokenizer is not None
-            load_pretrained(self.net, read_sources(self.init_from), self.tokenizer)
+            remap = self.remap_vocabulary or data.preparation.kind == EXTEND
+            load_pretrained(self.net, read_sources(self.init_from), self.tokenizer, remap)
         self._initialized = True
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
         if "classifier" in self.objective.heads:
             documents = (batch.to(self.device) for batch in data.train_documents())
             with self.trainer.precision_plugin.train_step_context():

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lit_sft.checkpoint_io import saved
 from lit_sft.checkpoints import Checkpoint, checkpoint_in, read_entries
+from lit_sft.data.extension import EXTEND
 from lit_sft.data.tokenization import KINDS, Tokenizer
 from lit_sft.errors import UserError
 
@@ -26,7 +27,7 @@ def check_resumable(source: Checkpoint, stage: str, data: dict[str, Any]) -> Non
             f"the same stage; to start from its weights, use --model.init_from {source.path}"
         )
     before = source.config.get("data", {})
-    given = data.get("tokenizer") in KINDS
+    given = data.get("tokenizer") in (*KINDS, EXTEND)
     for key in (*TOKENIZER_OPTIONS, "tokenizer") if given else ():
         if key in before and before[key] != data.get(key):
             raise UserError(
@@ -37,10 +38,11 @@ def check_resumable(source: Checkpoint, stage: str, data: dict[str, Any]) -> Non
 
 def check_tokenizer(source: Checkpoint, kind: str) -> None:
     """Raise a UserError where ``--data.tokenizer`` is a file that holds another tokenizer than the checkpoint."""
-    if kind not in KINDS and Tokenizer.from_file(kind).digest != source.tokenizer().digest:
+    if kind not in (*KINDS, EXTEND) and Tokenizer.from_file(kind).digest != source.tokenizer().digest:
         raise UserError(
             f"--data.tokenizer {kind} doesn't fit {source.path}: a run takes the tokenizer of the checkpoint that it "
-            "starts from or goes on with; leave out --data.tokenizer"
+            "starts from or goes on with; leave out --data.tokenizer, or let a new run take over the vectors of the "
+            "tokens that both have: --model.remap_vocabulary true"
         )
 
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lit_sft.checkpoints import Checkpoint, read_checkpoint, resolve
 from lit_sft.data.adopted import Adopted
+from lit_sft.data.extension import EXTEND, check_extendable
 from lit_sft.data.fed import together
+from lit_sft.data.textdata import TextData
+from lit_sft.data.tokenization import KINDS, Tokenizer
 from lit_sft.errors import UserError
 from lit_sft.models import TwoWayEncoder
+from lit_sft.resume import check_tokenizer
 
 InitFrom = list[str] | str | None
 
@@ -50,11 +55,57 @@ def read_sources(init_from: InitFrom) -> list[Checkpoint]:
     return sources if first.direction == "forward" else [second, first]
 
 
-def adopted_from(sources: Sequence[Checkpoint]) -> Adopted:
-    """What the data of a run take over from what it starts from; of two, documents are read forward."""
-    if len(sources) == 1:
-        return sources[0].adopted(labels=False)
-    return Adopted(sources[0].tokenizer(), fed=together(source.fed for source in sources), direction="forward")
+def start_from(config: Any, data: TextData) -> Checkpoint | None:
+    """Read what a new run starts from, the first of two; its data take over what is theirs, the tokenizer mostly.
+
+    Args:
+        config: the parsed options of a fit; ``init_from`` is put in full.
+        data: not prepared yet.
+
+    Raises:
+        UserError: no such run, or one that can't be started from so.
+    """
+    sources, kind = read_sources(config.model.init_from), data.preparation.kind
+    if not sources:
+        if kind == EXTEND and config.trainer.fast_dev_run:
+            data.preparation.kind = "word"  # of a recipe's stages none finds what the one before would have left
+        return None
+    paths = [str(source.path) for source in sources]
+    config.model.init_from = paths if len(paths) > 1 else paths[0]
+    check_start(encoder_class(config.model), sources)
+    if kind == EXTEND:
+        check_extendable(sources[0].tokenizer(), paths[0])
+    elif config.model.remap_vocabulary:
+        check_same_kind(kind, sources[0])
+    else:
+        check_tokenizer(sources[0], kind)
+    check_direction(config.model, config.data.direction, sources)
+    data.adopt(adopted_from(sources, kind == EXTEND, config.model.remap_vocabulary))
+    return sources[0]
+
+
+def adopted_from(sources: Sequence[Checkpoint], extend: bool = False, remap: bool = False) -> Adopted:
+    """What the data of a run take over from what it starts from; of two, documents are read forward.
+
+    ``extend``: they put words behind those of its tokenizer; ``remap``: they have a tokenizer of their own.
+    """
+    found = sources[0].adopted(labels=False)
+    if len(sources) > 1:
+        found = replace(found, fed=together(source.fed for source in sources), direction="forward")
+    if extend:
+        return replace(found, tokenizer=None, to_extend=found.tokenizer)
+    return replace(found, tokenizer=None) if remap else found
+
+
+def check_same_kind(kind: str, source: Checkpoint) -> None:
+    """Raise a UserError where the tokens of ``data.tokenizer`` and of a checkpoint are of two kinds."""
+    own = {"bpe": "BPE"}.get(kind, "WordLevel") if kind in KINDS else Tokenizer.from_file(kind).model
+    theirs = source.tokenizer().model
+    if own != theirs:
+        raise UserError(
+            f"--model.remap_vocabulary: --data.tokenizer {kind} is {own} and that of {source.path} is {theirs}, whose "
+            "tokens are other parts of words: give --data.tokenizer of its kind"
+        )
 
 
 def check_start(encoder: type, sources: Sequence[Checkpoint]) -> None:

@@ -12,35 +12,48 @@ from lit_sft.data.tokenization import Tokenizer
 from lit_sft.errors import UserError
 from lit_sft.models import Network
 from lit_sft.starting import check_start
+from lit_sft.vocabulary import remapped
 
 ENCODER = "encoder."
 
 
-def load_pretrained(network: Network, sources: Sequence[Checkpoint], tokenizer: Tokenizer) -> tuple[int, int]:
+def load_pretrained(
+    network: Network, sources: Sequence[Checkpoint], tokenizer: Tokenizer, remap: bool = False
+) -> tuple[int, int]:
     """Copy a checkpoint's whole encoder, and those heads that fit by name and shape; others are left behind.
 
     Of two checkpoints, the one that reads forward and the one that reads backward, the encoders alone, each into its
     stack of a ``TwoWayEncoder``.
 
+    Args:
+        network: takes the weights.
+        sources: one checkpoint, or two.
+        tokenizer: of the run.
+        remap: where it isn't the checkpoint's, take over the rows of the tokens that both have
+            (:mod:`lit_sft.vocabulary`).
+
     Returns:
         How many tensors were loaded, and how many of the network's own start fresh.
 
     Raises:
-        UserError: another tokenizer (its rows would mean other tokens), or an encoder of another kind or shape.
+        UserError: another tokenizer and no ``remap`` (its rows would mean other tokens), or an encoder of another kind
+            or shape.
     """
     check_start(type(network.encoder), sources)
     own = network.state_dict()
     kept: dict[str, Tensor] = {}
     for source in sources:
-        if source.tokenizer().digest != tokenizer.digest:
-            raise UserError(
-                f"the tokenizer doesn't fit {source.path}: fine-tuning takes the tokenizer of its init_from; "
-                "leave out --data.tokenizer"
-            )
         weights, place = source.network_weights(), ENCODER
         if len(sources) > 1:
             place = f"{ENCODER}{source.direction}_stack."
             weights = {place + n.removeprefix(ENCODER): w for n, w in weights.items() if n.startswith(ENCODER)}
+        if source.tokenizer().digest != tokenizer.digest:
+            if not remap:
+                raise UserError(
+                    f"the tokenizer doesn't fit {source.path}: fine-tuning takes the tokenizer of its init_from; leave "
+                    "out --data.tokenizer, or take over what both have: --model.remap_vocabulary true"
+                )
+            weights = remapped(weights, network, tokenizer, source)
         if misfit := first_misfit(own, weights, place):
             raise UserError(
                 f"the encoder doesn't fit {source.path}: {misfit}; give model.encoder the options of the pretraining"

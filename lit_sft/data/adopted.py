@@ -22,6 +22,7 @@ class Adopted:
         multilabel: whether its documents have any number of labels.
         fed: what it was fed with (:mod:`lit_sft.data.fed`).
         direction: how it reads documents.
+        to_extend: its tokenizer, where the data take more words into it, and not as it is (``tokenizer`` is None).
     """
 
     tokenizer: Tokenizer | None = None
@@ -29,6 +30,7 @@ class Adopted:
     multilabel: bool | None = None
     fed: Mapping[str, Any] | None = None
     direction: Direction | None = None
+    to_extend: Tokenizer | None = None
 
     @property
     def before(self) -> Mapping[str, Any]:

@@ -17,7 +17,7 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ import numpy as np
 
 from lit_sft.data.corpus import Corpus, load_corpus
 from lit_sft.data.corpus_config import CorpusConfig
+from lit_sft.data.extension import EXTEND, extended
 from lit_sft.data.labels import from_plain, label_array, to_plain
 from lit_sft.data.splits import sample
 from lit_sft.data.texts import joined
@@ -70,7 +71,7 @@ class Preparation:
 
     Args:
         config: the corpus.
-        kind: ``bpe``, ``word``, ``whitespace``, or the path of a ``tokenizer.json``.
+        kind: ``bpe``, ``word``, ``whitespace``, ``extend``, or the path of a ``tokenizer.json``.
         vocab_size, lowercase, min_frequency, replace: of a tokenizer that is trained here.
         cache_dir: where prepared data are kept; safe to delete.
     """
@@ -87,6 +88,7 @@ class Preparation:
     ) -> None:
         self.config, self.kind, self.cache_dir = config, kind, cache_dir
         self.options = (vocab_size, lowercase, min_frequency, dict(replace))
+        self.base: Tokenizer | None = None  # of the checkpoint that a run starts from, to be extended
         self._tokenizer: Tokenizer | None = None
 
     @cached_property
@@ -118,16 +120,24 @@ class Preparation:
         return self._tokenizer
 
     def _find_tokenizer(self) -> Tokenizer:
-        if self.kind not in KINDS:
+        if self.kind not in (*KINDS, EXTEND):
             return Tokenizer.from_file(self.kind)
-        kind = cast(TokenizerKind, self.kind)
-        path = self.cache_dir / "tokenizers" / f"{_key(self.fingerprint, kind, *self.options)}.json"
+        if self.kind == EXTEND and self.base is None:
+            raise UserError("--data.tokenizer extend needs --model.init_from, the run whose tokenizer is extended")
+        base = [self.base.digest] if self.kind == EXTEND and self.base else []
+        path = self.cache_dir / "tokenizers" / f"{_key(self.fingerprint, self.kind, *self.options, *base)}.json"
         if not path.is_file():
             texts = joined(self.corpus.train.texts, self.corpus.extra.texts)
-            chosen = sample(texts, BPE_BYTES) if kind == "bpe" else texts
-            log.info("training a %s tokenizer on %s of %s documents", kind, len(chosen), len(texts))
-            write_atomically(path, Tokenizer.train(chosen, kind, *self.options).to_json())
+            write_atomically(path, self._trained(texts).to_json())
         return Tokenizer.from_file(path)
+
+    def _trained(self, texts: Sequence[str]) -> Tokenizer:
+        chosen = sample(texts, BPE_BYTES) if self.kind == "bpe" else texts
+        log.info("training a tokenizer (%s) on %s of %s documents", self.kind, len(chosen), len(texts))
+        if self.kind == EXTEND and self.base is not None:
+            vocab_size, _, min_frequency, _ = self.options
+            return extended(self.base, chosen, vocab_size, min_frequency)
+        return Tokenizer.train(chosen, cast(TokenizerKind, self.kind), *self.options)
 
     def folder(self, tokenizer: Tokenizer) -> Path:
         """Where the token arrays of this corpus and ``tokenizer`` are kept."""

@@ -49,8 +49,10 @@ class TextData:
         split_seed: draws that part; apart from ``seed``, so that runs of several seeds share one validation set.
         tokenizer: ``bpe`` (byte-level), ``word``, ``whitespace`` (for text that was tokenised before: a newline is an
             ``<eos>``, ``<unk>`` the unknown word), or the path of a ``tokenizer.json``. A run with ``init_from`` or
-            ``ckpt_path`` takes the checkpoint's.
-        vocab_size: entries of a tokenizer trained here, at most (0: all words); bpe learns from 100 MB at most.
+            ``ckpt_path`` takes the checkpoint's. ``extend`` takes the words of ``init_from``'s and puts those of this
+            training text behind them.
+        vocab_size: entries of a tokenizer trained here, at most (0: all words), or of an extended one, with those that
+            it had; bpe learns from 100 MB at most.
         lowercase, replace: a tokenizer trained here lower-cases the text, and before that puts strings in the place of
             what regular expressions match.
         min_frequency: a merge (bpe) or word below this count gets no entry.
@@ -143,7 +145,7 @@ class TextData:
 
     def adopt(self, adopted: Adopted) -> None:
         """Use a checkpoint's tokenizer instead of training one, and what else it has: call before ``prepare_data``."""
-        self._adopted = adopted
+        self._adopted, self.preparation.base = adopted, adopted.to_extend
         self.direction = adopted.direction or self.direction
 
     def read_only(self, split: Literal["val", "test"]) -> None:

@@ -85,7 +85,7 @@ class Tokenizer:
         tokenizer, trainer = _untrained(kind, vocab_size or NO_LIMIT, min_frequency)
         to_learn, to_encode = _normalizers(kind, lowercase, replace or {})
         tokenizer.normalizer = to_learn
-        tokenizer.train_from_iterator(_encodable(texts), trainer=trainer)
+        tokenizer.train_from_iterator(encodable(texts), trainer=trainer)
         tokenizer.normalizer = to_encode
         trained = cls(tokenizer)
         if trained.vocab_size < smallest:
@@ -128,6 +128,16 @@ class Tokenizer:
         return str(self._tokenizer.to_str())
 
     @cached_property
+    def entries(self) -> dict[str, int]:
+        """Every token and its id, the special ones included."""
+        return dict(self._tokenizer.get_vocab(with_added_tokens=True))
+
+    @property
+    def model(self) -> str:
+        """What kind of tokens it has, as the library calls it: ``BPE``, ``WordLevel``, ..."""
+        return type(self._tokenizer.model).__name__
+
+    @cached_property
     def digest(self) -> str:
         """16 hex digits that differ when the tokenizer does; independent of how its JSON is laid out."""
         canonical = json.dumps(json.loads(self.to_json()), sort_keys=True, separators=(",", ":"))
@@ -146,14 +156,14 @@ class Tokenizer:
 
     def _encode(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
         encoded: list[tokenizers.Encoding] = self._tokenizer.encode_batch_fast(
-            list(_encodable(texts)), add_special_tokens=False
+            list(encodable(texts)), add_special_tokens=False
         )
         return encoded
 
     def normalized(self, text: str) -> str:
         """The text as it is before it is split: with the tokenizer's replacements, and in lower case where it folds."""
         normalizer = self._tokenizer.normalizer
-        return text if normalizer is None else str(normalizer.normalize_str(next(_encodable([text]))))
+        return text if normalizer is None else str(normalizer.normalize_str(next(encodable([text]))))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ``ids``, special tokens left out. For ``bpe`` the exact inverse of encoding."""
@@ -213,7 +223,7 @@ def _replacement(pattern: str, by: str) -> Any:
         raise UserError(f"data.replace {pattern!r} is not a regular expression: {_first_line(error)}") from error
 
 
-def _encodable(texts: Iterable[str]) -> Iterator[str]:
+def encodable(texts: Iterable[str]) -> Iterator[str]:
     """The texts, with ``?`` for lone surrogates: JSON can spell them, UTF-8 (and the library) cannot."""
     for text in texts:
         try:
