@@ -29,7 +29,7 @@ from lit_sft.module import LitSFT
 from lit_sft.options import check_trainer, explain, read_config_file, reason, values_of
 from lit_sft.resume import check_resumable, check_tokenizer, last_checkpoint, read_resumable
 from lit_sft.runs import RECORD, discard_run, resume_run, run_folder_of, run_name, start_run
-from lit_sft.starting import adopted_from, check_direction, check_start, encoder_class, read_sources
+from lit_sft.starting import Source, adopted_from, check_direction, check_start, encoder_class, read_sources
 from lit_sft.stored_options import CLASS_OPTIONS, stored_config
 from lit_sft.testing import keep_test
 
@@ -160,7 +160,7 @@ class LitCLI(LightningCLI):
         config = self.config[self.subcommand]
         check_trainer(config.trainer)
         data = TextDataModule(**config.data.clone(with_meta=False).as_dict())
-        check_direction(config.model, config.data.direction, [self.source] if self.source else [])
+        check_direction(config.model, config.data.direction, [Source.of(self.source)] if self.source else [])
         if self.source is not None:
             data.adopt(self.source.adopted())
             split: Literal["val", "test"] = "test" if self.subcommand == "test" else "val"
@@ -219,14 +219,14 @@ class LitCLI(LightningCLI):
             check_resumable(self.source, config.model.stage, config.data.clone(with_meta=False).as_dict())
             check_tokenizer(self.source, data.preparation.kind)
             config.ckpt_path = str(self.source.path)
-            check_direction(config.model, config.data.direction, [self.source])
+            check_direction(config.model, config.data.direction, [Source.of(self.source)])
             data.adopt(self.source.adopted())
         elif sources := read_sources(config.model.init_from):
             self.source, paths = sources[0], [str(source.path) for source in sources]
             config.model.init_from = paths if len(paths) > 1 else paths[0]
-            check_start(encoder_class(config.model), sources)
+            check_start(encoder_class(config.model), known := [Source.of(source) for source in sources])
             check_tokenizer(self.source, data.preparation.kind)
-            check_direction(config.model, config.data.direction, sources)
+            check_direction(config.model, config.data.direction, known)
             data.adopt(adopted_from(sources))
 
     # ---- after
