@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lit_sft.building import Blueprint, ClassifierOptions
+from lit_sft.building import Blueprint, ClassifierOptions, LMHeadOptions
 from lit_sft.checkpoints import contents
 from lit_sft.data.buckets import DocumentBatch
 from lit_sft.data.streams import StreamBatch
@@ -48,6 +48,9 @@ class LitSFT(StepRates):
         head_dropout: dropout before the classifier's output layer.
         head_hidden_size: units of a hidden layer in the classifier; 0 for none.
         tie_weights_up_to: the largest vocabulary whose LM head shares the embedding's weights; above, adaptive softmax.
+        adaptive_cutoffs: first token id of each of its clusters of rarer tokens (by default by the vocabulary's size).
+        loss_chunk: tokens whose LM logits are in memory at once, in the forward and the backward pass; the same loss
+            with less memory and more time. None: all of the batch.
         objective: what is minimised; by default ``MLE`` for pretraining, ``Supervised`` for fine-tuning.
         optimizer: the optimizer's class and options; its rate is that of the top layer.
         schedule: factor on the rate by optimizer step.
@@ -65,6 +68,8 @@ class LitSFT(StepRates):
         head_dropout: float = 0.4,
         head_hidden_size: int = 0,
         tie_weights_up_to: int = 10_000,
+        adaptive_cutoffs: list[int] | None = None,
+        loss_chunk: int | None = None,
         objective: Objective | None = None,
         optimizer: OptimizerCallable = AdamW,
         schedule: Schedule | None = None,
@@ -74,7 +79,8 @@ class LitSFT(StepRates):
         super().__init__()
         self.stage, self.init_from = stage, init_from
         classifier = ClassifierOptions(pooling, head_dropout, head_hidden_size, backprop_tokens)
-        self.blueprint = Blueprint(encoder, classifier, tie_weights_up_to)
+        lm_head = LMHeadOptions(tie_weights_up_to, adaptive_cutoffs, loss_chunk)
+        self.blueprint = Blueprint(encoder, classifier, lm_head)
         self.make_optimizer, self.layer_decay = optimizer, layer_decay
         self.objective: Objective = objective or (MLE() if stage == "pretrain" else Supervised())
         self.schedule: Schedule = schedule or WarmupCosine()

@@ -48,7 +48,8 @@ CHANGES: dict[type, dict[str, list[Change]]] = {
     },
     LMHead: {
         "tie_weights_up_to": [("pretrain", {"tie_weights_up_to": 299})],
-        "adaptive_cutoffs": [],  # not an option of a run
+        "adaptive_cutoffs": [("pretrain", {"tie_weights_up_to": 0, "adaptive_cutoffs": [30]})],
+        "loss_chunk": [],  # the same loss by another way: test_heads.py
     },
     ClassifierHead: {
         "pooling": [change for how in ("last", "mean", "max", "attention") for change in finetune(pooling=how)],
@@ -90,6 +91,8 @@ CHANGES: dict[type, dict[str, list[Change]]] = {
         "head_dropout": finetune(head_dropout=0.5),
         "head_hidden_size": finetune(head_hidden_size=5),
         "tie_weights_up_to": [("pretrain", {"tie_weights_up_to": 299})],
+        "adaptive_cutoffs": [("pretrain", {"tie_weights_up_to": 0, "adaptive_cutoffs": [30]})],
+        "loss_chunk": [],  # the same loss by another way: test_heads.py
         "objective": finetune(objective=Supervised(label_smoothing=0.2)),
         "optimizer": finetune(optimizer=partial(torch.optim.AdamW, lr=0.02)),
         "schedule": finetune(schedule=WarmupCosine()),
@@ -110,6 +113,8 @@ BASES: dict[tuple[type, str], dict[str, Any]] = {
         for kind in (WarmupCosine, OneCycle, SlantedTriangular)
         for name in CHANGES[kind]
     },
+    (LMHead, "adaptive_cutoffs"): {"tie_weights_up_to": 0},
+    (LitSFT, "adaptive_cutoffs"): {"tie_weights_up_to": 0},
     **{(TwoWayEncoder, name): {"encoder": {"kind": TwoWayEncoder}} for name in CHANGES[TwoWayEncoder]},
     **{(Probe, name): {"objective": Probe()} for name in CHANGES[Probe]},
 }
