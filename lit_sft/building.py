@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from lit_sft.models import ClassifierHead, Encoder, LMHead, Network
 from lit_sft.models.dropout import check_dropout
@@ -21,13 +22,21 @@ class ClassifierOptions:
     backprop_tokens: int | None
 
 
+class LMHeadOptions(NamedTuple):
+    """The options of :class:`lit_sft.models.LMHead` that are options of a run."""
+
+    tie_weights_up_to: int
+    adaptive_cutoffs: list[int] | None
+    loss_chunk: int | None
+
+
 @dataclass(frozen=True)
 class Blueprint:
     """What of the options of :class:`lit_sft.module.LitSFT` a network is built from."""
 
     make_encoder: Callable[[int], Encoder]
     classifier: ClassifierOptions
-    tie_weights_up_to: int
+    lm_head: LMHeadOptions
 
     def build(self, objective: Objective, vocab_size: int, num_classes: int, multilabel: bool) -> Network:
         """The network with the heads that the objective needs.
@@ -39,13 +48,13 @@ class Blueprint:
             multilabel: a document has any number of them.
 
         Raises:
-            ValueError: an option out of range.
+            ValueError: an option out of range, or one that the objective can't do with.
         """
         check_dropout("head_dropout", self.classifier.dropout)
         encoder = self.make_encoder(vocab_size)
         lm_head = classifier = None
         if "lm" in objective.heads:
-            lm_head = LMHead(encoder.embedding, encoder.output_size, tie_weights_up_to=self.tie_weights_up_to)
+            lm_head = LMHead(encoder.embedding, encoder.output_size, *self.lm_head)
         if "classifier" in objective.heads:
             if isinstance(objective, Supervised):
                 objective.check_classes(num_classes)
@@ -57,4 +66,6 @@ class Blueprint:
                 hidden_size=self.classifier.hidden_size,
                 multilabel=multilabel,
             )
-        return Network(encoder, lm_head, classifier, self.classifier.backprop_tokens)
+        network = Network(encoder, lm_head, classifier, self.classifier.backprop_tokens)
+        objective.prepare(network)
+        return network

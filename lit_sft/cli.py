@@ -27,8 +27,9 @@ from lit_sft.loggers import LoggedRun, place_loggers
 from lit_sft.mistakes import mistake_in
 from lit_sft.module import LitSFT
 from lit_sft.options import check_trainer, explain, read_config_file, reason, values_of
-from lit_sft.resume import check_direction, check_resumable, check_tokenizer, last_checkpoint, read_resumable
+from lit_sft.resume import check_resumable, check_tokenizer, last_checkpoint, read_resumable
 from lit_sft.runs import RECORD, discard_run, resume_run, run_folder_of, run_name, start_run
+from lit_sft.starting import adopted_from, check_direction, check_start, encoder_class, read_sources
 from lit_sft.stored_options import CLASS_OPTIONS, stored_config
 from lit_sft.testing import keep_test
 
@@ -159,8 +160,8 @@ class LitCLI(LightningCLI):
         config = self.config[self.subcommand]
         check_trainer(config.trainer)
         data = TextDataModule(**config.data.clone(with_meta=False).as_dict())
+        check_direction(config.model, config.data.direction, [self.source] if self.source else [])
         if self.source is not None:
-            check_direction(self.source, config.data.direction)
             data.adopt(self.source.adopted())
             split: Literal["val", "test"] = "test" if self.subcommand == "test" else "val"
             before = self.source.config.get("data", {})
@@ -218,14 +219,15 @@ class LitCLI(LightningCLI):
             check_resumable(self.source, config.model.stage, config.data.clone(with_meta=False).as_dict())
             check_tokenizer(self.source, data.preparation.kind)
             config.ckpt_path = str(self.source.path)
-            check_direction(self.source, config.data.direction)
+            check_direction(config.model, config.data.direction, [self.source])
             data.adopt(self.source.adopted())
-        elif config.model.init_from:
-            self.source = read_checkpoint(resolve(config.model.init_from, "init_from"))
-            config.model.init_from = str(self.source.path)
+        elif sources := read_sources(config.model.init_from):
+            self.source, paths = sources[0], [str(source.path) for source in sources]
+            config.model.init_from = paths if len(paths) > 1 else paths[0]
+            check_start(encoder_class(config.model), sources)
             check_tokenizer(self.source, data.preparation.kind)
-            check_direction(self.source, config.data.direction)
-            data.adopt(self.source.adopted(labels=False))
+            check_direction(config.model, config.data.direction, sources)
+            data.adopt(adopted_from(sources))
 
     # ---- after
 

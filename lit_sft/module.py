@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lit_sft.building import Blueprint, ClassifierOptions
-from lit_sft.checkpoints import contents, read_checkpoint, resolve
+from lit_sft.building import Blueprint, ClassifierOptions, LMHeadOptions
+from lit_sft.checkpoints import contents
 from lit_sft.data.buckets import DocumentBatch
 from lit_sft.data.streams import StreamBatch
 from lit_sft.data.tokenization import Tokenizer
@@ -24,6 +24,7 @@ from lit_sft.objectives import MLE, Objective, Supervised
 from lit_sft.optim import Schedule, WarmupCosine, build_optimizer, clip_gradients, steps_of_fit, take_options
 from lit_sft.random_states import go_on_drawing, random_states
 from lit_sft.ranks import of_all_ranks, of_this_rank, weighted
+from lit_sft.starting import InitFrom, read_sources
 from lit_sft.step_rates import StepRates
 from lit_sft.tested import Tested, clean_targets, gather
 from lit_sft.transfer import first_misfit, load_pretrained
@@ -41,12 +42,15 @@ class LitSFT(StepRates):
     Args:
         stage: ``pretrain`` (language modelling) or ``finetune`` (classification).
         init_from: a run or checkpoint whose weights and tokenizer this run starts from; without it, from scratch.
-            Not for resuming a run: that is ``--ckpt_path``.
+            For ``TwoWayEncoder`` two, a forward and a backward pretraining. Not for resuming: that is ``--ckpt_path``.
         encoder: the encoder's class and options; called with the vocabulary size.
         pooling: how the classifier makes one vector of a document.
         head_dropout: dropout before the classifier's output layer.
         head_hidden_size: units of a hidden layer in the classifier; 0 for none.
         tie_weights_up_to: the largest vocabulary whose LM head shares the embedding's weights; above, adaptive softmax.
+        adaptive_cutoffs: first token id of each of its clusters of rarer tokens (by default by the vocabulary's size).
+        loss_chunk: tokens whose LM logits are in memory at once, in the forward and the backward pass; the same loss
+            with less memory and more time. None: all of the batch.
         objective: what is minimised; by default ``MLE`` for pretraining, ``Supervised`` for fine-tuning.
         optimizer: the optimizer's class and options; its rate is that of the top layer.
         schedule: factor on the rate by optimizer step.
@@ -58,12 +62,14 @@ class LitSFT(StepRates):
     def __init__(
         self,
         stage: Stage = "pretrain",
-        init_from: str | None = None,
+        init_from: InitFrom = None,
         encoder: Callable[[int], Encoder] = LSTMEncoder,
         pooling: Literal["last", "mean", "max", "concat", "attention"] = "concat",
         head_dropout: float = 0.4,
         head_hidden_size: int = 0,
         tie_weights_up_to: int = 10_000,
+        adaptive_cutoffs: list[int] | None = None,
+        loss_chunk: int | None = None,
         objective: Objective | None = None,
         optimizer: OptimizerCallable = AdamW,
         schedule: Schedule | None = None,
@@ -73,7 +79,8 @@ class LitSFT(StepRates):
         super().__init__()
         self.stage, self.init_from = stage, init_from
         classifier = ClassifierOptions(pooling, head_dropout, head_hidden_size, backprop_tokens)
-        self.blueprint = Blueprint(encoder, classifier, tie_weights_up_to)
+        lm_head = LMHeadOptions(tie_weights_up_to, adaptive_cutoffs, loss_chunk)
+        self.blueprint = Blueprint(encoder, classifier, lm_head)
         self.make_optimizer, self.layer_decay = optimizer, layer_decay
         self.objective: Objective = objective or (MLE() if stage == "pretrain" else Supervised())
         self.schedule: Schedule = schedule or WarmupCosine()
@@ -127,14 +134,17 @@ class LitSFT(StepRates):
     def on_fit_start(self) -> None:
         """Load ``init_from``, unless this run is resumed: only here the Trainer tells (in ``setup`` it doesn't yet).
 
-        And tell the objective how often each label occurs.
+        And show the objective the training documents, and how often each label occurs.
         """
         if self.init_from and not self.trainer.ckpt_path and not self._initialized:
             assert self.tokenizer is not None
-            load_pretrained(self.net, read_checkpoint(resolve(self.init_from, "init_from")), self.tokenizer)
+            load_pretrained(self.net, read_sources(self.init_from), self.tokenizer)
         self._initialized = True
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if "classifier" in self.objective.heads:
+            documents = (batch.to(self.device) for batch in data.train_documents())
+            with self.trainer.precision_plugin.train_step_context():
+                self.objective.see_documents(self.net, documents, len(data.train))
             try:
                 self.objective.see_counts(data.label_counts.tolist(), len(data.train), self.multilabel)
             except ValueError as error:

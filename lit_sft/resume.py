@@ -44,15 +44,6 @@ def check_tokenizer(source: Checkpoint, kind: str) -> None:
         )
 
 
-def check_direction(source: Checkpoint, given: str | None) -> None:
-    """Raise a UserError where ``--data.direction`` is not how the checkpoint reads documents."""
-    if given not in (None, source.direction):
-        raise UserError(
-            f"--data.direction {given} contradicts {source.path}, which reads {source.direction}: a run takes the "
-            "direction of the checkpoint that it starts from or goes on with; leave out --data.direction"
-        )
-
-
 def read_resumable(path: Path) -> Checkpoint:
     """As :func:`read_checkpoint`, of one with all that a run needs to go on: Lightning would pass over much of it.
 

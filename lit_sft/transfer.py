@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
@@ -11,32 +11,44 @@ from lit_sft.checkpoints import Checkpoint
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.errors import UserError
 from lit_sft.models import Network
+from lit_sft.starting import check_start
 
 ENCODER = "encoder."
 
 
-def load_pretrained(network: Network, source: Checkpoint, tokenizer: Tokenizer) -> tuple[int, int]:
-    """Copy the checkpoint's whole encoder, and those heads that fit by name and shape; others are left behind.
+def load_pretrained(network: Network, sources: Sequence[Checkpoint], tokenizer: Tokenizer) -> tuple[int, int]:
+    """Copy a checkpoint's whole encoder, and those heads that fit by name and shape; others are left behind.
+
+    Of two checkpoints, the one that reads forward and the one that reads backward, the encoders alone, each into its
+    stack of a ``TwoWayEncoder``.
 
     Returns:
         How many tensors were loaded, and how many of the network's own start fresh.
 
     Raises:
-        UserError: another tokenizer (its rows would mean other tokens), or an encoder of another shape.
+        UserError: another tokenizer (its rows would mean other tokens), or an encoder of another kind or shape.
     """
-    if source.tokenizer().digest != tokenizer.digest:
-        raise UserError(
-            f"the tokenizer doesn't fit {source.path}: fine-tuning takes the tokenizer of its init_from; "
-            "leave out --data.tokenizer"
-        )
-    weights, own = source.network_weights(), network.state_dict()
-    if misfit := first_misfit(own, weights, ENCODER):
-        raise UserError(
-            f"the encoder doesn't fit {source.path}: {misfit}; give model.encoder the options of the pretraining"
-        )
-    kept = {n: w for n, w in weights.items() if n in own and own[n].shape == w.shape}
+    check_start(type(network.encoder), sources)
+    own = network.state_dict()
+    kept: dict[str, Tensor] = {}
+    for source in sources:
+        if source.tokenizer().digest != tokenizer.digest:
+            raise UserError(
+                f"the tokenizer doesn't fit {source.path}: fine-tuning takes the tokenizer of its init_from; "
+                "leave out --data.tokenizer"
+            )
+        weights, place = source.network_weights(), ENCODER
+        if len(sources) > 1:
+            place = f"{ENCODER}{source.direction}_stack."
+            weights = {place + n.removeprefix(ENCODER): w for n, w in weights.items() if n.startswith(ENCODER)}
+        if misfit := first_misfit(own, weights, place):
+            raise UserError(
+                f"the encoder doesn't fit {source.path}: {misfit}; give model.encoder the options of the pretraining"
+            )
+        kept |= {n: w for n, w in weights.items() if n in own and own[n].shape == w.shape}
     network.load_state_dict(kept, strict=False)
-    rank_zero_info(f"init_from {source.path}: loaded {len(kept)} tensors, {len(own) - len(kept)} start fresh")
+    paths = " and ".join(str(source.path) for source in sources)
+    rank_zero_info(f"init_from {paths}: loaded {len(kept)} tensors, {len(own) - len(kept)} start fresh")
     return len(kept), len(own) - len(kept)
 
 

@@ -17,9 +17,9 @@ import torch
 from conftest import Files
 from training import Losses, data_of, module_of, trainer_of
 
-from lit_sft.models import ClassifierHead, LMHead, LSTMEncoder
+from lit_sft.models import ClassifierHead, LMHead, LSTMEncoder, TwoWayEncoder
 from lit_sft.module import LitSFT
-from lit_sft.objectives import MLE, Objective, Supervised
+from lit_sft.objectives import MLE, Objective, Probe, Supervised
 from lit_sft.optim import Constant, OneCycle, SlantedTriangular, WarmupCosine
 
 STEPS = 6
@@ -48,7 +48,8 @@ CHANGES: dict[type, dict[str, list[Change]]] = {
     },
     LMHead: {
         "tie_weights_up_to": [("pretrain", {"tie_weights_up_to": 299})],
-        "adaptive_cutoffs": [],  # not an option of a run
+        "adaptive_cutoffs": [("pretrain", {"tie_weights_up_to": 0, "adaptive_cutoffs": [30]})],
+        "loss_chunk": [],  # the same loss by another way: test_heads.py
     },
     ClassifierHead: {
         "pooling": [change for how in ("last", "mean", "max", "attention") for change in finetune(pooling=how)],
@@ -64,6 +65,10 @@ CHANGES: dict[type, dict[str, list[Change]]] = {
         "class_weights": finetune(objective=Supervised(class_weights=[1.0, 3.0, 0.2])),
         "activation_penalty": finetune(objective=Supervised(activation_penalty=2.0)),
         "temporal_penalty": finetune(objective=Supervised(temporal_penalty=2.0)),
+    },
+    Probe: {
+        "label_smoothing": finetune(objective=Probe(label_smoothing=0.2)),
+        "class_weights": finetune(objective=Probe(class_weights=[1.0, 3.0, 0.2])),
     },
     WarmupCosine: {
         "warmup": finetune(schedule=WarmupCosine(warmup=0.5)),
@@ -86,12 +91,18 @@ CHANGES: dict[type, dict[str, list[Change]]] = {
         "head_dropout": finetune(head_dropout=0.5),
         "head_hidden_size": finetune(head_hidden_size=5),
         "tie_weights_up_to": [("pretrain", {"tie_weights_up_to": 299})],
+        "adaptive_cutoffs": [("pretrain", {"tie_weights_up_to": 0, "adaptive_cutoffs": [30]})],
+        "loss_chunk": [],  # the same loss by another way: test_heads.py
         "objective": finetune(objective=Supervised(label_smoothing=0.2)),
         "optimizer": finetune(optimizer=partial(torch.optim.AdamW, lr=0.02)),
         "schedule": finetune(schedule=WarmupCosine()),
         "layer_decay": finetune(layer_decay=0.5),
         "backprop_tokens": finetune(backprop_tokens=5),
     },
+}
+CHANGES[TwoWayEncoder] = {
+    name: finetune(encoder={"kind": TwoWayEncoder, **changes[-1][1]["encoder"]})
+    for name, changes in CHANGES[LSTMEncoder].items()
 }
 # What the network itself hands to its parts: sizes, the shared embedding and the kind of labels.
 WIRING = {"vocab_size", "embedding", "input_size", "num_outputs", "multilabel"}
@@ -101,7 +112,11 @@ BASES: dict[tuple[type, str], dict[str, Any]] = {
         (kind, name): {"schedule": kind()}
         for kind in (WarmupCosine, OneCycle, SlantedTriangular)
         for name in CHANGES[kind]
-    }
+    },
+    (LMHead, "adaptive_cutoffs"): {"tie_weights_up_to": 0},
+    (LitSFT, "adaptive_cutoffs"): {"tie_weights_up_to": 0},
+    **{(TwoWayEncoder, name): {"encoder": {"kind": TwoWayEncoder}} for name in CHANGES[TwoWayEncoder]},
+    **{(Probe, name): {"objective": Probe()} for name in CHANGES[Probe]},
 }
 CASES = [
     pytest.param(stage, BASES.get((kind, name), {}), change, id=f"{kind.__name__}-{name}-{stage}-{i}")

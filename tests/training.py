@@ -43,9 +43,10 @@ def module_of(stage: str, dropout: bool = False, encoder: dict[str, Any] | None 
     torch.manual_seed(7)
     units = {"embedding_size": 8, "hidden_size": 12, "num_layers": 2}
     rates = dict.fromkeys(DROPOUTS, 0.2) if dropout else dict.fromkeys(DROPOUTS, 0.0)
+    chosen = {**units, **rates, **(encoder or {})}
     given: dict[str, Any] = {
         "stage": stage,
-        "encoder": partial(LSTMEncoder, **{**units, **rates, **(encoder or {})}),
+        "encoder": partial(chosen.pop("kind", LSTMEncoder), **chosen),
         "optimizer": partial(torch.optim.AdamW, lr=0.01),
         "head_dropout": 0.3 if dropout else 0.0,
         "schedule": Constant(),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
 import torch
 
-from lit_sft.data.buckets import DocumentDataset
+from lit_sft.data.buckets import DocumentBatch, DocumentDataset
 from lit_sft.data.loader import StatefulLoader
 from lit_sft.data.streams import StreamDataset
 from lit_sft.data.textdata import Split, TextData
@@ -44,10 +45,17 @@ class TextDataModule(TextData, L.LightningDataModule):
         if not self.label_names:
             raise UserError("fine-tuning needs labels: give --data.labeled a file with a label column")
         training, shuffle = split == "train", split == "train" and not self._overfits()
+        return self._loader(self._documents(array, self.max_documents if training else self.max_tokens, shuffle))
+
+    def train_documents(self) -> Iterator[DocumentBatch]:
+        """Every training document once, in batches that are the same at each call and in each process."""
+        dataset = self._documents(self.train, self.max_tokens, shuffle=False)
+        yield from (dataset[index] for index in range(len(dataset)))
+
+    def _documents(self, array: TokenArray, max_documents: int, shuffle: bool) -> DocumentDataset:
         eos, pad = self.tokenizer.eos_id, self.tokenizer.pad_id
-        limits = (self.max_tokens, self.max_documents if training else self.max_tokens)
         kept, order = (self.max_length, self.truncation), (self.seed, shuffle)
-        return self._loader(DocumentDataset(array, eos, pad, *kept, *limits, *order, self.direction))
+        return DocumentDataset(array, eos, pad, *kept, self.max_tokens, max_documents, *order, self.direction)
 
     def train_dataloader(self) -> dict[str, StatefulLoader]:
         """A loader for each kind of batch that the objective needs; after ``load_state_dict`` they go on from there."""

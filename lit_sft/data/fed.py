@@ -11,11 +11,18 @@ given as a file; a checkpoint that says nothing of what it was fed with, or the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 NOTHING: dict[str, Any] = {"digests": [], "transductive": False}
+
+
+def together(fed: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What several checkpoints were fed with, as that of one."""
+    parts = list(fed)
+    digests = sorted({digest for part in parts for digest in part["digests"]})
+    return {"digests": digests, "transductive": any(part["transductive"] for part in parts)}
 
 
 def is_fed(value: Any) -> bool:

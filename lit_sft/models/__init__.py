@@ -3,6 +3,7 @@
 from lit_sft.models.encoder import Encoder, EncoderMasks, EncoderOutput, LSTMEncoder, LSTMState
 from lit_sft.models.heads import ClassifierHead, LMHead
 from lit_sft.models.network import Masks, Network
+from lit_sft.models.twoway import TwoWayEncoder
 
 __all__ = [
     "ClassifierHead",
@@ -14,4 +15,5 @@ __all__ = [
     "LSTMState",
     "Masks",
     "Network",
+    "TwoWayEncoder",
 ]

@@ -1,7 +1,7 @@
 """Heads: a language model's next-token loss, pooling over a document's tokens, and a classifier.
 
 Losses are computed in float32 under autocast (the matrix products before them in the lower precision). Not
-covered: sampled softmax, whose loss is no perplexity, and a loss in chunks.
+covered: sampled softmax, whose loss is no perplexity.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lit_sft.models.dropout import apply_mask, check_dropout, locked_mask
 
@@ -64,9 +65,11 @@ class LMHead(nn.Module):
         tie_weights_up_to: the largest vocabulary with a tied full softmax.
         adaptive_cutoffs: first token id of each tail cluster; None chooses those of 2,000, 8,000 and
             32,000 that are at most half of the vocabulary.
+        loss_chunk: tokens whose logits `nll` has in memory at once; the backward pass computes them again, a chunk
+            at a time. The same loss, for a third more of the softmax's time; None: all tokens at once.
 
     Raises:
-        ValueError: cutoffs that do not rise between 1 and vocab_size - 1.
+        ValueError: cutoffs that do not rise between 1 and vocab_size - 1, or a loss_chunk below 1.
     """
 
     def __init__(
@@ -75,8 +78,12 @@ class LMHead(nn.Module):
         hidden_size: int,
         tie_weights_up_to: int = 10_000,
         adaptive_cutoffs: list[int] | None = None,
+        loss_chunk: int | None = None,
     ) -> None:
         super().__init__()
+        if loss_chunk is not None and loss_chunk < 1:
+            raise ValueError(f"loss_chunk={loss_chunk} must be at least 1")
+        self.loss_chunk = loss_chunk
         vocab_size, embedding_size = embedding.weight.shape
         self.vocab_size = vocab_size
         self.tied = vocab_size <= tie_weights_up_to
@@ -97,9 +104,19 @@ class LMHead(nn.Module):
         hidden (tokens, hidden_size), targets (tokens,) int64 -> (tokens,) at least float32; 0, with a
         gradient of 0, where the target is -100.
         """
-        if not self.tied:
-            return self._adaptive_nll(hidden, targets)
-        return _token_nll(self._logits(hidden), targets)
+        size = self.loss_chunk
+        if size is None or len(hidden) <= size:
+            return self._nll(hidden, targets)
+        chunks = zip(hidden.split(size), targets.split(size), strict=True)
+        if not torch.is_grad_enabled():
+            return torch.cat([self._nll(*chunk) for chunk in chunks])
+        # Nothing in it is random, so there is no random state to be kept for the second time.
+        return torch.cat(
+            [checkpoint(self._nll, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+        )
+
+    def _nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        return _token_nll(self._logits(hidden), targets) if self.tied else self._adaptive_nll(hidden, targets)
 
     def log_prob(self, hidden: Tensor) -> Tensor:
         """hidden (tokens, hidden_size) -> log-probabilities (tokens, vocab_size), at least float32."""
@@ -236,6 +253,9 @@ class ClassifierHead(nn.Module):
 
     def forward(self, hidden: Tensor, attention_mask: Tensor, mask: Tensor | None) -> Tensor:
         """hidden (batch, time, input_size), attention_mask (batch, time) -> (batch, num_outputs)."""
-        pooled = apply_mask(self.pool(hidden, attention_mask), mask)  # (batch, pooled_size)
-        logits: Tensor = self.linear(pooled)  # (batch, num_outputs)
+        return self.of_pooled(self.pool(hidden, attention_mask), mask)
+
+    def of_pooled(self, pooled: Tensor, mask: Tensor | None) -> Tensor:
+        """What `pool` returned, (batch, pooled_size) -> logits (batch, num_outputs)."""
+        logits: Tensor = self.linear(apply_mask(pooled, mask))  # (batch, num_outputs)
         return logits

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lit_sft.models.encoder import Encoder, EncoderOutput, LSTMState
 from lit_sft.models.heads import ClassifierHead, LMHead, class_probabilities, pool
+from lit_sft.models.twoway import TwoWayEncoder
 
 
 class TokenBatch(Protocol):
@@ -46,7 +47,7 @@ class Network(nn.Module):
             than that is not affected, nor what needs no gradient.
 
     Raises:
-        ValueError: `backprop_tokens` below 1.
+        ValueError: `backprop_tokens` below 1, or a head that the encoder can't serve.
     """
 
     def __init__(
@@ -60,6 +61,8 @@ class Network(nn.Module):
         if backprop_tokens is not None and backprop_tokens < 1:
             raise ValueError(f"backprop_tokens={backprop_tokens} must be at least 1")
         self.backprop_tokens = backprop_tokens
+        if isinstance(encoder, TwoWayEncoder):
+            encoder.check_heads(lm_head is not None, None if classifier is None else classifier.pooling)
         self.encoder = encoder
         self.lm_head = lm_head
         self.classifier = classifier

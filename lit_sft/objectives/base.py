@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -40,6 +40,18 @@ class Objective(ABC):
 
         `state` is what the last step on the same stream returned, None at the start. Masks come from
         `network.draw_masks`, so that in eval mode nothing is random. No value is read back from the device.
+        """
+
+    def prepare(self, network: Network) -> None:  # noqa: B027 - may be left
+        """Called when the network is built, before an optimizer is and several processes share it: what an objective
+        does not train is frozen here. Raises a ValueError where the network doesn't suit it.
+        """
+
+    def see_documents(self, network: Network, documents: Iterable[Any], count: int) -> None:  # noqa: B027 - may be left
+        """Called before a training of a classifier, with the weights that it starts from or goes on with.
+
+        `documents`: all `count` training documents, each once, as batches with input_ids, attention_mask (batch, time)
+        and indices (batch,), their places; the same at each call. They are made as they are asked for.
         """
 
     def see_counts(self, counts: Sequence[int], documents: int, multilabel: bool) -> None:  # noqa: B027 - may be left

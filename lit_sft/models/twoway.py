@@ -1,0 +1,164 @@
+"""Two encoders side by side: one reads a document from its start, the other from its end.
+
+Each is what a language model of its direction left (`data.direction`), so together they are a classifier that was
+pretrained in both directions; ULMFiT averages two such classifiers' predictions instead (Howard & Ruder 2018, section
+3.3). Not covered: layers that read what the other stack computed, as `nn.LSTM(bidirectional=True)` has them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lit_sft.models.encoder import Encoder, EncoderMasks, EncoderOutput, LSTMEncoder, LSTMState
+
+
+@dataclass(frozen=True)
+class TwoWayMasks:
+    """The dropout masks of one pass of a `TwoWayEncoder`, drawn for each stack by itself."""
+
+    forward: EncoderMasks
+    backward: EncoderMasks
+
+
+class TwoWayEncoder(Encoder):
+    """A forward and a backward stack, with token vectors of their own, for whole documents.
+
+    `hidden` is [forward half, backward half], each in its own reading order: at step t the backward half has read
+    token length - 1 - t. So the last step of a document is what each stack read last, and a maximum or mean over its
+    steps is that over its tokens. What `embed` returns is in the order of the tokens in both halves: a perturbation
+    of it moves a token's two vectors.
+
+    The state is both stacks' layers, the forward ones first. It starts a document: a stretch of one can't be read on.
+
+    Args:
+        vocab_size, embedding_size, hidden_size, num_layers: of each stack, as `LSTMEncoder` has them.
+        embedding_dropout, hidden_dropout, output_dropout, weight_dropout, type_dropout, word_dropout: likewise.
+
+    Raises:
+        ValueError: as `LSTMEncoder`.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        embedding_size: int = 256,
+        hidden_size: int = 384,
+        num_layers: int = 1,
+        embedding_dropout: float = 0.1,
+        hidden_dropout: float = 0.2,
+        output_dropout: float = 0.2,
+        weight_dropout: float = 0.0,
+        type_dropout: float = 0.0,
+        word_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        sizes = (vocab_size, embedding_size, hidden_size, num_layers)
+        dropouts = (embedding_dropout, hidden_dropout, output_dropout, weight_dropout, type_dropout, word_dropout)
+        self.forward_stack = LSTMEncoder(*sizes, *dropouts)
+        self.backward_stack = LSTMEncoder(*sizes, *dropouts)
+        self.vocab_size = vocab_size
+        self.output_size = 2 * hidden_size
+
+    @property
+    def embedding(self) -> nn.Embedding:  # type: ignore[override]  # two modules, and no third name for one of them
+        """The forward stack's."""
+        return self.forward_stack.embedding
+
+    def check_heads(self, language_model: bool, pooling: str | None) -> None:
+        """Raise a ValueError for a head that this encoder can't serve, with what to do."""
+        if language_model:
+            raise ValueError(
+                "TwoWayEncoder has seen what a language model would have to predict: pretrain two LSTMEncoders, with "
+                "--data.direction forward and backward, and give both runs to --model.init_from"
+            )
+        if pooling == "attention":
+            raise ValueError(
+                "pooling=attention weighs tokens, and the two halves of TwoWayEncoder read them in two orders: use "
+                "last, mean, max or concat"
+            )
+
+    def initial_state(self, batch_size: int) -> LSTMState:
+        """Zeros for each layer, the forward stack's first."""
+        return (*self.forward_stack.initial_state(batch_size), *self.backward_stack.initial_state(batch_size))
+
+    def draw_masks(self, batch_size: int, time: int) -> TwoWayMasks:
+        """Draw each stack's masks of one pass; the words left out are those of a stack, too."""
+        return TwoWayMasks(*(s.draw_masks(batch_size, time) for s in (self.forward_stack, self.backward_stack)))
+
+    def embed(self, input_ids: Tensor, masks: TwoWayMasks) -> Tensor:
+        """(batch, time) ids to (batch, time, 2 * embedding_size): a token's vector in either stack, side by side."""
+        forward = self.forward_stack.embed(input_ids, masks.forward)
+        return torch.cat([forward, self.backward_stack.embed(input_ids, masks.backward)], dim=-1)
+
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor,
+        state: LSTMState,
+        masks: TwoWayMasks,
+        inputs_embeds: Tensor | None = None,
+    ) -> EncoderOutput:
+        """Encode ids (batch, time), or `inputs_embeds` (batch, time, 2 * embedding_size) as `embed` returns them.
+
+        Raises:
+            ValueError: neither or both of `input_ids` and `inputs_embeds`.
+        """
+        ahead, back = self._as_read(input_ids, attention_mask, masks, inputs_embeds)
+        layers = len(self.forward_stack.layers)
+        return _side_by_side(
+            self.forward_stack(None, attention_mask, state[:layers], masks.forward, ahead),
+            self.backward_stack(None, attention_mask, state[layers:], masks.backward, back),
+        )
+
+    def forward_tails(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor,
+        masks: TwoWayMasks,
+        tail: int,
+        inputs_embeds: Tensor | None = None,
+    ) -> EncoderOutput:
+        """As `forward`, with a gradient into the tokens that each stack reads last: a document's end, and its start."""
+        ahead, back = self._as_read(input_ids, attention_mask, masks, inputs_embeds)
+        return _side_by_side(
+            self.forward_stack.forward_tails(None, attention_mask, masks.forward, tail, ahead),
+            self.backward_stack.forward_tails(None, attention_mask, masks.backward, tail, back),
+        )
+
+    def _as_read(
+        self, input_ids: Tensor | None, attention_mask: Tensor, masks: TwoWayMasks, inputs_embeds: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Each stack's token vectors in its reading order, (batch, time, embedding_size)."""
+        if input_ids is not None and inputs_embeds is None:
+            inputs_embeds = self.embed(input_ids, masks)
+        elif inputs_embeds is None or input_ids is not None:
+            raise ValueError("give either input_ids or inputs_embeds")
+        ahead, back = inputs_embeds.chunk(2, dim=-1)
+        return ahead, back.gather(1, backward_order(attention_mask).unsqueeze(-1).expand_as(back))
+
+    def layer_groups(self) -> list[list[nn.Parameter]]:
+        """Both embeddings, then the layers of one height together."""
+        stacks = (self.forward_stack.layer_groups(), self.backward_stack.layer_groups())
+        return [forward + backward for forward, backward in zip(*stacks, strict=True)]
+
+
+def _side_by_side(forward: EncoderOutput, backward: EncoderOutput) -> EncoderOutput:
+    """The halves' units one after the other, and their layers' states likewise."""
+    assert forward.raw is not None
+    assert backward.raw is not None
+    hidden = torch.cat([forward.hidden, backward.hidden], dim=-1)  # (batch, time, output_size), as the next
+    raw = torch.cat([forward.raw, backward.raw], dim=-1)
+    return EncoderOutput(hidden, forward.state + backward.state, raw)
+
+
+def backward_order(attention_mask: Tensor) -> Tensor:
+    """Which token a reader from the end has at each step, int64 (batch, time); padding stays where it is.
+
+    `attention_mask` (batch, time) is 1 or True at tokens, which are on the left.
+    """
+    lengths = attention_mask.long().sum(1, keepdim=True)  # (batch, 1)
+    steps = torch.arange(attention_mask.shape[1], device=attention_mask.device)  # (time,)
+    return torch.where(steps < lengths, lengths - 1 - steps, steps)
