@@ -30,7 +30,7 @@ from lit_sft.module import LitSFT
 from lit_sft.options import check_trainer, explain, read_config_file, reason, values_of
 from lit_sft.resume import check_resumable, check_tokenizer, last_checkpoint, read_resumable
 from lit_sft.runs import RECORD, discard_run, resume_run, run_folder_of, run_name, start_run
-from lit_sft.starting import check_direction, start_from
+from lit_sft.starting import Source, check_direction, start_from
 from lit_sft.stored_options import CLASS_OPTIONS, stored_config
 from lit_sft.testing import keep_test
 from lit_sft.vocabulary import keep_head
@@ -162,7 +162,7 @@ class LitCLI(LightningCLI):
         config = self.config[self.subcommand]
         check_trainer(config.trainer)
         data = TextDataModule(**config.data.clone(with_meta=False).as_dict())
-        check_direction(config.model, config.data.direction, [self.source] if self.source else [])
+        check_direction(config.model, config.data.direction, [Source.of(self.source)] if self.source else [])
         if self.source is not None:
             data.adopt(self.source.adopted())
             split: Literal["val", "test"] = "test" if self.subcommand == "test" else "val"
@@ -223,7 +223,7 @@ class LitCLI(LightningCLI):
             check_resumable(self.source, config.model.stage, config.data.clone(with_meta=False).as_dict())
             check_tokenizer(self.source, data.preparation.kind)
             config.ckpt_path = str(self.source.path)
-            check_direction(config.model, config.data.direction, [self.source])
+            check_direction(config.model, config.data.direction, [Source.of(self.source)])
             data.adopt(self.source.adopted())
         else:
             self.source = start_from(config, data)

@@ -70,7 +70,8 @@ def _run(arguments: list[str]) -> None:
         predict_command(arguments[1:])
     elif command in ("fit", "validate", "test"):
         _quiet()
-        from lit_sft.recipe import recipe_in, run_recipe
+        from lit_sft.recipe import run_recipe
+        from lit_sft.recipe_file import recipe_in
 
         recipe = recipe_in(arguments) if command == "fit" else None
         if recipe is not None:

@@ -4,7 +4,8 @@
       - name: pretrain
         config: quickstart/pretrain.yaml    # relative to the recipe; other keys may stand beside it
       - name: finetune
-        config: quickstart/finetune.yaml    # starts from the stage before, or from the one that init_from names
+        config: quickstart/finetune.yaml    # starts from the stage before, or from what init_from names: a stage, a
+                                            # list of two for a TwoWayEncoder, or null
     test: true                              # test the last stage at the end
 
 A process a stage costs a few seconds of start-up each; it gives every stage a fresh memory, Trainer and random state,
@@ -14,7 +15,7 @@ so that a stage of a recipe and the same stage run by hand give the same numbers
 from __future__ import annotations
 
 import argparse
-import re
+import json
 import sys
 import tempfile
 import time
@@ -22,7 +23,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from jsonargparse import Namespace
@@ -33,9 +33,11 @@ from lit_sft.cli import check
 from lit_sft.data.corpus_config import PYDOCS
 from lit_sft.data.prepare import write_atomically
 from lit_sft.errors import UserError, nearest
-from lit_sft.options import read_config_file, read_yaml, values_of
+from lit_sft.options import read_yaml, values_of
 from lit_sft.processes import run_process
-from lit_sft.recipe_record import RECORD_KEYS, joined_record, told
+from lit_sft.recipe_file import Recipe, Stage
+from lit_sft.recipe_record import joined_record, told
+from lit_sft.resume import check_same_tokenizer
 from lit_sft.runs import (
     LOGS,
     RECORD,
@@ -47,89 +49,22 @@ from lit_sft.runs import (
     versions,
     write_record,
 )
-
-KEYS = {"stages", "test"}
-NAME = re.compile(r"[A-Za-z0-9_][\w-]*")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage: its folder's name, config files, options of its own, and the earlier stage it starts from."""
-
-    name: str
-    configs: list[Path]
-    options: dict[str, Any]
-    init_from: str | None
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A recipe file: its stages in order and whether the last is tested. ``extra``: configs after every stage's own."""
-
-    path: Path
-    stages: list[Stage]
-    test: bool
-    extra: list[Path]
+from lit_sft.starting import Source, check_direction, check_start, encoder_class, is_two_way, names_in
 
 
 @dataclass(frozen=True)
 class Run:
-    """A recipe under way: its folder, and for each stage to run (by name) what it starts from."""
+    """A recipe under way: its folder, and for each stage to run (by name) what it starts from beside those."""
 
     recipe: Recipe
     folder: Path
-    sources: dict[str, str | None]
+    sources: dict[str, list[str]]
     flags: list[str]
 
     @property
     def stages(self) -> list[Stage]:
         """The stages of this run, in order."""
         return [stage for stage in self.recipe.stages if stage.name in self.sources]
-
-
-def recipe_in(arguments: list[str]) -> Recipe | None:
-    """The recipe that ``--config`` names, or None where it names a single stage's config.
-
-    Raises:
-        UserError: a config that isn't there, isn't YAML, or is a recipe with a mistake in it.
-    """
-    configs = [Path(path) for path in values_of(arguments, "--config", "-c")]
-    contents = {path: read_config_file(path) for path in configs}
-    recipes = [path for path in configs if "stages" in contents[path]]
-    if not recipes:
-        return None
-    path, *more = recipes
-    if more:
-        raise UserError(f"--config {path} and {more[0]}: two recipes at once")
-    if extra := ", ".join(sorted(set(contents[path]) - KEYS)):
-        raise UserError(f"{path}: a recipe has the keys stages and test only, not {extra}; these belong into a stage")
-    content, others = contents[path], [p for p in configs if p != path]
-    return Recipe(path, _stages(path, content["stages"]), bool(content.get("test", True)), others)
-
-
-def _stages(path: Path, listed: Any) -> list[Stage]:
-    """The stages as a recipe file lists them, checked."""
-    if not isinstance(listed, list) or not listed or not all(isinstance(item, dict) for item in listed):
-        raise UserError(f"{path}: stages must be a list of mappings, each with a name")
-    stages: list[Stage] = []
-    for item in listed:
-        name, earlier = item.get("name"), [stage.name for stage in stages]
-        if not isinstance(name, str) or not NAME.fullmatch(name) or name in RECORD_KEYS or name in earlier:
-            raise UserError(f"{path}: a stage needs a name of its own, of letters, digits, '-' and '_', not {name!r}")
-        start = item.get("init_from", earlier[-1] if earlier else None)
-        if start is not None and start not in earlier:
-            raise UserError(f"{path}: init_from of stage {name} names no earlier stage: {start!r}")
-        configs = item.get("config", [])
-        files = [path.parent / str(file) for file in (configs if isinstance(configs, list) else [configs])]
-        for file in files:
-            read_config_file(file)
-        options = {
-            key: str((path.parent / value).resolve()) if str(value).endswith((".yaml", ".yml")) else value
-            for key, value in item.items()
-            if key not in ("name", "config", "init_from")
-        }
-        stages.append(Stage(name, files, options, start))
-    return stages
 
 
 def run_recipe(recipe: Recipe, arguments: list[str]) -> None:
@@ -146,6 +81,7 @@ def run_recipe(recipe: Recipe, arguments: list[str]) -> None:
     options, flags = _recipe_options(arguments)
     chosen = _chosen(recipe, None if options.ckpt_path else options.stages)
     options_of = {stage.name: check_stage(recipe, stage, flags) for stage in chosen}
+    _check_starts(recipe, chosen, options_of, options.init_from is not None)
     if any(stage_options.trainer.fast_dev_run for stage_options in options_of.values()):
         for stage in chosen:  # a dry run keeps no weights, so every stage starts from scratch
             _call("fit", recipe, stage, flags)
@@ -173,6 +109,29 @@ def check_stage(recipe: Recipe, stage: Stage, flags: list[str]) -> Namespace:
     """Look at a stage's options and data without running it; returns the options."""
     with _command("fit", recipe, stage, flags) as command:
         return check(command)
+
+
+def _check_starts(recipe: Recipe, stages: list[Stage], options_of: dict[str, Namespace], given: bool) -> None:
+    """Raise a UserError where a stage can't start from those before it, by their options: told before they run.
+
+    ``given``: whether those that start from no stage start from what the user names.
+    """
+    known: dict[str, Source] = {}
+    for stage in stages:
+        model, data = options_of[stage.name].model, options_of[stage.name].data
+        sources = [known[name] for name in stage.init_from if name in known]
+        if sources and len(sources) == len(stage.init_from):
+            try:
+                check_start(encoder_class(model), sources)
+                check_direction(model, data.direction, sources)
+                check_same_tokenizer([options_of[name].data for name in stage.init_from])
+            except UserError as error:
+                scratch = "; a stage that starts from nothing has init_from: null"
+                raise UserError(f"{recipe.path}: stage {stage.name}: {error}{scratch}") from error
+        elif data.direction is None and (stage.init_from or given):
+            continue  # it reads as something else does
+        direction = data.direction or (sources[0].direction if len(sources) == 1 else "forward")
+        known[stage.name] = Source(f"stage {stage.name}", direction, is_two_way(encoder_class(model)))
 
 
 def _recipe_options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -203,16 +162,15 @@ def _chosen(recipe: Recipe, names: str | None) -> list[Stage]:
 def _new(recipe: Recipe, stages: list[Stage], options: argparse.Namespace, flags: list[str]) -> Run:
     """A new version, once it is known what every stage starts from."""
     name = run_name(str(recipe.path), options.name)
-    given = None if options.init_from is None else str(resolve(options.init_from, "init_from"))
+    given = [str(resolve(source, "init_from")) for source in names_in(options.init_from)]
     names = [stage.name for stage in stages]
-    sources: dict[str, str | None] = {}
+    sources: dict[str, list[str]] = {}
     for stage in stages:
-        if stage.init_from in names:
-            sources[stage.name] = None  # known when that stage has run
-        elif given is None and stage.init_from is not None:
-            sources[stage.name] = str(_finished_pretraining(LOGS / name, stage.init_from))
-        else:
+        missing = [start for start in stage.init_from if start not in names]  # of the others: known when they have run
+        if given and (missing or not stage.init_from):
             sources[stage.name] = given
+        else:
+            sources[stage.name] = [str(_finished_pretraining(LOGS / name, start)) for start in missing]
     folder = new_run(name)
     config = {
         "stages": [{"name": stage.name, "init_from": stage.init_from} for stage in stages],
@@ -236,7 +194,8 @@ def _resumed(recipe: Recipe, options: argparse.Namespace, flags: list[str]) -> R
         raise UserError(f"--ckpt_path last: {folder} is not a run of {recipe.path}; leave it out to start a new run")
     if config.get("flags") != flags:
         print(f"== resumed with other flags than before: {config.get('flags')} -> {flags}", flush=True)
-    return Run(recipe, folder, sources, flags)
+    # of an older version: a path or none
+    return Run(recipe, folder, {name: names_in(source) for name, source in sources.items()}, flags)
 
 
 def _finished_pretraining(root: Path, stage: str) -> Path:
@@ -253,10 +212,11 @@ def _run_stage(run: Run, stage: Stage) -> None:
     if (folder / RECORD).is_file():
         return
     print(f"== stage {stage.name}: {folder}", flush=True)
-    source = run.sources[stage.name]
-    if stage.init_from in run.sources:
-        source = str(resolve(run.folder / stage.init_from, "ckpt_path"))
-    more = ["--run_dir", str(folder), *(["--model.init_from", source] if source is not None else [])]
+    inside = [str(resolve(run.folder / name, "ckpt_path")) for name in stage.init_from if name in run.sources]
+    starts = inside + run.sources[stage.name]
+    more = ["--run_dir", str(folder)]
+    if starts:
+        more += ["--model.init_from", starts[0] if len(starts) == 1 else json.dumps(starts)]
     if saved(folder / "checkpoints" / "last.ckpt"):
         more += ["--ckpt_path", "last"]
     _call("fit", run.recipe, stage, run.flags, *more)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,14 @@ def check_tokenizer(source: Checkpoint, kind: str) -> None:
             "starts from or goes on with; leave out --data.tokenizer, or let a new run take over the vectors of the "
             "tokens that both have: --model.remap_vocabulary true"
         )
+
+
+def check_same_tokenizer(data: Sequence[Any]) -> None:
+    """Raise a UserError where runs with these data options, as parsed, can't end with one tokenizer."""
+    for key in ("tokenizer", *TOKENIZER_OPTIONS):
+        if len({str(options[key]) for options in data}) > 1:
+            values = " and ".join(str(options[key]) for options in data)
+            raise UserError(f"what it starts from has different tokenizers (data.{key} {values})")
 
 
 def read_resumable(path: Path) -> Checkpoint:

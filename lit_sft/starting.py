@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lit_sft.checkpoints import Checkpoint, read_checkpoint, resolve
 from lit_sft.data.adopted import Adopted
+from lit_sft.data.batches import Direction
 from lit_sft.data.extension import EXTEND, check_extendable
 from lit_sft.data.fed import together
 from lit_sft.data.textdata import TextData
@@ -22,37 +25,44 @@ InitFrom = list[str] | str | None
 
 
 def names_in(given: InitFrom) -> list[str]:
-    """The runs or checkpoints that an option names: a list, or one text with commas between them."""
+    """The runs or checkpoints that an option names: a list, also in one text, or names with commas between them."""
     if isinstance(given, str):
+        if given.startswith("[") and given.endswith("]"):
+            listed = yaml.safe_load(given)
+            return [str(name) for name in listed]
         return [given] if Path(given).exists() else [name.strip() for name in given.split(",")]
     return list(given or [])
 
 
+@dataclass(frozen=True)
+class Source:
+    """What of a run tells who may start from it: what it is called, and in which direction, or in both, it reads."""
+
+    name: str
+    direction: Direction
+    two_way: bool
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Source:
+        """A checkpoint's side; its weights tell whether there is a stack for each direction."""
+        two_way = any(name.startswith("encoder.backward_stack.") for name in checkpoint.network_weights())
+        return cls(str(checkpoint.path), checkpoint.direction, two_way)
+
+
 def read_sources(init_from: InitFrom) -> list[Checkpoint]:
-    """The checkpoints that a run starts from: none, one, or two, the forward one first.
+    """The checkpoints that a run starts from, those that read backward behind the others.
 
     Raises:
-        UserError: one that isn't there or is damaged; several that don't go together.
+        UserError: one that isn't there or is damaged; several with different tokenizers.
     """
     sources = [read_checkpoint(resolve(name, "init_from")) for name in names_in(init_from)]
-    if len(sources) < 2:
-        return sources
-    if len(sources) > 2:
-        raise UserError(
-            f"--model.init_from names {len(sources)} runs: give one, or a forward and a backward pretraining"
-        )
-    first, second = sources
-    if first.direction == second.direction:
-        raise UserError(
-            f"--model.init_from: {first.path} and {second.path} both read {first.direction}: one of two must be "
-            "pretrained with --data.direction backward"
-        )
-    if first.tokenizer().digest != second.tokenizer().digest:
-        raise UserError(
-            f"--model.init_from: {first.path} and {second.path} have different tokenizers: pretrain one of them with "
-            "--data.tokenizer RUN/tokenizer.json of the other"
-        )
-    return sources if first.direction == "forward" else [second, first]
+    for other in sources[1:]:
+        if other.tokenizer().digest != sources[0].tokenizer().digest:
+            raise UserError(
+                f"--model.init_from: {sources[0].path} and {other.path} have different tokenizers: pretrain one of "
+                "them with --data.tokenizer RUN/tokenizer.json of the other"
+            )
+    return sorted(sources, key=lambda source: source.direction == "backward")
 
 
 def start_from(config: Any, data: TextData) -> Checkpoint | None:
@@ -72,14 +82,15 @@ def start_from(config: Any, data: TextData) -> Checkpoint | None:
         return None
     paths = [str(source.path) for source in sources]
     config.model.init_from = paths if len(paths) > 1 else paths[0]
-    check_start(encoder_class(config.model), sources)
+    known = [Source.of(source) for source in sources]
+    check_start(encoder_class(config.model), known)
     if kind == EXTEND:
         check_extendable(sources[0].tokenizer(), paths[0])
     elif config.model.remap_vocabulary:
         check_same_kind(kind, sources[0])
     else:
         check_tokenizer(sources[0], kind)
-    check_direction(config.model, config.data.direction, sources)
+    check_direction(config.model, config.data.direction, known)
     data.adopt(adopted_from(sources, kind == EXTEND, config.model.remap_vocabulary))
     return sources[0]
 
@@ -108,39 +119,45 @@ def check_same_kind(kind: str, source: Checkpoint) -> None:
         )
 
 
-def check_start(encoder: type, sources: Sequence[Checkpoint]) -> None:
-    """Raise a UserError where an encoder of this class can't start from these checkpoints, whatever their shapes."""
-    paths = " and ".join(str(source.path) for source in sources)
-    two_way = [is_two_way(source) for source in sources]
+def check_start(encoder: type, sources: Sequence[Source]) -> None:
+    """Raise a UserError where an encoder of this class can't start from these runs, whatever their shapes."""
+    names = " and ".join(source.name for source in sources)
+    if len(sources) > 2:
+        raise UserError(f"init_from names {len(sources)} runs: give one, or a forward and a backward pretraining")
     if len(sources) == 2:
-        if not issubclass(encoder, TwoWayEncoder):
+        if not is_two_way(encoder):
             raise UserError(
-                f"--model.init_from names two runs, {paths}: that is for --model.encoder TwoWayEncoder, "
-                f"and {encoder.__name__} starts from one"
+                f"init_from names two runs, {names}: that is for --model.encoder TwoWayEncoder, and "
+                f"{encoder.__name__} starts from one"
             )
-        if any(two_way):
-            raise UserError(f"--model.init_from {sources[two_way.index(True)].path} reads both ways: give it alone")
-    elif sources and issubclass(encoder, TwoWayEncoder) and not two_way[0]:
+        if both := ", ".join(source.name for source in sources if source.two_way):
+            raise UserError(f"init_from: {both} reads both ways already: start from it alone")
+        if sources[0].direction == sources[1].direction:
+            raise UserError(
+                f"init_from: {names} both read {sources[0].direction}: TwoWayEncoder starts from one that was "
+                "pretrained with --data.direction forward, and one with backward"
+            )
+    elif sources and is_two_way(encoder) and not sources[0].two_way:
         raise UserError(
-            f"--model.init_from {paths} reads {sources[0].direction} only: TwoWayEncoder starts from two pretrainings, "
+            f"init_from: {names} reads {sources[0].direction} only: TwoWayEncoder starts from two pretrainings, "
             "--model.init_from FORWARD,BACKWARD"
         )
 
 
-def is_two_way(source: Checkpoint) -> bool:
-    """Whether a checkpoint's encoder has a stack for each direction."""
-    return any(name.startswith("encoder.backward_stack.") for name in source.network_weights())
+def is_two_way(encoder: type) -> bool:
+    """Whether an encoder of this class has a stack for each direction."""
+    return issubclass(encoder, TwoWayEncoder)
 
 
-def check_direction(model: Any, given: str | None, sources: Sequence[Checkpoint]) -> None:
+def check_direction(model: Any, given: str | None, sources: Sequence[Source]) -> None:
     """Raise a UserError where ``--data.direction`` can't be followed.
 
     Args:
         model: the options of the model, as parsed.
         given: the option; None where it isn't given.
-        sources: the checkpoint that the run goes on with or measures, or those that it starts from.
+        sources: what the run goes on with or measures, or what it starts from.
     """
-    if issubclass(encoder_class(model), TwoWayEncoder):
+    if is_two_way(encoder_class(model)):
         if model.stage == "pretrain":
             raise UserError(
                 "TwoWayEncoder can't be pretrained, as it sees what is to be predicted: pretrain two LSTMEncoders, "
@@ -150,7 +167,7 @@ def check_direction(model: Any, given: str | None, sources: Sequence[Checkpoint]
             raise UserError("TwoWayEncoder reads both ways by itself: leave out --data.direction backward")
     elif sources and given not in (None, sources[0].direction):
         raise UserError(
-            f"--data.direction {given} contradicts {sources[0].path}, which reads {sources[0].direction}: a run takes "
+            f"--data.direction {given} contradicts {sources[0].name}, which reads {sources[0].direction}: a run takes "
             "the direction of the checkpoint that it starts from or goes on with; leave out --data.direction"
         )
 

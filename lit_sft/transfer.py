@@ -11,7 +11,7 @@ from lit_sft.checkpoints import Checkpoint
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.errors import UserError
 from lit_sft.models import Network
-from lit_sft.starting import check_start
+from lit_sft.starting import Source, check_start
 from lit_sft.vocabulary import remapped
 
 ENCODER = "encoder."
@@ -39,7 +39,7 @@ def load_pretrained(
         UserError: another tokenizer and no ``remap`` (its rows would mean other tokens), or an encoder of another kind
             or shape.
     """
-    check_start(type(network.encoder), sources)
+    check_start(type(network.encoder), [Source.of(source) for source in sources])
     own = network.state_dict()
     kept: dict[str, Tensor] = {}
     for source in sources:

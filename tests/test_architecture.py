@@ -28,6 +28,7 @@ FORBIDDEN = {
     "lit_sft.checkpoints": ("lightning", "lit_sft.module", "lit_sft.callbacks", "lit_sft.runs"),
     "lit_sft.module": ("lit_sft.callbacks", "lit_sft.runs", "lit_sft.recipe", "lit_sft.predictor"),
     "lit_sft.callbacks": ("lit_sft.recipe", "lit_sft.predictor", "lit_sft.module"),
+    "lit_sft.recipe_file": ("lightning", "torch", "lit_sft.module", "lit_sft.models", "lit_sft.callbacks"),
     "lit_sft.recipe": ("lightning", "torch", "lit_sft.module", "lit_sft.models", "lit_sft.callbacks"),
     "lit_sft.errors": ("lit_sft", "torch", "lightning"),
 }

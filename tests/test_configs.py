@@ -13,6 +13,7 @@ from jsonargparse import Namespace
 from lit_sft import recipe as recipes
 from lit_sft.cli import LitCLI
 from lit_sft.errors import UserError
+from lit_sft.recipe_file import recipe_in
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -56,7 +57,7 @@ def parse(monkeypatch: pytest.MonkeyPatch) -> Parse:
     monkeypatch.chdir(ROOT)
 
     def call(arguments: list[str]) -> list[Namespace]:
-        recipe = recipes.recipe_in(arguments)
+        recipe = recipe_in(arguments)
         if recipe is None:
             return [parse_stage(arguments)]
         stages: list[Namespace] = []

@@ -53,6 +53,40 @@ def test_a_stream_batch_without_targets_gives_zero_and_gradients_of_zero(lm: dic
     assert all((gradient == 0).all() for gradient in gradients)
 
 
+def test_lanes_are_set_back_at_random_in_training_alone() -> None:
+    network = build(encoder={"embedding_dropout": 0.0, "hidden_dropout": 0.0, "output_dropout": 0.0})
+    stream = batch()
+    stream.first = False
+    initial = network.encoder.initial_state(4)
+    carried = tuple(tuple(torch.randn_like(t) for t in layer) for layer in initial)
+
+    def losses(state: Any) -> Tensor:  # (lanes,)
+        encoded = network.encode(stream, state, network.eval().draw_masks(4, 6))
+        return network.nll(encoded.hidden, stream.targets).sum(1)
+
+    kept, fresh = losses(carried), losses(initial)
+    count = (stream.targets != -100).sum()
+    network.train()
+    found = set()
+    for seed in range(40):
+        torch.manual_seed(seed)
+        drawn = torch.rand(4, 1).squeeze(1) < 0.5  # what is drawn first
+        found.add(tuple(drawn.tolist()))
+        torch.manual_seed(seed)
+        total = MLE(reset_probability=0.5)(network, {"unlabeled": stream}, carried).total
+        torch.testing.assert_close(total, torch.where(drawn, fresh, kept).sum() / count)
+    assert len(found) > 8
+    torch.testing.assert_close(
+        MLE(reset_probability=1.0)(network.eval(), {"unlabeled": stream}, carried).total, kept.sum() / count
+    )
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.1])
+def test_a_reset_probability_out_of_range_is_told(p: float) -> None:
+    with pytest.raises(ValueError, match="reset_probability"):
+        MLE(reset_probability=p)
+
+
 def test_a_uniform_model_has_the_perplexity_of_the_vocabulary() -> None:
     network = build()
     assert network.lm_head is not None

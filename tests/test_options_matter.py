@@ -59,6 +59,7 @@ CHANGES: dict[type, dict[str, list[Change]]] = {
     MLE: {
         "activation_penalty": [("pretrain", {"objective": MLE(activation_penalty=2.0)})],
         "temporal_penalty": [("pretrain", {"objective": MLE(temporal_penalty=2.0)})],
+        "reset_probability": [("pretrain", {"objective": MLE(reset_probability=1.0)})],
     },
     Supervised: {
         "label_smoothing": finetune(objective=Supervised(label_smoothing=0.2)),

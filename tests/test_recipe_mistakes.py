@@ -9,7 +9,7 @@ from conftest import Command, Configs, Fit
 
 from lit_sft import recipe as recipes
 from lit_sft.errors import UserError
-from lit_sft.recipe import recipe_in
+from lit_sft.recipe_file import recipe_in
 
 RUN = Path("logs/tiny/version_0")
 

@@ -292,7 +292,7 @@ def test_mistakes_are_told_in_one_line(pair: Pair, cli: Command) -> None:
         "--model.encoder.hidden_size",
         "12",
     )
-    refused("both read forward", "--data.direction backward", start=f"{pair.forward},{pair.forward}")
+    refused("both read forward", "and one with backward", start=f"{pair.forward},{pair.forward}")
     refused("names 3 runs", start=f"{pair.both()},{pair.forward}")
     refused("LSTMEncoder starts from one", start=pair.both(), flags=lstm)
     refused("reads backward only", "--model.init_from FORWARD,BACKWARD", start=str(pair.backward))

@@ -1,6 +1,8 @@
 """What happens beside the training steps, one callback a file."""
 
+from lit_sft.callbacks.averaging import ExponentialAveraging, NonMonotonicAveraging
 from lit_sft.callbacks.health import Health
+from lit_sft.callbacks.l2_start import L2Start
 from lit_sft.callbacks.progress import LogProgress, TerminalProgress
 from lit_sft.callbacks.record import RunRecord
 from lit_sft.callbacks.saving import BestCheckpoint, LastCheckpoint, StopOnSignal
@@ -11,10 +13,13 @@ from lit_sft.callbacks.unfreezing import GradualUnfreezing
 __all__ = [
     "BestCheckpoint",
     "EarlyStop",
+    "ExponentialAveraging",
     "GradualUnfreezing",
     "Health",
+    "L2Start",
     "LastCheckpoint",
     "LogProgress",
+    "NonMonotonicAveraging",
     "RunRecord",
     "StopOnSignal",
     "TerminalProgress",

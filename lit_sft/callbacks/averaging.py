@@ -1,0 +1,175 @@
+"""Averaged weights: they are validated, saved and left in the module in place of those that are trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+TRAINED = "current_model_state"  # where a checkpoint keeps the weights that training goes on from; Lightning's name
+
+
+class WeightMean(L.Callback):
+    """A mean of the weights, kept beside them from the moment a subclass begins it.
+
+    Until then nothing is averaged, copied or exchanged: validation and checkpoints have the weights as they are. (So
+    it is no subclass of Lightning's ``WeightAveraging``, which copies the module before its weights are loaded and
+    until its first update validates and saves that copy: Lightning issue 21724.) From then on ``state_dict`` of every
+    checkpoint is the mean, as ``init_from``, ``test`` and ``predict`` take it; the trained weights are beside it, and a
+    resumed run goes on from these, exactly. Buffers are not averaged: the networks here have none that are trained.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0  # weights in the mean; 0 before it is begun
+        self._mean: list[Tensor] = []  # one a parameter of the module
+        self._step = 0  # optimizer steps that were seen
+        self._exchanged = False  # whether the module has the mean, and `_mean` the trained weights
+
+    def begin(self, module: L.LightningModule) -> None:
+        """The mean is the weights of now."""
+        with torch.inference_mode(False):  # a validation makes tensors that training could not change
+            self._mean = [p.detach().clone() for p in module.parameters()]
+        self.count = 1
+
+    def after_step(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Called after every optimizer step."""
+
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._mean = [m.to(p.device) for m, p in zip(self._mean, module.parameters(), strict=False)]
+        if self._exchanged:  # a fit before this one has left the mean in the module
+            self._exchange(module)
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step > self._step:
+            self._step = trainer.global_step
+            self.after_step(trainer, module)
+
+    @torch.no_grad()
+    def _add(self, module: L.LightningModule, share: float) -> None:
+        """The mean becomes (1 - share) * mean + share * weights."""
+        for mean, weight in zip(self._mean, module.parameters(), strict=True):
+            mean.lerp_(weight, share)
+        self.count += 1
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self.count and trainer.state.fn == "fit":
+            self._exchange(module)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self._exchanged and trainer.state.fn == "fit":
+            self._exchange(module)
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Leave the mean in the module; a checkpoint that is written after this knows the trained weights, too."""
+        if self.count and not self._exchanged:
+            self._exchange(module)
+
+    @torch.no_grad()
+    def _exchange(self, module: L.LightningModule) -> None:
+        for mean, weight in zip(self._mean, module.parameters(), strict=True):
+            trained = weight.clone()
+            weight.copy_(mean)
+            mean.copy_(trained)
+        self._exchanged = not self._exchanged
+
+    def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if not self.count:
+            return
+        own, kept = checkpoint["state_dict"], dict(zip(map(id, module.parameters()), self._mean, strict=True))
+        names = {name: kept[id(p)] for name, p in module.named_parameters(remove_duplicate=False)}  # tied weights: both
+        other = {name: names.get(name, value) for name, value in own.items()}
+        checkpoint["state_dict"], checkpoint[TRAINED] = (own, other) if self._exchanged else (other, own)
+
+    def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn == "fit" and TRAINED in checkpoint:
+            mean = checkpoint["state_dict"]
+            self._mean = [mean[name].to(p.device, copy=True) for name, p in module.named_parameters()]
+            self._exchanged = False
+            module.load_state_dict(checkpoint[TRAINED])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.count = state_dict["count"]
+
+
+class NonMonotonicAveraging(WeightMean):
+    """Averages the weights from the moment that validation gets no better: NT-ASGD, with plain SGD as the optimizer.
+
+    The trigger (Merity et al. 2018, algorithm 1): a validation whose figure is above the best of all those before but
+    the last ``nonmono``. From there on the mean is that of the weights at the trigger and after each step since. The
+    rate stays what optimizer and schedule make it, constant in the paper.
+
+    Args:
+        monitor: a validation figure of which less is better.
+        nonmono: how many validations in a row may be no better than the best before them.
+
+    Raises:
+        ValueError: ``nonmono`` below 0.
+    """
+
+    def __init__(self, monitor: str = "val/loss", nonmono: int = 5) -> None:
+        super().__init__()
+        if nonmono < 0:
+            raise ValueError(f"nonmono={nonmono} must be at least 0")
+        self.monitor, self.nonmono = monitor, nonmono
+        self.figures: list[float] = []  # of the validations up to the trigger
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self.count or trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        figure = float(trainer.callback_metrics[self.monitor])
+        before = self.figures[: max(len(self.figures) - self.nonmono, 0)]
+        self.figures.append(figure)
+        if before and figure > min(before):
+            rank_zero_info(f"step {trainer.global_step}: {self.monitor} gets no better; averaging from here")
+            self.begin(module)
+
+    def after_step(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self.count:
+            self._add(module, 1 / (self.count + 1))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "figures": list(self.figures)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.figures = list(state_dict["figures"])
+
+
+class ExponentialAveraging(WeightMean):
+    """An exponential moving average: after each step mean <- decay * mean + (1 - decay) * weights.
+
+    Args:
+        decay: in [0, 1).
+        start_step: optimizer steps before it begins, with the weights of then.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    def __init__(self, decay: float = 0.999, start_step: int = 0) -> None:
+        super().__init__()
+        if not 0 <= decay < 1 or start_step < 0:
+            raise ValueError(f"decay={decay} must be in [0, 1), start_step={start_step} at least 0")
+        self.decay, self.start_step = decay, start_step
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        super().on_train_start(trainer, module)
+        if not self.count and trainer.global_step >= self.start_step:
+            self.begin(module)
+
+    def after_step(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self.count:
+            self._add(module, 1 - self.decay)
+        elif trainer.global_step >= self.start_step:
+            self.begin(module)

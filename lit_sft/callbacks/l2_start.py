@@ -1,0 +1,63 @@
+"""Weight decay towards the pretrained weights in place of zero."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lit_sft.errors import UserError
+
+
+class L2Start(L.Callback):
+    """L2-SP (Li et al. 2018, eq. 2): strength / 2 * ||w - w0||^2 over the encoder's weights, w0 those of ``init_from``.
+
+    Its gradient, strength * (w - w0), is added once a step, before clipping, so that the loss is reported without it;
+    weights that are frozen are left alone. w0 is in every checkpoint, for runs that go on. Heads start anew, mostly:
+    the optimizer's ``weight_decay`` draws theirs to zero, but the encoder's too; leave it 0 for the paper's L2-SP.
+
+    Args:
+        strength: alpha of the paper, at least 0.
+
+    Raises:
+        ValueError: a strength below 0.
+        UserError: at the start of a fit, a run without ``init_from``, or one that goes on without w0.
+    """
+
+    def __init__(self, strength: float = 0.01) -> None:
+        if not strength >= 0:
+            raise ValueError(f"strength={strength} must be at least 0")
+        self.strength = strength
+        self._start: dict[str, Tensor] = {}  # the encoder's weights by name
+
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        if stage == "fit" and not module.init_from:
+            raise UserError("L2Start draws weights to those of model.init_from: give it, or leave the callback out")
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        weights = dict(_encoder(module).named_parameters())
+        if not self._start:
+            if trainer.ckpt_path:
+                raise UserError("L2Start: the run to go on with was begun without it: there are no start weights")
+            self._start = {name: p.detach().clone() for name, p in weights.items()}
+        self._start = {name: start.to(weights[name].device) for name, start in self._start.items()}
+
+    @torch.no_grad()
+    def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: Optimizer) -> None:
+        for name, weight in _encoder(module).named_parameters():
+            if weight.grad is not None:
+                weight.grad.add_(weight - self._start[name], alpha=self.strength)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"start": self._start} if self._start else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._start = dict(state_dict["start"])
+
+
+def _encoder(module: L.LightningModule) -> torch.nn.Module:
+    encoder: torch.nn.Module = module.net.encoder  # type: ignore[union-attr, assignment]
+    return encoder

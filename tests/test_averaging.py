@@ -1,0 +1,279 @@
+"""Averaged weights against lists of all weights, and what of them is validated, saved and gone on from."""
+
+from __future__ import annotations
+
+import random
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import Command, Configs, Files
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from training import Losses, data_of, module_of, trainer_of, weights
+
+from lit_sft.callbacks import BestCheckpoint, ExponentialAveraging, LastCheckpoint, NonMonotonicAveraging
+from lit_sft.callbacks.averaging import TRAINED, WeightMean
+
+pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed from")
+SGD = partial(torch.optim.SGD, lr=8.0)
+
+
+class Watch(Callback):
+    """The trained weights after each step, and the figure and step of each validation."""
+
+    def __init__(self) -> None:
+        self.weights: list[dict[str, Tensor]] = []
+        self.losses: list[float] = []
+        self.steps: list[int] = []
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        self.weights.append(weights(module))
+
+    def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+        if trainer.global_step == len(self.weights):
+            self.weights.append(weights(module))
+
+    def on_validation_end(self, trainer: Any, module: Any) -> None:
+        self.losses.append(float(trainer.callback_metrics["val/loss"]))
+        self.steps.append(trainer.global_step)
+
+
+def train(files: Files, cache: Path, folder: Path, averaging: Callback | None, **options: Any) -> dict[str, Any]:
+    watch, seen = Watch(), Losses()
+    saving: list[Any] = [BestCheckpoint(), LastCheckpoint(every_steps=1, keep=100)]
+    for callback in saving:
+        callback.dirpath = str(folder)
+    callbacks = [*([averaging] if averaging else []), watch, seen, *saving]
+    given = {"max_epochs": 3, "limit_val_batches": 1.0, "val_check_interval": 3, "gradient_clip_val": 0.25}
+    path = options.pop("ckpt_path", None)
+    trainer = trainer_of(folder, callbacks=callbacks, **{**given, **options})
+    module = module_of("pretrain", dropout=True, optimizer=SGD)
+    trainer.fit(module, datamodule=data_of(files, cache), ckpt_path=path, weights_only=True)
+    return {"watch": watch, "losses": seen.values, "module": module, "folder": folder}
+
+
+def saved(folder: Path, name: str) -> dict[str, Any]:
+    checkpoint: dict[str, Any] = torch.load(folder / f"{name}.ckpt", weights_only=True)
+    return checkpoint
+
+
+def network(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix("network."): value for name, value in state.items() if name.startswith("network.")}
+
+
+def mean_of(all_weights: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([w[name].double() for w in all_weights]).mean(0).float() for name in all_weights[0]}
+
+
+def close(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], rtol=1e-5, atol=1e-6)
+
+
+def measured(state: dict[str, Tensor], files: Files, cache: Path, folder: Path) -> float:
+    """The validation loss of these weights, in a module and a Trainer of their own."""
+    module, trainer, data = module_of("pretrain"), trainer_of(folder, limit_val_batches=1.0), data_of(files, cache)
+    data.prepare_data()
+    data.setup()
+    module.build(data.tokenizer, data.label_names)
+    module.net.load_state_dict(state)
+    return float(trainer.validate(module, datamodule=data, verbose=False)[0]["val/loss"])
+
+
+# the trigger
+
+
+def trigger_by_the_paper(figures: list[float], n: int) -> int | None:
+    """Algorithm 1 of Merity et al. 2018, its loop over checks t alone: the first at which averaging begins."""
+    logs: list[float] = []
+    for t, v in enumerate(figures):
+        if t > n and v > min(logs[0 : t - n]):
+            return t
+        logs.append(v)
+    return None
+
+
+@pytest.mark.parametrize("nonmono", [0, 1, 2, 5])
+def test_the_trigger_is_that_of_the_papers_algorithm(nonmono: int) -> None:
+    class Trainer:
+        sanity_checking, global_step = False, 0
+        state = type("State", (), {"fn": "fit"})
+
+    draw, triggers = random.Random(3), set()
+    for _ in range(200):
+        slope = draw.uniform(-0.5, 0.1)
+        figures = [10 + slope * t + draw.choice([0.0, draw.gauss(0, 1)]) for t in range(12)]
+        callback, module, begun = NonMonotonicAveraging(nonmono=nonmono), torch.nn.Linear(1, 1), None
+        for t, figure in enumerate(figures):
+            Trainer.callback_metrics = {"val/loss": torch.tensor(figure, dtype=torch.float64)}  # type: ignore[attr-defined]
+            callback.on_validation_end(Trainer(), module)  # type: ignore[arg-type]
+            if begun is None and callback.count:
+                begun = t
+        assert begun == trigger_by_the_paper(figures, nonmono)
+        triggers.add(begun)
+    assert len(triggers) > 3
+
+
+def test_a_sanity_check_is_no_validation() -> None:
+    class Trainer:
+        sanity_checking = True
+        state = type("State", (), {"fn": "fit"})
+
+    callback = NonMonotonicAveraging()
+    callback.on_validation_end(Trainer(), torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+    assert callback.figures == []
+
+
+# the mean
+
+
+def test_the_mean_is_that_of_all_weights_since_the_trigger_and_is_what_is_validated_saved_and_left(
+    files: Files, shared_cache: Path, tmp_path: Path
+) -> None:
+    plain = train(files, shared_cache, tmp_path / "plain", None)
+    averaging = NonMonotonicAveraging(nonmono=1)
+    run = train(files, shared_cache, tmp_path / "run", averaging)
+    watch, folder = run["watch"], run["folder"]
+    assert run["losses"] == plain["losses"]  # averaging never changes what is trained
+    check = trigger_by_the_paper(watch.losses, 1)
+    assert check is not None
+    begin, end = watch.steps[check], len(watch.weights) - 1
+    assert 3 < begin < end - 3
+    assert averaging.figures == watch.losses[: check + 1] == plain["watch"].losses[: check + 1]
+    for step in range(1, end + 1):
+        path = folder / f"last-{end - step}.ckpt" if step < end else folder / "last.ckpt"
+        if not path.exists():
+            continue
+        checkpoint = saved(folder, path.stem)
+        step = checkpoint["global_step"]
+        trained = checkpoint.get(TRAINED, checkpoint["state_dict"])
+        assert (TRAINED in checkpoint) == (step >= begin)
+        close(network(trained), watch.weights[step])
+        close(network(checkpoint["state_dict"]), mean_of(watch.weights[min(step, begin) : step + 1]))
+    for step, loss in zip(watch.steps, watch.losses, strict=True):
+        expected = mean_of(watch.weights[min(step, begin) : step + 1])
+        assert loss == pytest.approx(measured(expected, files, shared_cache, tmp_path / "other"), rel=1e-5)
+    assert watch.losses[-1] < plain["watch"].losses[-1]
+    best = watch.steps[watch.losses.index(min(watch.losses))]
+    assert best > begin
+    close(network(saved(folder, "best")["state_dict"]), mean_of(watch.weights[begin : best + 1]))
+    close(weights(run["module"]), mean_of(watch.weights[begin:]))
+    assert averaging.count == len(watch.weights) - begin
+
+
+@pytest.mark.parametrize("start_step", [0, 5])
+def test_the_exponential_average_is_the_recursion_from_its_first_step_on(
+    start_step: int, files: Files, shared_cache: Path, tmp_path: Path
+) -> None:
+    plain = train(files, shared_cache, tmp_path / "plain", None, max_epochs=1)
+    run = train(files, shared_cache, tmp_path / "run", ExponentialAveraging(0.7, start_step), max_epochs=1)
+    watch = run["watch"]
+    assert run["losses"] == plain["losses"]
+    mean, means = None, []
+    for step, now in enumerate(watch.weights):
+        if step >= start_step:
+            mean = now if mean is None else {n: 0.7 * w + (1 - 0.7) * now[n] for n, w in mean.items()}
+        means.append(now if mean is None else mean)
+    close(weights(run["module"]), means[-1])
+    assert watch.steps == [3, 6, 9]
+    for step, loss in zip(watch.steps, watch.losses, strict=True):
+        assert loss == pytest.approx(measured(means[step], files, shared_cache, tmp_path / "other"), rel=1e-5)
+    if start_step:  # Lightning issue 21724: until then the start weights would be validated and saved
+        assert watch.losses[0] == plain["watch"].losses[0]
+        assert watch.losses[1] != plain["watch"].losses[1]
+
+
+# resume
+
+
+@pytest.mark.parametrize("kind", [partial(NonMonotonicAveraging, nonmono=1), partial(ExponentialAveraging, 0.7, 5)])
+def test_a_run_resumed_before_and_after_averaging_begins_ends_the_same(
+    kind: Any, files: Files, shared_cache: Path, tmp_path: Path
+) -> None:
+    whole = train(files, shared_cache, tmp_path / "whole", kind())
+    end = saved(tmp_path / "whole", "last")
+    assert TRAINED in end
+    paths = sorted((tmp_path / "whole").glob("last-*.ckpt"), key=lambda path: int(path.stem[5:]))
+    kinds = set()
+    for path in paths[::4]:
+        checkpoint = torch.load(path, weights_only=True)
+        kinds.add(TRAINED in checkpoint)
+        folder = tmp_path / f"from-{checkpoint['global_step']}"
+        rest = train(files, shared_cache, folder, kind(), ckpt_path=path)
+        assert rest["losses"] == whole["losses"][checkpoint["global_step"] :]
+        again = saved(folder, "last")
+        for key in ("state_dict", TRAINED):
+            assert all(torch.equal(again[key][name], value) for name, value in end[key].items())
+        assert again["callbacks"][kind.func.__qualname__] == end["callbacks"][kind.func.__qualname__]
+    assert kinds == {True, False}
+
+
+def test_a_finished_run_goes_on_from_the_trained_weights(files: Files, shared_cache: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"val_check_interval": 1.0, "check_val_every_n_epoch": 100}  # nothing saved but the end
+    kind = partial(ExponentialAveraging, 0.7)
+    whole = train(files, shared_cache, tmp_path / "whole", kind(), max_epochs=2, **options)
+    half = train(files, shared_cache, tmp_path / "half", kind(), max_epochs=1, **options)
+    last = half["folder"] / "last.ckpt"
+    rest = train(files, shared_cache, tmp_path / "rest", kind(), max_epochs=2, ckpt_path=last, **options)
+    assert half["losses"] + rest["losses"] == whole["losses"]
+    close(weights(rest["module"]), weights(whole["module"]))
+
+
+# the command line
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        {"class_path": "lit_sft.callbacks.NonMonotonicAveraging", "init_args": {"nonmono": 0}},
+        {"class_path": "lit_sft.callbacks.ExponentialAveraging", "init_args": {"decay": 0.5}},
+    ],
+    ids=lambda callback: callback["class_path"].split(".")[-1],
+)
+def test_a_config_names_them_and_the_averaged_weights_are_tested_and_fine_tuned(
+    callback: dict[str, Any], cli: Command, configs: Configs
+) -> None:
+    options = yaml.safe_load(configs.pretrain.read_text())
+    options["trainer"] |= {"callbacks+": [callback], "max_epochs": 4}
+    options["model"]["optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 40.0}}
+    options["model"]["schedule"] = {"class_path": "lit_sft.optim.Constant"}
+    configs.pretrain.write_text(yaml.safe_dump(options))
+    done = cli("fit", "--config", configs.pretrain)
+    assert done.code == 0, done.err
+    run = Path("logs/tiny-pretrain/version_0")
+    assert TRAINED in saved(run / "checkpoints", "last")
+    assert cli("test", "--ckpt_path", run).code == 0
+    assert cli("fit", "--config", configs.finetune, "--model.init_from", run).code == 0
+
+
+@pytest.mark.parametrize(
+    ("callback", "message"),
+    [
+        ({"class_path": "NonMonotonicAveraging", "init_args": {"nonmono": -1}}, "nonmono=-1 must be at least 0"),
+        ({"class_path": "NonMonotonicAveraging", "init_args": {"monitor": "val/los"}}, "no figure val/los to monitor"),
+        ({"class_path": "ExponentialAveraging", "init_args": {"decay": 1.0}}, "decay=1.0 must be in [0, 1)"),
+        ({"class_path": "L2Start", "init_args": {"strength": -0.5}}, "strength=-0.5 must be at least 0"),
+        ({"class_path": "L2Start"}, "L2Start draws weights to those of model.init_from"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_mistake_is_told_in_one_line(callback: dict[str, Any], message: str, cli: Command, configs: Configs) -> None:
+    options = yaml.safe_load(configs.finetune.read_text())
+    options["trainer"]["callbacks+"] = [{**callback, "class_path": f"lit_sft.callbacks.{callback['class_path']}"}]
+    configs.finetune.write_text(yaml.safe_dump(options))
+    done = cli("fit", "--config", configs.finetune)
+    assert done.code == 2
+    assert message in done.err
+    assert len(done.err.strip().splitlines()) == 1
+
+
+def test_the_base_averages_nothing_by_itself(files: Files, shared_cache: Path, tmp_path: Path) -> None:
+    plain = train(files, shared_cache, tmp_path / "plain", None, max_epochs=1)
+    base = train(files, shared_cache, tmp_path / "base", WeightMean(), max_epochs=1)
+    assert base["losses"] == plain["losses"]
+    assert TRAINED not in saved(tmp_path / "base", "last")
