@@ -50,7 +50,7 @@ def table(path: Path) -> str:
     head = ["labels a class", "method", "seeds"]
     for val in vals:
         head += [f"{title}, {val} val" for title in ("macro-F1", "accuracy", "pretrained minus it [95%]")]
-    lines = [_line(head), _line(["---"] * len(head))]
+    lines = [line(head), line(["---"] * len(head))]
     rows = {cell[1:3] for cell in cells}
     for labels, method in sorted(rows, key=_in_order):
         row = [labels, method, str(max(len(cells[val, labels, method]["macro_f1"]) for val in vals))]
@@ -59,7 +59,7 @@ def table(path: Path) -> str:
             pretrained = cells[val, labels, "pretrained"]["macro_f1"]
             compared = f1 and pretrained and method != "pretrained"
             row += [_spread(f1), _spread(accuracy), paired_difference(pretrained, f1) if compared else ""]
-        lines.append(_line(row))
+        lines.append(line(row))
     return "\n".join(lines)
 
 
@@ -77,21 +77,21 @@ def error_table(path: Path) -> str:
     for val in vals:
         of = f", {val} val" if len(vals) > 1 else ""
         head += [f"error{of}", f"[95% over documents]{of}", f"pretrained minus it [95%]{of}"]
-    lines = [_line(head), _line(["---"] * len(head))]
+    lines = [line(head), line(["---"] * len(head))]
     cells = {(row["labels"], row["method"], row["val"]): row for row in rows}
     for labels, method in sorted({cell[:2] for cell in cells}, key=_in_order):
         there = [cells.get((labels, method, val)) for val in vals]
-        line = [labels, method, max((row["seeds"] for row in there if row), key=int)]
+        cells_here = [labels, method, max((row["seeds"] for row in there if row), key=int)]
         for row in there:
             figures = (
                 {} if row is None else {k: float(v) for k, v in row.items() if k.startswith(("error", "minus")) and v}
             )
-            line += [
+            cells_here += [
                 "{error:.1f} ± {error_std:.1f}".format(**figures) if row else "",
                 "[{error_low:.1f}, {error_high:.1f}]".format(**figures) if row else "",
                 "{minus:+.1f} [{minus_low:+.1f}, {minus_high:+.1f}]".format(**figures) if "minus" in figures else "",
             ]
-        lines.append(_line(line))
+        lines.append(line(cells_here))
     return "\n".join(lines)
 
 
@@ -99,7 +99,8 @@ def _in_order(row: tuple[str, str]) -> tuple[float, str]:
     return float("inf" if row[0] == "all" else row[0]), row[1]
 
 
-def _line(cells: list[str]) -> str:
+def line(cells: list[str]) -> str:
+    """A line of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 

@@ -1,5 +1,6 @@
 """What makes the README's figures: the paired interval, the search's budget, and that rows read the same labels."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -14,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from baselines import FIELDS, append_line, linear_model, low_shot_positions, plans_in, read_lines, write_intervals
 from compare import compare
 from report import intervals_file, paired_difference, table
+from table import rows_of
+from table import table as runs_table
 
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.predictions import FILE, Predictions, read_predictions
@@ -128,3 +131,42 @@ def test_the_rows_of_a_comparison_read_the_data_of_the_run(fit_recipe: Fit, conf
     assert scratch["data"] == read(Path("logs/tiny/version_0/finetune/config.yaml"))["data"]
     assert scratch["data"]["labels_per_class"] == 7
     assert scratch["seed_everything"] == 4
+
+
+def test_a_table_of_runs_has_errors_differences_and_what_they_cost(tmp_path: Path) -> None:
+    """Two seeds from a language model, and a linear model without a record; figures counted by hand."""
+    labels = np.array([0, 1] * 50)
+    mistakes = {"net/version_0": 10, "net/version_1": 20, "linear": 30}
+
+    def tested(folder: Path, missed: int) -> None:
+        predicted = np.where(np.arange(100) < missed, 1 - labels, labels)
+        ones = np.full((100, 2), 0.5)
+        Predictions(["a", "b"], np.arange(100), np.arange(100), labels, predicted, np.ones(100), ones, None).write(
+            folder / FILE
+        )
+
+    def record(folder: Path, seconds: float, start: str | None) -> None:
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "config.yaml").write_text(yaml.safe_dump({"model": {"init_from": start}}))
+        content = {"val": {"accuracy": 0.75}, "seconds": seconds, "tokens_per_second": 1000.0}
+        (folder / "metrics.json").write_text(json.dumps(content))
+
+    record(tmp_path / "lm", 600.0, None)
+    for seed in (0, 1):
+        record(tmp_path / f"net/version_{seed}", 60.0 * (seed + 1), str(tmp_path / "lm/checkpoints/best.ckpt"))
+    for name, missed in mistakes.items():
+        (tmp_path / name).mkdir(exist_ok=True)
+        tested(tmp_path / name, missed)
+    named = {"net": f"{tmp_path}/net/version_*", "linear": f"{tmp_path}/linear"}
+    net, linear = rows_of(named, "net")
+    assert (net["seeds"], net["documents"]) == (2, 100)
+    expected = {"error": 15.0, "val_error": 25.0, "seconds": 90.0, "pretrain_seconds": 600.0}
+    assert {key: net[key] for key in expected} == pytest.approx(expected)
+    assert net["error_std"] == pytest.approx(np.std([10, 20], ddof=1))
+    assert (linear["error"], linear["minus"]) == (30.0, 15.0)
+    assert linear["minus_low"] < 15 < linear["minus_high"]
+    assert "seconds" not in linear
+    shown = runs_table([net, linear], "net").splitlines()
+    assert shown[2].startswith("| net | 2 | 25.0 | 15.00 ± 7.1 | [")
+    assert shown[2].endswith("|  | 1.5 | 10.0 |")
+    assert "| +15.00 [+" in shown[3]

@@ -1,0 +1,115 @@
+"""A table of tested runs, row by row: errors with their intervals, the difference from one row, and what they cost.
+
+    python scripts/table.py --out scripts/results/imdb_full.csv --reference plain \\
+        'TF-IDF=logs/baselines-imdb-tfidf-all/version_0' 'plain=logs/imdb-finetune/version_*'
+
+A row is NAME=RUN, where RUN is as scripts/paired.py takes it: a run's folder, a recipe's, a predictions file, or a
+pattern whose runs are the seeds of one method. All must have been tested on the same documents. The intervals are over
+documents (bootstrap). ``seconds`` are those that the runs took, and ``pretrain_seconds`` those of the language models
+that they started from, whatever else the machine did then; ``tokens_per_second`` tells how fast the fine-tuning was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import glob
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from paired import error_intervals, predictions_file, side
+from report import line
+
+from lit_sft.checkpoints import read_config, stage_folders
+from lit_sft.data.prepare import write_atomically
+from lit_sft.errors import UserError
+from lit_sft.runs import read_record
+from lit_sft.starting import names_in
+
+FIELDS = (
+    *("row", "seeds", "documents", "val_error", "error", "error_std", "error_low", "error_high"),
+    *("minus", "minus_low", "minus_high", "seconds", "pretrain_seconds", "tokens_per_second", "run"),
+)
+
+
+def costs(run: Path) -> dict[str, float]:
+    """Seconds of a run and of the language models that it started from, its speed, and its validation error.
+
+    Empty for what has no record: the linear model, an ensemble's predictions.
+    """
+    stages = stage_folders(run) if run.is_dir() else []
+    folder = stages[-1] if stages else run
+    if not (folder / "metrics.json").is_file():
+        return {}
+    record = read_record(folder)
+    starts = [Path(name) for name in names_in(read_config(folder).get("model", {}).get("init_from"))]
+    pretrained = [read_record(start.parent.parent)["seconds"] for start in starts if start.parent.parent.is_dir()]
+    return {
+        "val_error": 100 * (1 - record["val"]["accuracy"]),
+        "seconds": record["seconds"],
+        "pretrain_seconds": sum(pretrained),
+        "tokens_per_second": record["tokens_per_second"],
+    }
+
+
+def rows_of(named: dict[str, str], reference: str) -> list[dict[str, Any]]:
+    """The lines of the table, in the order of ``named``: a run or a pattern for each row's name."""
+    runs = {name: side(pattern) for name, pattern in named.items()}
+    figures = error_intervals(runs, reference)
+    lines = []
+    for name, pattern in named.items():
+        paths = map(Path, sorted(glob.glob(pattern)))  # noqa: PTH207 - absolute ones, too
+        spent = [cost for path in paths if predictions_file(path).is_file() and (cost := costs(path))]
+        means = {key: float(np.mean([cost[key] for cost in spent])) for key in (spent[0] if spent else ())}
+        count = {"seeds": len(runs[name]), "documents": len(runs[name][0])}
+        # error_intervals subtracts from the reference; here the sign is the row's own: below zero is fewer errors
+        minus = {"minus": "minus", "minus_low": "minus_high", "minus_high": "minus_low"}
+        turned = {key: -figures[name][of] for key, of in minus.items() if of in figures[name]}
+        lines.append({"row": name, **count, **means, **figures[name], **turned, "run": pattern})
+    return lines
+
+
+def table(lines: list[dict[str, Any]], reference: str) -> str:
+    """The lines as a Markdown table."""
+    head = ["", "seeds", "validation error", "test error", "[95%]", f"minus {reference} [95%]", "minutes", "+ LM"]
+    shown = [line(head), line(["---"] * len(head))]
+    for row in lines:
+        spread = f" ± {row['error_std']:.1f}" if row["seeds"] > 1 else ""
+        interval = f"[{row['error_low']:.2f}, {row['error_high']:.2f}]"
+        cells = [row["row"], str(row["seeds"]), _number(row, "val_error", 1), f"{row['error']:.2f}{spread}", interval]
+        cells.append("{minus:+.2f} [{minus_low:+.2f}, {minus_high:+.2f}]".format(**row) if "minus" in row else "")
+        cells += [_number(row, key, 1, 60) for key in ("seconds", "pretrain_seconds")]
+        shown.append(line(cells))
+    return "\n".join(shown)
+
+
+def _number(row: dict[str, Any], key: str, digits: int, over: float = 1.0) -> str:
+    return f"{row[key] / over:.{digits}f}" if key in row else ""
+
+
+def main() -> None:
+    """Write the CSV and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="+", metavar="NAME=RUN")
+    parser.add_argument("--reference", required=True, help="the row that the others are compared with")
+    parser.add_argument("--out", type=Path, required=True, help="the CSV")
+    arguments = parser.parse_args()
+    named = dict(row.rpartition("=")[::2] for row in arguments.rows)
+    if arguments.reference not in named or "" in named:
+        raise SystemExit("rows are NAME=RUN, and --reference is the name of one of them")
+    try:
+        lines = rows_of(named, arguments.reference)
+    except UserError as error:
+        raise SystemExit(str(error)) from error
+    text = io.StringIO()
+    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: f"{v:.3f}" if isinstance(v, float) else v for k, v in row.items()} for row in lines)
+    write_atomically(arguments.out, text.getvalue())
+    print(table(lines, arguments.reference))
+
+
+if __name__ == "__main__":
+    main()
