@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from conftest import Command, Configs, Files
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from torch import Tensor
 from training import Losses, data_of, module_of, trainer_of, weights
 
@@ -186,6 +186,19 @@ def test_the_exponential_average_is_the_recursion_from_its_first_step_on(
     if start_step:  # Lightning issue 21724: until then the start weights would be validated and saved
         assert watch.losses[0] == plain["watch"].losses[0]
         assert watch.losses[1] != plain["watch"].losses[1]
+
+
+@pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback with a model that overrides")
+def test_lightnings_own_average_validates_the_start_weights_before_its_start_step(
+    files: Files, shared_cache: Path, tmp_path: Path
+) -> None:
+    """Its issue 21724. When this fails, it is mended: then the README's warning can go."""
+    averaging = EMAWeightAveraging(decay=0.7, update_starting_at_step=5)
+    watch = train(files, shared_cache, tmp_path / "run", averaging, max_epochs=1)["watch"]
+    for step, loss in zip(watch.steps, watch.losses, strict=True):
+        assert (loss == pytest.approx(measured(watch.weights[0], files, shared_cache, tmp_path), rel=1e-5)) == (
+            step < 5
+        )
 
 
 # resume

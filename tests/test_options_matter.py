@@ -45,6 +45,7 @@ CHANGES: dict[type, dict[str, list[Change]]] = {
         "weight_dropout": both("weight_dropout", 0.5),
         "type_dropout": both("type_dropout", 0.5),
         "word_dropout": both("word_dropout", 0.5),
+        "last_size": both("last_size", 8),
     },
     LMHead: {
         "tie_weights_up_to": [("pretrain", {"tie_weights_up_to": 299})],

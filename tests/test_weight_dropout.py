@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_sft.models import EncoderMasks, LSTMEncoder
+from lit_sft.models import EncoderMasks, LMHead, LSTMEncoder
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2], [6, 5, 3, 5, 0, 0, 0], [7, 9, 3, 2, 3, 8, 0]])
 MASK = IDS != 0  # (3, 7)
@@ -31,8 +31,8 @@ def by_hand(encoder: LSTMEncoder, ids: list[int], masks: EncoderMasks, row: int)
 
     Merity et al. 2018, section 2: h_t = o_t tanh(c_t), gates of [x_t, h_{t-1}] with U (*) M in the place of U.
     """
-    size, outputs = encoder.output_size, []
-    h, c = ([torch.zeros(size).double() for _ in encoder.layers] for _ in range(2))
+    outputs = []
+    h, c = ([torch.zeros(layer.hidden_size).double() for layer in encoder.layers] for _ in range(2))
     for step, token in enumerate(ids):
         x = encoder.embedding.weight[token]
         if masks.types is not None:
@@ -47,7 +47,7 @@ def by_hand(encoder: LSTMEncoder, ids: list[int], masks: EncoderMasks, row: int)
             if masks.recurrent and masks.recurrent[n] is not None:
                 recurrent = recurrent * masks.recurrent[n]
             gates = w["weight_ih_l0"] @ x + w["bias_ih_l0"] + recurrent @ h[n] + w["bias_hh_l0"]
-            i, f, g, o = gates.split(size)
+            i, f, g, o = gates.chunk(4)
             c[n] = f.sigmoid() * c[n] + i.sigmoid() * g.tanh()
             h[n] = o.sigmoid() * c[n].tanh()
             x = h[n]
@@ -64,6 +64,8 @@ def by_hand(encoder: LSTMEncoder, ids: list[int], masks: EncoderMasks, row: int)
         {"type_dropout": 0.5, **NONE},
         {"word_dropout": 0.5, **NONE},
         {"weight_dropout": 0.3, "type_dropout": 0.3, "word_dropout": 0.3, "num_layers": 3},
+        {"weight_dropout": 0.3, "num_layers": 3, "last_size": 4},
+        {"weight_dropout": 0.3, "num_layers": 1, "last_size": 4},
     ],
     ids=lambda options: "+".join(name for name in options if name not in NONE),
 )
@@ -72,9 +74,10 @@ def test_values_and_gradients_are_those_of_a_loop_over_time(options: dict[str, f
     torch.manual_seed(4)
     masks = encoder.draw_masks(3, 7)
     encoded = encoder(IDS, MASK, encoder.initial_state(3), masks)
-    factor = torch.ones(3, 1, 6).double() if masks.output is None else masks.output
+    size = options.get("last_size", 6)
+    factor = torch.ones(3, 1, size).double() if masks.output is None else masks.output
     torch.testing.assert_close(encoded.hidden, encoded.raw * factor * MASK.unsqueeze(-1), rtol=0, atol=1e-15)
-    weights = torch.randn(3, 7, 6).double()
+    weights = torch.randn(3, 7, size).double()
     loss = torch.zeros(()).double()
     for row, length in enumerate(MASK.sum(1).tolist()):
         alone = by_hand(encoder, IDS[row, :length].tolist(), masks, row)
@@ -201,6 +204,14 @@ def test_locked_dropout_is_the_same_at_all_steps_and_differs_over_documents() ->
     for dropped in (vectors, hidden):
         assert torch.equal(dropped, dropped[:, :1].expand_as(dropped))
         assert len(dropped[:, 0].unique(dim=0)) == 5
+
+
+def test_a_last_layer_of_the_embeddings_size_needs_no_projection_to_a_tied_softmax() -> None:
+    encoder = build(num_layers=3, last_size=5)
+    assert [layer.weight_hh_l0.shape for layer in encoder.layers] == [(24, 6), (24, 6), (20, 5)]
+    assert isinstance(LMHead(encoder.embedding, encoder.output_size).projection, torch.nn.Identity)
+    with pytest.raises(ValueError, match="last_size=0 must be at least 1"):
+        build(last_size=0)
 
 
 @pytest.mark.parametrize("option", ["weight_dropout", "type_dropout", "word_dropout"])

@@ -13,6 +13,7 @@ import warnings
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from lit_sft.models.dropout import apply_mask, check_dropout, dropout_mask, lock
 from lit_sft.models.tails import encode_tails
 
 LSTMState = tuple[tuple[Tensor, ...], ...]
-"""A tuple of tensors a layer, here (h, c), each (batch, hidden_size); batch first to select rows."""
+"""A tuple of tensors a layer, here (h, c), each (batch, the layer's units); batch first to select rows."""
 
 
 def detach_state(state: LSTMState) -> LSTMState:
@@ -107,8 +108,8 @@ class EncoderMasks:
 
     embedding: Tensor | None = None  # (batch, 1, embedding_size)
     hidden: tuple[Tensor | None, ...] = ()  # num_layers - 1 of (batch, 1, hidden_size), between layers
-    output: Tensor | None = None  # (batch, 1, hidden_size)
-    recurrent: tuple[Tensor | None, ...] = ()  # num_layers of (4 * hidden_size, hidden_size), or none at all
+    output: Tensor | None = None  # (batch, 1, output_size)
+    recurrent: tuple[Tensor | None, ...] = ()  # num_layers of (4 * a layer's units, its units), or none at all
     types: Tensor | None = None  # (vocab_size, 1)
     words: Tensor | None = None  # (batch, time, 1)
 
@@ -119,7 +120,7 @@ class LSTMEncoder(Encoder):
     Args:
         vocab_size: number of token ids.
         embedding_size: units of a token's vector.
-        hidden_size: units of each layer, and of the output.
+        hidden_size: units of each layer.
         num_layers: LSTM layers.
         embedding_dropout: locked dropout on the token vectors.
         hidden_dropout: locked dropout between layers (so it needs two).
@@ -129,6 +130,8 @@ class LSTMEncoder(Encoder):
         type_dropout: words of the vocabulary left out of a whole pass, wherever they occur (Gal & Ghahramani 2016,
             section 4.2; Merity et al. 2018, section 4.3); an LM head that shares the token vectors still predicts them.
         word_dropout: single occurrences left out (Dai & Le 2015; Iyyer et al. 2015).
+        last_size: units of the last layer, and of the output; None: `hidden_size`. With the embedding's, a tied softmax
+            needs no projection (Merity et al. 2018, section 4.5), which at AWD-LSTM's rate of 30 doesn't learn.
 
     Both kinds take a token's whole vector, any token's: `<eos>` and `<unk>` too, and padding, which nothing reads.
 
@@ -148,14 +151,17 @@ class LSTMEncoder(Encoder):
         weight_dropout: float = 0.0,
         type_dropout: float = 0.0,
         word_dropout: float = 0.0,
+        last_size: int | None = None,
     ) -> None:
         super().__init__()
         sizes = {"vocab_size": vocab_size, "embedding_size": embedding_size, "hidden_size": hidden_size}
-        for name, value in {**sizes, "num_layers": num_layers}.items():
+        last = hidden_size if last_size is None else last_size
+        for name, value in {**sizes, "num_layers": num_layers, "last_size": last}.items():
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
         self.vocab_size = vocab_size
-        self.output_size = hidden_size
+        self.output_size = last
+        self.units = [hidden_size] * (num_layers - 1) + [last]  # of each layer
         self.embedding_dropout = check_dropout("embedding_dropout", embedding_dropout)
         self.hidden_dropout = check_dropout("hidden_dropout", hidden_dropout)
         self.output_dropout = check_dropout("output_dropout", output_dropout)
@@ -163,8 +169,8 @@ class LSTMEncoder(Encoder):
         self.type_dropout = check_dropout("type_dropout", type_dropout)
         self.word_dropout = check_dropout("word_dropout", word_dropout)
         self.embedding = nn.Embedding(vocab_size, embedding_size)
-        inputs = [embedding_size] + [hidden_size] * (num_layers - 1)
-        self.layers = nn.ModuleList(nn.LSTM(size, hidden_size, batch_first=True) for size in inputs)
+        shapes = pairwise([embedding_size, *self.units])
+        self.layers = nn.ModuleList(nn.LSTM(inputs, units, batch_first=True) for inputs, units in shapes)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -198,16 +204,14 @@ class LSTMEncoder(Encoder):
         return self
 
     def initial_state(self, batch_size: int) -> LSTMState:
-        """Zeros (h, c) for each layer, each (batch, hidden_size)."""
-        size = (batch_size, self.output_size)
-        weight = self.embedding.weight
-        return tuple((weight.new_zeros(size), weight.new_zeros(size)) for _ in self.layers)
+        """Zeros (h, c) for each layer, each (batch, its units)."""
+        new, batch = self.embedding.weight.new_zeros, batch_size
+        return tuple((new(batch, units), new(batch, units)) for units in self.units)
 
     def draw_masks(self, batch_size: int, time: int) -> EncoderMasks:
         """Draw the masks of one pass, on the parameters' device; all None in eval mode."""
-        between = len(self.layers) - 1
         if not self.training:
-            return EncoderMasks(hidden=(None,) * between)
+            return EncoderMasks(hidden=(None,) * (len(self.layers) - 1))
         weight = self.embedding.weight
 
         def locked(p: float, units: int) -> Tensor | None:
@@ -218,9 +222,9 @@ class LSTMEncoder(Encoder):
 
         return EncoderMasks(
             embedding=locked(self.embedding_dropout, self.embedding.embedding_dim),
-            hidden=tuple(locked(self.hidden_dropout, self.output_size) for _ in range(between)),
+            hidden=tuple(locked(self.hidden_dropout, units) for units in self.units[:-1]),
             output=locked(self.output_dropout, self.output_size),
-            recurrent=tuple(draw(self.weight_dropout, 4 * self.output_size, self.output_size) for _ in self.layers),
+            recurrent=tuple(draw(self.weight_dropout, 4 * units, units) for units in self.units),
             types=draw(self.type_dropout, self.vocab_size, 1),
             words=draw(self.word_dropout, batch_size, time, 1),
         )
@@ -255,10 +259,10 @@ class LSTMEncoder(Encoder):
         recurrent = masks.recurrent or (None,) * len(self.layers)
         last, raw = [], x
         for layer, (h, c), weights, dropout in zip(self.layers, state, recurrent, dropouts, strict=True):
-            raw, h, c = _read(layer, x, h.unsqueeze(0), c.unsqueeze(0), weights)  # (batch, time, hidden_size)
+            raw, h, c = _read(layer, x, h.unsqueeze(0), c.unsqueeze(0), weights)  # (batch, time, units)
             last.append((h.squeeze(0).to(state[0][0].dtype), c.squeeze(0).to(state[0][0].dtype)))
             x = apply_mask(raw, dropout)
-        hidden = x * attention_mask.unsqueeze(-1).to(x.dtype)  # (batch, time, hidden_size)
+        hidden = x * attention_mask.unsqueeze(-1).to(x.dtype)  # (batch, time, output_size)
         return EncoderOutput(hidden, tuple(last), raw)
 
     def layer_groups(self) -> list[list[nn.Parameter]]:

@@ -34,7 +34,7 @@ class TwoWayEncoder(Encoder):
     The state is both stacks' layers, the forward ones first. It starts a document: a stretch of one can't be read on.
 
     Args:
-        vocab_size, embedding_size, hidden_size, num_layers: of each stack, as `LSTMEncoder` has them.
+        vocab_size, embedding_size, hidden_size, num_layers, last_size: of each stack, as `LSTMEncoder` has them.
         embedding_dropout, hidden_dropout, output_dropout, weight_dropout, type_dropout, word_dropout: likewise.
 
     Raises:
@@ -53,14 +53,15 @@ class TwoWayEncoder(Encoder):
         weight_dropout: float = 0.0,
         type_dropout: float = 0.0,
         word_dropout: float = 0.0,
+        last_size: int | None = None,
     ) -> None:
         super().__init__()
         sizes = (vocab_size, embedding_size, hidden_size, num_layers)
         dropouts = (embedding_dropout, hidden_dropout, output_dropout, weight_dropout, type_dropout, word_dropout)
-        self.forward_stack = LSTMEncoder(*sizes, *dropouts)
-        self.backward_stack = LSTMEncoder(*sizes, *dropouts)
+        self.forward_stack = LSTMEncoder(*sizes, *dropouts, last_size)
+        self.backward_stack = LSTMEncoder(*sizes, *dropouts, last_size)
         self.vocab_size = vocab_size
-        self.output_size = 2 * hidden_size
+        self.output_size = 2 * self.forward_stack.output_size
 
     @property
     def embedding(self) -> nn.Embedding:  # type: ignore[override]  # two modules, and no third name for one of them
