@@ -128,7 +128,7 @@ class LitCLI(LightningCLI):
         self.source = read_checkpoint(resolve(paths[-1], "ckpt_path"))
         config = stored_config(self.source, self._classes_named_in(arguments))
         with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
-            yaml.safe_dump(config, file)
+            yaml.safe_dump(config, file, sort_keys=False)  # the order of label_names is that of the classes
             file.flush()
             self.config = self._parse([arguments[0], "--config", file.name, *arguments[1:]])
 

@@ -108,8 +108,20 @@ class Evaluation(nn.Module):
 
 
 def _losses(logits: Tensor, probabilities: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each document in nats, (batch,): multi-label, the mean over the labels of the binary one."""
+    """As :func:`document_losses`; multi-label, without the rounding of a probability near 1."""
     if labels.ndim == 2:
         logits = at_least_float32(logits)
         return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none").mean(1)
+    return document_losses(probabilities, labels)
+
+
+def document_losses(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each document in nats, (batch,): multi-label, the mean over the labels of the binary one.
+
+    Args:
+        probabilities: (batch, classes).
+        labels: (batch,), or, multi-label, (batch, classes).
+    """
+    if labels.ndim == 2:
+        return F.binary_cross_entropy(probabilities, labels.to(probabilities.dtype), reduction="none").mean(1)
     return -probabilities.gather(1, labels[:, None]).squeeze(1).clamp_min(1e-12).log()

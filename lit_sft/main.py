@@ -20,6 +20,7 @@ USAGE = """usage: python -m lit_sft COMMAND [options]
   validate  --ckpt_path RUN_OR_CKPT [--config …]          measure on the validation data
   test      --ckpt_path RUN_OR_CKPT [--config …]          measure on the test data
   predict   --ckpt_path RUN_OR_CKPT --input FILE_OR_- --output FILE_OR_-   a document a line in, JSON lines out
+            (validate, test, predict: --ckpt_path A,B averages the class probabilities of several)
   env                                                     versions, devices, precision: to paste into a bug report
 
 COMMAND --help lists a command's options; fit --config FILE --print_config shows their values.
@@ -65,7 +66,7 @@ def _run(arguments: list[str]) -> None:
 
         print(report())
     elif command == "predict":
-        from lit_sft.predictor import predict_command
+        from lit_sft.predict_command import predict_command
 
         predict_command(arguments[1:])
     elif command in ("fit", "validate", "test"):
@@ -76,6 +77,15 @@ def _run(arguments: list[str]) -> None:
         recipe = recipe_in(arguments) if command == "fit" else None
         if recipe is not None:
             run_recipe(recipe, arguments[1:])
+            return
+        from lit_sft.options import values_of
+        from lit_sft.starting import names_in
+
+        paths = values_of(arguments, "--ckpt_path")
+        if command != "fit" and paths and len(names_in(paths[-1])) > 1:
+            from lit_sft.ensemble import measure_ensemble
+
+            measure_ensemble(arguments, names_in(paths[-1]))
             return
         from lit_sft.cli import LitCLI
 

@@ -236,7 +236,7 @@ class LitSFT(StepRates):
     # ---- evaluation
 
     def on_validation_epoch_start(self) -> None:
-        self.evaluation.start()
+        self.evaluation.start(keep=self.trainer.state.fn == "validate")
 
     def on_test_epoch_start(self) -> None:
         self.evaluation.start(keep=True)

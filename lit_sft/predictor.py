@@ -1,30 +1,24 @@
-"""A trained model on new text: ``lit_sft.load`` in Python, ``predict`` on the command line."""
+"""A trained model, or several, on new text: ``lit_sft.load``."""
 
 from __future__ import annotations
 
-import argparse
-import importlib
-import json
-import os
-import re
-import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lit_sft.averaging import column_order, mean_thresholds
 from lit_sft.checkpoints import Checkpoint, read_checkpoint, resolve
 from lit_sft.data.batches import Direction
 from lit_sft.data.buckets import DocumentBatch, DocumentDataset, Truncation
-from lit_sft.data.readers import iter_rows
 from lit_sft.data.tokens import TokenArray
-from lit_sft.errors import UserError, nearest
+from lit_sft.errors import UserError
 from lit_sft.models import Encoder
 from lit_sft.module import LitSFT
 from lit_sft.objectives import MLE, Objective, Supervised
@@ -37,7 +31,52 @@ TOKENS_AT_ONCE = 16_384
 MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # a run in one of these is tested in it, too
 
 
-class Predictor:
+class TextClassifier(ABC):
+    """What :func:`load` makes: texts in, labels and probabilities out."""
+
+    @property
+    @abstractmethod
+    def label_names(self) -> list[str]:
+        """The classes, in the order of the probabilities."""
+
+    @property
+    @abstractmethod
+    def thresholds(self) -> list[float] | None:
+        """From which probability on each label applies; None where a document has one label, the most probable."""
+
+    @abstractmethod
+    def probabilities(self, texts: Iterable[str | None]) -> Iterator[Tensor | None]:
+        """The probability of each class, (classes,) on the CPU, of each text in order; None for a blank one."""
+
+    def predict(self, texts: Sequence[str]) -> list[dict[str, Any] | None]:
+        """The label and all probabilities of each text, in their order; None for a blank text.
+
+        Returns:
+            ``{"label": name, "probabilities": {name: probability, ...}}`` for each text; of a multi-label model
+            ``{"labels": [name, ...], "probabilities": {...}}`` with the labels whose probability reaches their
+            threshold, which was chosen in validation.
+
+        Raises:
+            UserError: a checkpoint is of pretraining and has no classifier.
+        """
+        return list(self.predict_iter(texts))
+
+    def predict_iter(self, texts: Iterable[str | None]) -> Iterator[dict[str, Any] | None]:
+        """As :meth:`predict`, over an input of any length: memory doesn't grow with it."""
+        names, thresholds = self.label_names, self.thresholds
+        for probabilities in self.probabilities(texts):
+            if probabilities is None:
+                yield None
+                continue
+            by_name = dict(zip(names, probabilities.tolist(), strict=True))
+            if thresholds is None:
+                yield {"label": names[int(probabilities.argmax())], "probabilities": by_name}
+                continue
+            chosen = applying(probabilities, thresholds).tolist()
+            yield {"labels": [n for n, applies in zip(names, chosen, strict=True) if applies], "probabilities": by_name}
+
+
+class Predictor(TextClassifier):
     """A trained model with its tokenizer and label names. Made by :func:`load`."""
 
     def __init__(self, module: LitSFT, data: dict[str, Any], device: torch.device, precision: str = "32-true") -> None:
@@ -55,35 +94,20 @@ class Predictor:
         """The classes, in the order of the model's outputs."""
         return self.module.label_names
 
-    def predict(self, texts: Sequence[str]) -> list[dict[str, Any] | None]:
-        """The label and all probabilities of each text, in their order; None for a blank text.
+    @property
+    def thresholds(self) -> list[float] | None:
+        """As validation chose them."""
+        return self.module.evaluation.thresholds
 
-        Returns:
-            ``{"label": name, "probabilities": {name: probability, ...}}`` for each text; of a multi-label model
-            ``{"labels": [name, ...], "probabilities": {...}}`` with the labels whose probability reaches their
-            threshold, which was chosen in validation.
+    def probabilities(self, texts: Iterable[str | None]) -> Iterator[Tensor | None]:
+        """Of each class, as in the base class.
 
         Raises:
             UserError: the checkpoint is of pretraining and has no classifier.
         """
-        return list(self.predict_iter(texts))
-
-    def predict_iter(self, texts: Iterable[str | None]) -> Iterator[dict[str, Any] | None]:
-        """As :meth:`predict`, over an input of any length: memory doesn't grow with it."""
         if self.module.net.classifier is None:
             raise UserError("a pretraining checkpoint can't classify: predict needs a fine-tuned one")
-        for probabilities in self._in_order(texts, self._probabilities):
-            if probabilities is None:
-                yield None
-                continue
-            by_name = dict(zip(self.label_names, probabilities.tolist(), strict=True))
-            thresholds = self.module.evaluation.thresholds
-            if thresholds is None:
-                yield {"label": self.label_names[int(probabilities.argmax())], "probabilities": by_name}
-                continue
-            chosen = applying(probabilities, thresholds).tolist()
-            labels = [name for name, applies in zip(self.label_names, chosen, strict=True) if applies]
-            yield {"labels": labels, "probabilities": by_name}
+        return self._in_order(texts, self._probabilities)
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Document vectors, float32 of shape (texts, units): pooled as for the classifier; NaN for a blank text."""
@@ -135,24 +159,89 @@ class Predictor:
         return self.module.net.pooled(batch, self.module.net.draw_masks(*batch.input_ids.shape)).float()
 
 
+class Ensemble(TextClassifier):
+    """Several trained models whose class probabilities are averaged. Made by :func:`load`.
+
+    They may differ in all but their labels: tokenizer, direction, length, precision, and the order of the labels, which
+    is the first one's. Thresholds of multi-label models are averaged, too.
+
+    Raises:
+        UserError: models of different labels, of one label a document and of any number, or without a classifier.
+    """
+
+    def __init__(self, members: Sequence[Predictor]) -> None:
+        self.members = list(members)
+        if any(member.module.net.classifier is None for member in members):
+            raise UserError("a pretraining checkpoint can't classify: an ensemble is of fine-tuned ones")
+        self._columns = [column_order(members[0].label_names, member.label_names) for member in members]
+        if len({member.thresholds is None for member in members}) > 1:
+            raise UserError("an ensemble is of models with one label a document, or of models with any number")
+
+    @property
+    def label_names(self) -> list[str]:
+        """The first model's."""
+        return self.members[0].label_names
+
+    @property
+    def thresholds(self) -> list[float] | None:
+        """The means of the models' own."""
+        return mean_thresholds([m.thresholds for m in self.members], self._columns)
+
+    def probabilities(self, texts: Iterable[str | None]) -> Iterator[Tensor | None]:
+        """The mean of the models' probabilities, as in the base class."""
+        source = iter(texts)
+        while chunk := list(islice(source, TEXTS_AT_ONCE)):  # one for all members: none runs ahead of the others
+            for rows in zip(*(member.probabilities(chunk) for member in self.members), strict=True):
+                found = [row[order] for row, order in zip(rows, self._columns, strict=True) if row is not None]
+                yield torch.stack(found).double().mean(0).float() if found else None
+
+
+@overload
 def load(
     run_or_checkpoint: str | Path,
     encoder: Callable[..., Encoder] | None = None,
     device: str | torch.device | None = None,
-) -> Predictor:
-    """Load a trained model from a run's folder or a checkpoint file.
+) -> Predictor: ...
+
+
+@overload
+def load(
+    run_or_checkpoint: list[Any] | tuple[Any, ...],
+    encoder: Callable[..., Encoder] | None = None,
+    device: str | torch.device | None = None,
+) -> Ensemble: ...
+
+
+def load(
+    run_or_checkpoint: str | Path | list[Any] | tuple[Any, ...],
+    encoder: Callable[..., Encoder] | None = None,
+    device: str | torch.device | None = None,
+) -> Predictor | Ensemble:
+    """Load a trained model from a run's folder or a checkpoint file, or several as an ensemble.
 
     Args:
-        run_or_checkpoint: a file, a stage's folder (its best checkpoint) or a recipe's (the best of its last stage).
+        run_or_checkpoint: a file, a stage's folder (its best checkpoint) or a recipe's (the best of its last stage); a
+            list of them: the mean of their predictions.
         encoder: the encoder where it isn't one of this package: its class, which gets the vocabulary size and the
-            options in the checkpoint, or a function of the vocabulary size.
+            options in the checkpoint, or a function of the vocabulary size. Of a list, for those that need it.
         device: where to run; by default a GPU if there is one.
 
     Raises:
-        UserError: no checkpoint there, a damaged one, one whose encoder is code outside this package, or no such
-            device.
+        UserError: no checkpoint there, a damaged one, one whose encoder is code outside this package, no such device,
+            or models that are no ensemble.
     """
-    checkpoint = read_checkpoint(resolve(run_or_checkpoint, "ckpt_path"))
+    if not isinstance(run_or_checkpoint, (str, Path)):
+        if not run_or_checkpoint:
+            raise UserError("load needs one checkpoint at least")
+        members = [read_checkpoint(resolve(member, "ckpt_path")) for member in run_or_checkpoint]
+        ours = [own_class(_class_path_in(member), Encoder) is not None for member in members]
+        return Ensemble([_load(m, None if own else encoder, device) for m, own in zip(members, ours, strict=True)])
+    return _load(read_checkpoint(resolve(run_or_checkpoint, "ckpt_path")), encoder, device)
+
+
+def _load(
+    checkpoint: Checkpoint, encoder: Callable[..., Encoder] | None, device: str | torch.device | None
+) -> Predictor:
     module = build_module(checkpoint, encoder)
     try:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -198,92 +287,6 @@ def _heads_of(checkpoint: Checkpoint) -> Objective:
     return _BothHeads() if "lm_head" in found else Supervised()
 
 
-def predict_command(arguments: list[str]) -> None:
-    """``predict``: a document a line, or CSV, TSV, JSONL, Parquet in; a JSON line out for each input row.
-
-    Raises:
-        UserError: a mistake in an option, the checkpoint or the input; a half-written output file is removed.
-    """
-    options = _parser().parse_args(arguments)
-    predictor = load(options.ckpt_path, options.encoder and _class(options.encoder), options.device)
-    rows = iter_rows(
-        sys.stdin.buffer if options.input == "-" else options.input,
-        text_column=options.text_column,
-        encoding=options.encoding,
-        header=not options.no_header,
-        separator=options.separator,
-        labels=False,
-        format=options.format,
-    )
-    with _output(options.output) as output:
-        for prediction in predictor.predict_iter(row.text for row in rows):
-            output.write(json.dumps(prediction, ensure_ascii=False) + "\n")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m lit_sft predict",
-        allow_abbrev=False,
-        exit_on_error=False,
-        description="Label documents: a JSON line out for each row in, null for a blank one. "
-        "Input files are txt (a document a line), csv, tsv, jsonl or parquet by their suffix, with .gz behind it too, "
-        "or FORMAT:FILE for these and for file (a document), label_text, fasttext and wikitext.",
-    )
-    parser.add_argument("--ckpt_path", required=True, help="a run's folder or a checkpoint file")
-    parser.add_argument("--input", required=True, help="a file, or - for standard input")
-    parser.add_argument("--output", required=True, help="a file for JSON lines, or - for standard output")
-    formats = ("txt", "csv", "tsv", "jsonl", "file", "fasttext", "wikitext")
-    parser.add_argument("--format", choices=formats, help="of standard input (default: txt)")
-    parser.add_argument("--text_column", help='the column that holds the text (default: "text")')
-    parser.add_argument("--no_header", action="store_true", help="CSV and TSV columns are named 0, 1, and so on")
-    parser.add_argument("--encoding", default="utf-8")
-    parser.add_argument("--separator", help="between label and text of a label_text file (default: a tab)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
-    parser.add_argument("--model.encoder", dest="encoder", help="the encoder's class, where it is one of your own")
-
-    def refuse(message: str) -> Any:
-        wrong = re.search(r"unrecognized arguments: --([\w.]+)", message)
-        hint = nearest(wrong[1], [name.lstrip("-") for name in parser._option_string_actions]) if wrong else ""
-        raise UserError(f"predict: {message}; {hint}see python -m lit_sft predict --help")
-
-    parser.error = refuse  # type: ignore[method-assign, assignment]
-    return parser
-
-
-def _class(path: str) -> Any:
-    """The class that the user names."""
-    module, _, name = path.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"--model.encoder {path}: no such class ({error})") from error
-
-
 def _class_path_in(checkpoint: Checkpoint) -> str:
     spec = checkpoint.config.get("model", {}).get("encoder")
     return str(spec.get("class_path") if isinstance(spec, dict) else spec)
-
-
-@contextmanager
-def _output(name: str) -> Iterator[TextIO]:
-    """Standard output, or a file that appears under its name only when it is complete."""
-    if name == "-":
-        yield sys.stdout
-        sys.stdout.flush()
-        return
-    path = Path(name)
-    special = path.exists() and not path.is_file()  # /dev/null, a pipe: written to, never replaced
-    temporary = path if special else path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        file = temporary.open("w", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--output {name}: can't be written: {error.strerror}") from error
-    try:
-        with file:
-            yield file
-        if not special:
-            temporary.replace(path)
-    except BaseException:
-        if not special:
-            temporary.unlink()
-        raise

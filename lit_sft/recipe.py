@@ -227,7 +227,7 @@ def _command(command: str, recipe: Recipe, stage: Stage, flags: list[str], *more
     """The arguments of a command on a stage: its configs, its own options as one more config, flags."""
     with tempfile.TemporaryDirectory() as temporary:
         own = Path(temporary) / f"{stage.name}.yaml"
-        own.write_text(yaml.safe_dump(stage.options), encoding="utf-8")
+        own.write_text(yaml.safe_dump(stage.options, sort_keys=False), encoding="utf-8")
         configs = [*stage.configs, *([own] if stage.options else []), *recipe.extra]
         yield [command, *(part for path in configs for part in ("--config", str(path))), *flags, *more]
 

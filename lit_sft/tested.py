@@ -125,6 +125,15 @@ def gather(
     return Tested(figures, whole, clean if all(part.count for part in clean.values()) else {}, predictions)
 
 
+def tested_by(figures: dict[str, float], predictions: Predictions) -> Tested:
+    """What a classifier's predictions alone make of a test; ``figures``: theirs."""
+    parts, flags = {"": _classifier_part(predictions)}, predictions.clean
+    if flags is None or not flags.any():
+        return Tested(figures, parts, {}, predictions)
+    clean = parts if flags.all() else {"": _classifier_part(predictions.select(flags))}
+    return Tested(figures, parts, clean, predictions)
+
+
 def _classifier_part(predictions: Predictions) -> Part:
     figures = weighted_multilabel_figures if predictions.multilabel else weighted_figures
     return Part(len(predictions), partial(figures, predictions))

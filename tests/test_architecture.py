@@ -33,7 +33,7 @@ FORBIDDEN = {
     "lit_sft.errors": ("lit_sft", "torch", "lightning"),
 }
 # Who joins the rooms, and by whom alone it may be imported.
-JOINERS = {"lit_sft.cli": {"lit_sft.main", "lit_sft.recipe"}, "lit_sft.main": {"lit_sft.__main__"}}
+JOINERS = {"lit_sft.cli": {"lit_sft.main", "lit_sft.recipe", "lit_sft.ensemble"}, "lit_sft.main": {"lit_sft.__main__"}}
 
 
 def tree(path: Path) -> ast.Module:

@@ -1,0 +1,73 @@
+"""The mean of several classifiers' predictions, class by class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from lit_sft.errors import UserError
+from lit_sft.evaluation import document_losses
+from lit_sft.predictions import Predictions
+from lit_sft.thresholds import applying
+
+
+def column_order(names: list[str], others: list[str]) -> list[int]:
+    """For each class, its place among the classes of another model.
+
+    Raises:
+        UserError: the two have different classes.
+    """
+    if sorted(names) != sorted(others):
+        raise UserError(f"an ensemble is of models with the same labels, not {names} and {others}")
+    return [others.index(name) for name in names]
+
+
+def mean_thresholds(thresholds: Sequence[list[float] | None], orders: Sequence[list[int]]) -> list[float] | None:
+    """The mean of the models' thresholds, each with the places of its classes; None where a document has one label."""
+    given = [[own[place] for place in order] for own, order in zip(thresholds, orders, strict=True) if own is not None]
+    return np.mean(given, axis=0).tolist() if given else None
+
+
+def mean_predictions(
+    members: Sequence[Predictions], thresholds: Sequence[list[float] | None]
+) -> tuple[Predictions, list[float] | None]:
+    """Predictions by the mean of the members' probabilities, and the thresholds that they were made by.
+
+    A document is clean where it is for all of them; where one doesn't know, that isn't known.
+
+    Args:
+        members: of the same documents; the order of the classes is the first one's.
+        thresholds: of each member; None where a document has one label.
+
+    Raises:
+        UserError: other documents or labels than the first one's.
+    """
+    first = members[0]
+    orders = [column_order(first.label_names, member.label_names) for member in members]
+    for member, order in zip(members[1:], orders[1:], strict=True):
+        _check_same_documents(first, member, order)
+    stacked = [member.probabilities[:, order] for member, order in zip(members, orders, strict=True)]
+    probabilities = torch.from_numpy(np.mean(stacked, axis=0, dtype=np.float64).astype(np.float32))
+    limits = mean_thresholds(thresholds, orders)
+    chosen = probabilities.argmax(1) if limits is None else applying(probabilities, limits).to(torch.uint8)
+    losses = document_losses(probabilities, torch.from_numpy(first.labels))
+    flags = [member.clean for member in members if member.clean is not None]
+    clean = np.logical_and.reduce(flags) if len(flags) == len(members) else None
+    mean = replace(
+        first, probabilities=probabilities.numpy(), predicted=chosen.numpy(), losses=losses.numpy(), clean=clean
+    )
+    return mean, limits
+
+
+def _check_same_documents(first: Predictions, member: Predictions, order: list[int]) -> None:
+    if first.multilabel != member.multilabel:
+        raise UserError("an ensemble is of models with one label a document, or of models with any number")
+    same = len(first) == len(member) and np.array_equal(first.documents, member.documents)
+    if not same or not np.array_equal(first.keys, member.keys):
+        raise UserError("the models are measured on different documents: name them, with --data.test or --data.val")
+    labels = member.labels[:, order] if member.multilabel else np.argsort(order)[member.labels]
+    if not np.array_equal(first.labels, labels):
+        raise UserError("the models' documents have different labels")

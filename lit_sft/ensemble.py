@@ -1,0 +1,165 @@
+"""``validate`` and ``test`` of several checkpoints as one classifier: each as by itself, then their mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+
+from lit_sft.averaging import mean_predictions
+from lit_sft.cli import LitCLI
+from lit_sft.errors import UserError
+from lit_sft.metrics import ClassificationMetrics
+from lit_sft.multilabel import MultilabelMetrics
+from lit_sft.options import values_of
+from lit_sft.predictions import Predictions, predictions_in
+from lit_sft.recipe_record import told
+from lit_sft.runs import TESTED, package_versions, run_name, write_record
+from lit_sft.tested import tested_by
+
+
+@dataclass(frozen=True)
+class Member:
+    """What one checkpoint says of the documents.
+
+    Attributes:
+        checkpoint: its file.
+        folder: its run's folder; None for a file on its own, and in a dry run.
+        predictions: in the order of the documents.
+        figures: its own.
+        thresholds: from which probability on each label applies; None where a document has one label.
+        contamination: what the gate found (:mod:`lit_sft.data.contamination`) for its training text.
+        data: the data options that it was measured with.
+    """
+
+    checkpoint: Path
+    folder: Path | None
+    predictions: Predictions
+    figures: dict[str, float]
+    thresholds: list[float] | None
+    contamination: dict[str, Any]
+    data: dict[str, Any]
+
+
+class MemberCLI(LitCLI):
+    """``validate`` or ``test`` of one checkpoint that writes nothing; what it gave is in :attr:`member`."""
+
+    member: Member
+
+    def after_instantiate_classes(self) -> None:
+        """Refuse what has nothing to average, and several processes, which would start each other again."""
+        assert self.source is not None
+        if self.source.stage == "pretrain":
+            raise UserError(
+                f"{self.source.path}: a pretraining checkpoint can't classify: an ensemble needs fine-tuned ones"
+            )
+        super().after_instantiate_classes()
+        if self.trainer.world_size > 1:
+            raise UserError("an ensemble is measured in one process: --trainer.devices 1")
+
+    def after_validate(self) -> None:
+        """Keep what was measured."""
+        rows = self.model.evaluation.kept["classifier"].rows()
+        keys = np.asarray(self.prepared_data.val.keys)
+        self._keep(predictions_in(rows, self.model.label_names, keys, None))
+
+    def after_test(self) -> None:
+        """Keep what was measured."""
+        self._keep(self.model.tested.predictions)
+
+    def _keep(self, predictions: Predictions) -> None:
+        assert self.source is not None
+        measured = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
+        prefix = f"{'val' if self.subcommand == 'validate' else 'test'}/"
+        self.member = Member(
+            self.source.path,
+            None if self.trainer.fast_dev_run else self.folder,  # type: ignore[attr-defined]
+            predictions,
+            {name.removeprefix(prefix): value for name, value in measured.items() if name.startswith(prefix)},
+            self.model.evaluation.thresholds,
+            self.prepared_data.contamination,
+            self.config_dump["data"],
+        )
+
+
+def measure_ensemble(arguments: list[str], checkpoints: Sequence[str]) -> None:
+    """``validate`` or ``test`` each checkpoint, then the mean of their probabilities.
+
+    A test is kept in the first one's run folder, in ``test-ensemble.json``, with ``--name`` in
+    ``test-ensemble-NAME.json``; a number is added where there is such a file. The documents' predictions are in a
+    Parquet file of the same name.
+
+    Args:
+        arguments: the command and its options; those but ``--ckpt_path`` are each member's.
+        checkpoints: runs or checkpoint files, two at least.
+
+    Raises:
+        UserError: a mistake in one of them, or members that were measured on different documents or labels.
+    """
+    members = []
+    for number, path in enumerate(checkpoints, 1):
+        rank_zero_info(f"== member {number} of {len(checkpoints)}: {path}")
+        command = MemberCLI([*arguments, "--ckpt_path", path, "--trainer.logger", "false"])
+        members.append(command.member)
+    predictions, thresholds = mean_predictions([m.predictions for m in members], [m.thresholds for m in members])
+    figures, confusion = _figures(predictions, thresholds)
+    record = tested_by(figures, predictions).record()
+    if arguments[0] == "validate":
+        measured = {"val": record["test"], "val_interval": record["test_interval"]}
+        rank_zero_info(f"validation of the ensemble: {told(measured, 'val')}")
+        return
+    record["test_confusion"] = confusion
+    if thresholds is not None:
+        record["thresholds"] = dict(zip(predictions.label_names, thresholds, strict=True))
+    record["contamination"] = _contamination(members)
+    record["members"] = [{"checkpoint": str(m.checkpoint), "test": _main(m.figures)} for m in members]
+    record["data"] = {key: members[0].data.get(key) for key in ("labeled", *TESTED)}
+    rank_zero_info(f"test of the ensemble: {told(record)}")
+    folder, names = members[0].folder, values_of(arguments, "--name")
+    if folder is None:
+        return
+    file = next(free for free in _names(folder, names[-1] if names else None) if not free.exists())
+    predictions.write(file.with_suffix(".parquet"))
+    write_record(file, record | {"versions": package_versions()})
+    rank_zero_info(f"wrote {file}")
+
+
+def _figures(predictions: Predictions, thresholds: list[float] | None) -> tuple[dict[str, float], dict[str, Any]]:
+    """Every figure of the predictions, and what was taken for what, by the code that measures one model."""
+    names = predictions.label_names
+    metrics: ClassificationMetrics | MultilabelMetrics
+    if thresholds is None:
+        metrics = ClassificationMetrics(names)
+    else:
+        metrics = MultilabelMetrics(names)
+        metrics.thresholds = thresholds
+    columns = (predictions.probabilities, predictions.labels, predictions.losses)
+    metrics.update(*map(torch.from_numpy, columns))
+    return metrics.compute(), metrics.confusion()
+
+
+def _contamination(members: Sequence[Member]) -> dict[str, Any]:
+    """That of all members where it is one; else of each, and whether any of them is transductive."""
+    found = [member.contamination for member in members]
+    if all(one == found[0] for one in found):
+        return found[0]
+    why = list(dict.fromkeys(reason for one in found for reason in one.get("why", [])))
+    return {"transductive": any(one.get("transductive") for one in found), "why": why, "members": found}
+
+
+def _main(figures: dict[str, float]) -> dict[str, float]:
+    """The figures that are not of one class."""
+    return {name: value for name, value in figures.items() if "/" not in name}
+
+
+def _names(folder: Path, name: str | None) -> Iterator[Path]:
+    """Where the record may go, in the order of preference."""
+    stem = "test-ensemble" if name is None else f"test-ensemble-{run_name(None, name)}"
+    yield folder / f"{stem}.json"
+    yield from (folder / f"{stem}-{number}.json" for number in count(2))

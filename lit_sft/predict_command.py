@@ -1,0 +1,107 @@
+"""``predict`` on the command line: documents in, JSON lines out."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from lit_sft.data.readers import iter_rows
+from lit_sft.errors import UserError, nearest
+from lit_sft.predictor import load
+from lit_sft.starting import names_in
+
+
+def predict_command(arguments: list[str]) -> None:
+    """``predict``: a document a line, or CSV, TSV, JSONL, Parquet in; a JSON line out for each input row.
+
+    Raises:
+        UserError: a mistake in an option, the checkpoint or the input; a half-written output file is removed.
+    """
+    options = _parser().parse_args(arguments)
+    paths = names_in(options.ckpt_path)
+    one_or_more = paths if len(paths) > 1 else paths[0]
+    predictor = load(one_or_more, options.encoder and _class(options.encoder), options.device)
+    rows = iter_rows(
+        sys.stdin.buffer if options.input == "-" else options.input,
+        text_column=options.text_column,
+        encoding=options.encoding,
+        header=not options.no_header,
+        separator=options.separator,
+        labels=False,
+        format=options.format,
+    )
+    with _output(options.output) as output:
+        for prediction in predictor.predict_iter(row.text for row in rows):
+            output.write(json.dumps(prediction, ensure_ascii=False) + "\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m lit_sft predict",
+        allow_abbrev=False,
+        exit_on_error=False,
+        description="Label documents: a JSON line out for each row in, null for a blank one. "
+        "Input files are txt (a document a line), csv, tsv, jsonl or parquet by their suffix, with .gz behind it too, "
+        "or FORMAT:FILE for these and for file (a document), label_text, fasttext and wikitext.",
+    )
+    parser.add_argument("--ckpt_path", required=True, help="a run's folder or a checkpoint file; A,B: the mean of both")
+    parser.add_argument("--input", required=True, help="a file, or - for standard input")
+    parser.add_argument("--output", required=True, help="a file for JSON lines, or - for standard output")
+    formats = ("txt", "csv", "tsv", "jsonl", "file", "fasttext", "wikitext")
+    parser.add_argument("--format", choices=formats, help="of standard input (default: txt)")
+    parser.add_argument("--text_column", help='the column that holds the text (default: "text")')
+    parser.add_argument("--no_header", action="store_true", help="CSV and TSV columns are named 0, 1, and so on")
+    parser.add_argument("--encoding", default="utf-8")
+    parser.add_argument("--separator", help="between label and text of a label_text file (default: a tab)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    parser.add_argument("--model.encoder", dest="encoder", help="the encoder's class, where it is one of your own")
+
+    def refuse(message: str) -> Any:
+        wrong = re.search(r"unrecognized arguments: --([\w.]+)", message)
+        hint = nearest(wrong[1], [name.lstrip("-") for name in parser._option_string_actions]) if wrong else ""
+        raise UserError(f"predict: {message}; {hint}see python -m lit_sft predict --help")
+
+    parser.error = refuse  # type: ignore[method-assign, assignment]
+    return parser
+
+
+def _class(path: str) -> Any:
+    """The class that the user names."""
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"--model.encoder {path}: no such class ({error})") from error
+
+
+@contextmanager
+def _output(name: str) -> Iterator[TextIO]:
+    """Standard output, or a file that appears under its name only when it is complete."""
+    if name == "-":
+        yield sys.stdout
+        sys.stdout.flush()
+        return
+    path = Path(name)
+    special = path.exists() and not path.is_file()  # /dev/null, a pipe: written to, never replaced
+    temporary = path if special else path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        file = temporary.open("w", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--output {name}: can't be written: {error.strerror}") from error
+    try:
+        with file:
+            yield file
+        if not special:
+            temporary.replace(path)
+    except BaseException:
+        if not special:
+            temporary.unlink()
+        raise
