@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from lit_sft.averaging import mean_predictions
+from lit_sft.averaging import column_order, mean_predictions
+from lit_sft.checkpoints import read_checkpoint, resolve
 from lit_sft.cli import LitCLI
 from lit_sft.errors import UserError
 from lit_sft.metrics import ClassificationMetrics
@@ -53,12 +54,7 @@ class MemberCLI(LitCLI):
     member: Member
 
     def after_instantiate_classes(self) -> None:
-        """Refuse what has nothing to average, and several processes, which would start each other again."""
-        assert self.source is not None
-        if self.source.stage == "pretrain":
-            raise UserError(
-                f"{self.source.path}: a pretraining checkpoint can't classify: an ensemble needs fine-tuned ones"
-            )
+        """Refuse several processes, which would start each other again."""
         super().after_instantiate_classes()
         if self.trainer.world_size > 1:
             raise UserError("an ensemble is measured in one process: --trainer.devices 1")
@@ -102,7 +98,9 @@ def measure_ensemble(arguments: list[str], checkpoints: Sequence[str]) -> None:
     Raises:
         UserError: a mistake in one of them, or members that were measured on different documents or labels.
     """
-    members = []
+    names, members = values_of(arguments, "--name"), []
+    stem = f"test-ensemble-{run_name(None, names[-1])}" if names else "test-ensemble"
+    _check_members(checkpoints)
     for number, path in enumerate(checkpoints, 1):
         rank_zero_info(f"== member {number} of {len(checkpoints)}: {path}")
         command = MemberCLI([*arguments, "--ckpt_path", path, "--trainer.logger", "false"])
@@ -121,13 +119,22 @@ def measure_ensemble(arguments: list[str], checkpoints: Sequence[str]) -> None:
     record["members"] = [{"checkpoint": str(m.checkpoint), "test": _main(m.figures)} for m in members]
     record["data"] = {key: members[0].data.get(key) for key in ("labeled", *TESTED)}
     rank_zero_info(f"test of the ensemble: {told(record)}")
-    folder, names = members[0].folder, values_of(arguments, "--name")
+    folder = members[0].folder
     if folder is None:
         return
-    file = next(free for free in _names(folder, names[-1] if names else None) if not free.exists())
+    file = next(free for free in _names(folder, stem) if not free.exists())
     predictions.write(file.with_suffix(".parquet"))
     write_record(file, record | {"versions": package_versions()})
     rank_zero_info(f"wrote {file}")
+
+
+def _check_members(checkpoints: Sequence[str]) -> None:
+    """Raise a UserError where the checkpoints can't be averaged: told before the first one has been measured."""
+    found = [read_checkpoint(resolve(path, "ckpt_path")) for path in checkpoints]
+    for one in found:
+        if one.stage == "pretrain":
+            raise UserError(f"{one.path}: a pretraining checkpoint can't classify: an ensemble needs fine-tuned ones")
+        column_order(found[0].label_names, one.label_names)
 
 
 def _figures(predictions: Predictions, thresholds: list[float] | None) -> tuple[dict[str, float], dict[str, Any]]:
@@ -158,8 +165,7 @@ def _main(figures: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in figures.items() if "/" not in name}
 
 
-def _names(folder: Path, name: str | None) -> Iterator[Path]:
+def _names(folder: Path, stem: str) -> Iterator[Path]:
     """Where the record may go, in the order of preference."""
-    stem = "test-ensemble" if name is None else f"test-ensemble-{run_name(None, name)}"
     yield folder / f"{stem}.json"
     yield from (folder / f"{stem}-{number}.json" for number in count(2))

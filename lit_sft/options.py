@@ -25,7 +25,7 @@ NO_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'|No module nam
 NOT_SUBCLASS = re.compile(r"Expected '([\w.]+)' to be a subclass of <class '([\w.]+)'>")
 EXPECTED = re.compile(r"Expected an? (?:<class '([\w.]+)'>|typing\.Literal\[(.*?)\])")
 VALUE = re.compile(r"(?:Got|Given) value: ([^\[{(]{1,80}?)\.?(?= - | Got value|$)")
-REASON = re.compile(r"Errors: - (.+?)(?: - Expected an? .*| Given value type.*)?$")
+REASON = re.compile(r"Errors: - (.+?)(?: - (?:Expected an?|Not a valid subclass) .*| Given value type.*)?$")
 
 
 def values_of(arguments: list[str], *names: str) -> list[str]:

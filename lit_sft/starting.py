@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,20 +19,32 @@ from lit_sft.data.fed import together
 from lit_sft.data.textdata import TextData
 from lit_sft.data.tokenization import KINDS, Tokenizer
 from lit_sft.errors import UserError
-from lit_sft.models import TwoWayEncoder
+from lit_sft.models import LSTMEncoder, TwoWayEncoder
 from lit_sft.resume import check_tokenizer
 
 InitFrom = list[str] | str | None
 
 
 def names_in(given: InitFrom) -> list[str]:
-    """The runs or checkpoints that an option names: a list, also in one text, or names with commas between them."""
-    if isinstance(given, str):
-        if given.startswith("[") and given.endswith("]"):
+    """The runs or checkpoints that an option names: a list, also in one text, or names with commas between them.
+
+    Raises:
+        UserError: a text that names none, or with nothing between two commas.
+    """
+    if not isinstance(given, str):
+        return list(given or [])
+    with contextlib.suppress(OSError):  # longer than a path can be
+        if Path(given).exists():
+            return [given]
+    listed: Any = given.split(",")
+    if given.startswith("[") and given.endswith("]"):
+        listed = []
+        with contextlib.suppress(yaml.YAMLError):
             listed = yaml.safe_load(given)
-            return [str(name) for name in listed]
-        return [given] if Path(given).exists() else [name.strip() for name in given.split(",")]
-    return list(given or [])
+    names = [str(name).strip() for name in listed if not isinstance(name, (dict, list))]
+    if not all(names) or not names or len(names) < len(listed):
+        raise UserError(f"{given!r} is no list of runs or checkpoints: name one, or several as A,B")
+    return names
 
 
 @dataclass(frozen=True)
@@ -142,6 +155,8 @@ def check_start(encoder: type, sources: Sequence[Source]) -> None:
             f"init_from: {names} reads {sources[0].direction} only: TwoWayEncoder starts from two pretrainings, "
             "--model.init_from FORWARD,BACKWARD"
         )
+    elif sources and sources[0].two_way and issubclass(encoder, LSTMEncoder):
+        raise UserError(f"init_from: {names} reads both ways: give --model.encoder TwoWayEncoder")
 
 
 def is_two_way(encoder: type) -> bool:

@@ -232,6 +232,10 @@ def test_mistakes_are_told_in_one_line(runs: Runs, trained: Trained, files: File
     cases = [
         (("test",), f"{plain},{trained.pretrain}", "a pretraining checkpoint can't classify"),
         (("test",), f"{plain},nowhere", "nowhere: no such run or checkpoint"),
+        (("test",), f"{plain},two", "models with the same labels, not"),
+        (("test", "--name", "a/b"), f"{plain},{other}", "--name a/b"),
+        (("validate",), f"{plain},", "is no list of runs or checkpoints"),
+        (("predict", "--input", files.test, "--output", "-"), "[]", "is no list of runs or checkpoints"),
         (("test",), f"{plain},elsewhere", "different documents: name them, with --data.test"),
         (("test", "--trainer.devices", "2"), f"{plain},{other}", "--trainer.devices 1"),
         (("predict", "--input", files.test, "--output", "-"), f"{plain},two", "models with the same labels, not"),
@@ -242,6 +246,7 @@ def test_mistakes_are_told_in_one_line(runs: Runs, trained: Trained, files: File
         assert result.code == 2
         assert message in result.err
         assert len(result.err.strip().splitlines()) == 1
+        assert ("member 1" in result.log) is (path.endswith("elsewhere") or "--trainer.devices" in command)
     assert cli("test", "--ckpt_path", f"{plain},elsewhere", "--data.test", files.test).code == 0
     with pytest.raises(UserError, match="one checkpoint at least"):
         lit_sft.load([])

@@ -105,7 +105,7 @@ def test_a_resumed_run_is_drawn_to_the_same_weights(
     for path in paths[::3]:
         step = torch.load(path, weights_only=True)["global_step"]
         folder = tmp_path / str(step)
-        rest, then = train("no file", 0.3, files, shared_cache, folder, dropout=True, ckpt_path=path)
+        rest, then = train(None, 0.3, files, shared_cache, folder, dropout=True, ckpt_path=path)
         assert then.values == seen.values[step:]
         assert equal(weights(rest), weights(whole))
 

@@ -21,9 +21,11 @@ from lit_sft.checkpoints import Checkpoint, read_checkpoint, resolve
 from lit_sft.data.buckets import collate
 from lit_sft.data.fed import together
 from lit_sft.data.readers import iter_rows
+from lit_sft.errors import UserError
 from lit_sft.models import ClassifierHead, EncoderMasks, LMHead, LSTMEncoder, Network, TwoWayEncoder
 from lit_sft.models.twoway import backward_order
 from lit_sft.predictions import read_predictions
+from lit_sft.starting import names_in
 
 DROPOUTS = [name for name in inspect.signature(LSTMEncoder).parameters if "dropout" in name]
 
@@ -306,6 +308,28 @@ def test_mistakes_are_told_in_one_line(pair: Pair, cli: Command) -> None:
     other = ("--data.vocab_size", "270", "--data.direction", "backward", "--run_dir", "small")
     assert cli("fit", "--config", pair.finetune.with_name("pretrain.yaml"), *other).code == 0
     refused("have different tokenizers", "RUN/tokenizer.json", start=f"small,{pair.forward}")
+    assert cli("fit", "--config", pair.finetune, "--trainer.max_steps", "1", "--run_dir", "both").code == 0
+    refused("reads both ways: give --model.encoder TwoWayEncoder", start="both", flags=lstm)
+    for start in (f"{pair.forward},", "[a, [b]", "[a: b: c]"):
+        refused("is no list of runs or checkpoints: name one, or several as A,B", start=start)
+
+
+def test_names_of_runs_in_a_text(tmp_path: Path) -> None:
+    comma = tmp_path / "a,b"
+    comma.mkdir()
+    many = [f"logs/{'x' * 200}/version_{i}" for i in range(40)]  # longer together than a path can be
+    for given, expected in (
+        (None, []),
+        (["a,b"], ["a,b"]),
+        ("a, b", ["a", "b"]),
+        ("[a, 'b,c']", ["a", "b,c"]),
+        (str(comma), [str(comma)]),
+        (",".join(many), many),
+    ):
+        assert names_in(given) == expected
+    for wrong in (",", "a,,b", "[]", "[a, ]]", "[{a: b}]"):
+        with pytest.raises(UserError, match="is no list of runs or checkpoints"):
+            names_in(wrong)
 
 
 def test_what_two_checkpoints_were_fed_with_is_that_of_both() -> None:

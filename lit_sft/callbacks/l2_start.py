@@ -33,8 +33,8 @@ class L2Start(L.Callback):
         self.strength = strength
         self._start: dict[str, Tensor] = {}  # the encoder's weights by name
 
-    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        if stage == "fit" and not module.init_from:
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if not module.init_from and not trainer.ckpt_path:  # a run that goes on has w0 from its checkpoint
             raise UserError("L2Start draws weights to those of model.init_from: give it, or leave the callback out")
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
