@@ -35,9 +35,9 @@ from lit_sft.data.prepare import write_atomically
 from lit_sft.errors import UserError, nearest
 from lit_sft.options import read_yaml, values_of
 from lit_sft.processes import run_process
+from lit_sft.recipe_check import check_starts
 from lit_sft.recipe_file import Recipe, Stage
 from lit_sft.recipe_record import joined_record, told
-from lit_sft.resume import check_same_tokenizer
 from lit_sft.runs import (
     LOGS,
     RECORD,
@@ -49,7 +49,7 @@ from lit_sft.runs import (
     versions,
     write_record,
 )
-from lit_sft.starting import Source, check_direction, check_start, encoder_class, is_two_way, names_in
+from lit_sft.starting import names_in
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def run_recipe(recipe: Recipe, arguments: list[str]) -> None:
     options, flags = _recipe_options(arguments)
     chosen = _chosen(recipe, None if options.ckpt_path else options.stages)
     options_of = {stage.name: check_stage(recipe, stage, flags) for stage in chosen}
-    _check_starts(recipe, chosen, options_of, options.init_from is not None)
+    check_starts(recipe, chosen, options_of, given=bool(options.init_from or options.ckpt_path))
     if any(stage_options.trainer.fast_dev_run for stage_options in options_of.values()):
         for stage in chosen:  # a dry run keeps no weights, so every stage starts from scratch
             _call("fit", recipe, stage, flags)
@@ -109,29 +109,6 @@ def check_stage(recipe: Recipe, stage: Stage, flags: list[str]) -> Namespace:
     """Look at a stage's options and data without running it; returns the options."""
     with _command("fit", recipe, stage, flags) as command:
         return check(command)
-
-
-def _check_starts(recipe: Recipe, stages: list[Stage], options_of: dict[str, Namespace], given: bool) -> None:
-    """Raise a UserError where a stage can't start from those before it, by their options: told before they run.
-
-    ``given``: whether those that start from no stage start from what the user names.
-    """
-    known: dict[str, Source] = {}
-    for stage in stages:
-        model, data = options_of[stage.name].model, options_of[stage.name].data
-        sources = [known[name] for name in stage.init_from if name in known]
-        if sources and len(sources) == len(stage.init_from):
-            try:
-                check_start(encoder_class(model), sources)
-                check_direction(model, data.direction, sources)
-                check_same_tokenizer([options_of[name].data for name in stage.init_from])
-            except UserError as error:
-                scratch = "; a stage that starts from nothing has init_from: null"
-                raise UserError(f"{recipe.path}: stage {stage.name}: {error}{scratch}") from error
-        elif data.direction is None and (stage.init_from or given):
-            continue  # it reads as something else does
-        direction = data.direction or (sources[0].direction if len(sources) == 1 else "forward")
-        known[stage.name] = Source(f"stage {stage.name}", direction, is_two_way(encoder_class(model)))
 
 
 def _recipe_options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:

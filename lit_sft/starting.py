@@ -22,6 +22,7 @@ from lit_sft.errors import UserError
 from lit_sft.models import LSTMEncoder, TwoWayEncoder
 from lit_sft.resume import check_tokenizer
 
+SIZES = ("embedding_size", "hidden_size", "num_layers", "last_size")  # of an encoder's options
 InitFrom = list[str] | str | None
 
 
@@ -98,9 +99,9 @@ def start_from(config: Any, data: TextData) -> Checkpoint | None:
     known = [Source.of(source) for source in sources]
     check_start(encoder_class(config.model), known)
     if kind == EXTEND:
-        check_extendable(sources[0].tokenizer(), paths[0])
+        check_extendable(sources[0].tokenizer().model, paths[0])
     elif config.model.remap_vocabulary:
-        check_same_kind(kind, sources[0])
+        check_same_kind(kind, sources[0].tokenizer().model, paths[0])
     else:
         check_tokenizer(sources[0], kind)
     check_direction(config.model, config.data.direction, known)
@@ -121,13 +122,17 @@ def adopted_from(sources: Sequence[Checkpoint], extend: bool = False, remap: boo
     return replace(found, tokenizer=None) if remap else found
 
 
-def check_same_kind(kind: str, source: Checkpoint) -> None:
-    """Raise a UserError where the tokens of ``data.tokenizer`` and of a checkpoint are of two kinds."""
-    own = {"bpe": "BPE"}.get(kind, "WordLevel") if kind in KINDS else Tokenizer.from_file(kind).model
-    theirs = source.tokenizer().model
+def tokens_of(kind: str) -> str | None:
+    """What kind of tokens, as :attr:`Tokenizer.model` names it, ``data.tokenizer`` gives; None for those of a file."""
+    return "BPE" if kind == "bpe" else "WordLevel" if kind in (*KINDS, EXTEND) else None
+
+
+def check_same_kind(kind: str, theirs: str, source: str) -> None:
+    """Raise a UserError where the tokens of ``data.tokenizer`` and those of ``source`` are of two kinds."""
+    own = tokens_of(kind) or Tokenizer.from_file(kind).model
     if own != theirs:
         raise UserError(
-            f"--model.remap_vocabulary: --data.tokenizer {kind} is {own} and that of {source.path} is {theirs}, whose "
+            f"--model.remap_vocabulary: --data.tokenizer {kind} is {own} and that of {source} is {theirs}, whose "
             "tokens are other parts of words: give --data.tokenizer of its kind"
         )
 
@@ -157,6 +162,24 @@ def check_start(encoder: type, sources: Sequence[Source]) -> None:
         )
     elif sources and sources[0].two_way and issubclass(encoder, LSTMEncoder):
         raise UserError(f"init_from: {names} reads both ways: give --model.encoder TwoWayEncoder")
+
+
+def check_sizes(model: Any, before: Any, source: str) -> None:
+    """Raise a UserError where this package's encoders of two runs differ in size, by the parsed options of the models.
+
+    Args:
+        model: of the run.
+        before: of what it starts from, which ``source`` names.
+    """
+    if not {encoder_class(model), encoder_class(before)} <= {LSTMEncoder, TwoWayEncoder}:
+        return
+    own, theirs = (dict(vars(options.encoder.init_args)) for options in (model, before))
+    for sizes in (own, theirs):
+        sizes["last_size"] = sizes["last_size"] or sizes["hidden_size"]
+    if wrong := [f"{name} {own[name]} here and {theirs[name]} there" for name in SIZES if own[name] != theirs[name]]:
+        raise UserError(
+            f"the encoder doesn't fit {source}: {', '.join(wrong)}; give model.encoder the options of the pretraining"
+        )
 
 
 def is_two_way(encoder: type) -> bool:

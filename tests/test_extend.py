@@ -304,8 +304,93 @@ def test_a_recipe_of_three_stages_goes_from_general_text_to_labels(
         assert cutoffs_of(parts[1].network_weights()) == [10, parts[1].tokenizer().vocab_size]
 
 
+SIZES = {"model": {"encoder": {"init_args": {"hidden_size": 16}}, "schedule": "lit_sft.optim.Constant"}}
+GROWN = {"tokenizer": "extend", "vocab_size": 0}
+
+
+def test_a_recipe_that_adapts_a_given_run_goes_on_where_it_was_killed(
+    configs: Configs, general: Path, fit_recipe: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two stages, sizes of the run that is given, a kill in the first one, and a resume without naming that run."""
+    adapt = {"name": "adapt", "config": "tiny/pretrain.yaml", "data": GROWN, **SIZES}
+    tune = {"name": "finetune", "config": "tiny/finetune.yaml", **SIZES}
+    configs.recipe.write_text(yaml.safe_dump({"stages": [adapt, tune]}))
+    start = ("--model.init_from", general)
+    assert fit_recipe("--name", "whole", *start).code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("lit_sft.recipe.run_process", half_of_it)
+        assert fit_recipe("--name", "cut", *start).code == 137
+    done = fit_recipe("--name", "cut", "--ckpt_path", "last")
+    assert done.code == 0, done.err
+    whole, cut = Path("logs/whole/version_0"), Path("logs/cut/version_0")
+    for stage in ("adapt", "finetune"):
+        found, own = weights_of(whole / stage)
+        resumed, other = weights_of(cut / stage)
+        assert found.global_step == resumed.global_step == 4
+        assert own.keys() == other.keys()
+        assert all(torch.equal(value, other[name]) for name, value in own.items())
+    record = read(cut / "metrics.json")
+    assert record.keys() == read(whole / "metrics.json").keys() >= {"adapt", "finetune", "test", "contamination"}
+    assert record["test"] == read(whole / "metrics.json")["test"]
+
+
+def half_of_it(command: list[str]) -> int:
+    """A stage that ends, as one that is killed does, without a last word, a step after its last checkpoint."""
+    from lit_sft.main import main
+    from lit_sft.module import LitSFT
+
+    step = LitSFT.training_step
+
+    def until_then(module: LitSFT, batch: Any, batch_idx: int) -> Tensor | None:
+        if module.global_step == 3:
+            raise RuntimeError("killed")
+        return step(module, batch, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(LitSFT, "training_step", until_then)
+        main([*command[3:], "--saving.every_steps=2"])
+    return 137
+
+
+@pytest.mark.parametrize(
+    ("general", "target", "message"),
+    [
+        ({"data": {"tokenizer": "bpe"}}, {"data": GROWN}, "that of stage general is BPE"),
+        ({"data": {"vocab_size": 90}}, {"data": {**GROWN, "vocab_size": 80}}, "below the 90 of stage general"),
+        ({}, {"data": GROWN, "init_from": None}, "stage target: --data.tokenizer extend needs --model.init_from"),
+        ({}, {"data": GROWN, "model": {}}, "doesn't fit stage general: hidden_size 12 here and 16 there"),
+        (
+            {},
+            {"data": {"tokenizer": "bpe"}, "model": {**SIZES["model"], "remap_vocabulary": True}},
+            "--data.tokenizer bpe is BPE and that of stage general is WordLevel",
+        ),
+    ],
+)
+def test_stages_that_do_not_go_together_are_told_before_the_first_one_runs(
+    general: dict[str, Any],
+    target: dict[str, Any],
+    message: str,
+    configs: Configs,
+    fit_recipe: Fit,
+    calls: list[list[str]],
+) -> None:
+    word = {"data": {"tokenizer": "word"} | general.get("data", {})}
+    stages = [
+        {"name": "general", "config": "tiny/pretrain.yaml", **SIZES, **word},
+        {"name": "target", "config": "tiny/pretrain.yaml", **SIZES, **target},
+    ]
+    configs.recipe.write_text(yaml.safe_dump({"stages": stages}))
+    result = fit_recipe()
+    assert result.code == 2
+    assert message in result.err
+    assert result.err.count("\n") == 1
+    assert calls == []
+    assert not Path("logs").exists()
+
+
 def test_a_dry_run_of_a_recipe_has_no_vocabulary_to_extend(configs: Configs, fit_recipe: Fit) -> None:
     stages = yaml.safe_load(configs.recipe.read_text())["stages"]
+    stages[0]["data"] = {"tokenizer": "word"}
     stages.insert(1, {"name": "target", "config": "tiny/pretrain.yaml", "data": {"tokenizer": "extend"}})
     configs.recipe.write_text(yaml.safe_dump({"stages": stages}))
     assert fit_recipe("--trainer.fast_dev_run=true").code == 0

@@ -63,11 +63,11 @@ def test_a_later_stage_that_fails_leaves_the_finished_one(
     fit_recipe: Fit, calls: list[list[str]], configs: Configs
 ) -> None:
     options = yaml.safe_load(configs.finetune.read_text())
-    options["model"]["encoder"]["init_args"]["hidden_size"] = 13
+    options["model"]["head_dropout"] = 1.5
     configs.finetune.write_text(yaml.safe_dump(options))
     result = fit_recipe()
     assert result.code == 2
-    assert "the encoder doesn't fit" in result.err
+    assert "head_dropout=1.5" in result.err
     assert [command[0] for command in calls] == ["fit", "fit"]
     assert [path.name for path in sorted(RUN.iterdir())] == ["config.yaml", "pretrain"]
 

@@ -13,13 +13,14 @@ from lit_sft.data.tokenization import NO_LIMIT, Tokenizer, encodable
 from lit_sft.errors import UserError
 
 EXTEND = "extend"  # the value of data.tokenizer
+NO_BASE = f"--data.tokenizer {EXTEND} needs --model.init_from, the run whose tokenizer is extended"
 
 
-def check_extendable(tokenizer: Tokenizer, source: object) -> None:
-    """Raise a UserError where a tokenizer is not word-level; ``source`` names it."""
-    if tokenizer.model != "WordLevel":
+def check_extendable(tokens: str, source: str) -> None:
+    """Raise a UserError where the tokens (:attr:`Tokenizer.model`) are not words; ``source`` names whose they are."""
+    if tokens != "WordLevel":
         raise UserError(
-            f"--data.tokenizer extend is for word-level tokenizers, and that of {source} is {tokenizer.model}, which "
+            f"--data.tokenizer extend is for word-level tokenizers, and that of {source} is {tokens}, which "
             "spells every word with the tokens that it has: leave out --data.tokenizer"
         )
 
@@ -36,7 +37,7 @@ def extended(base: Tokenizer, texts: Iterable[str], vocab_size: int, min_frequen
     Raises:
         UserError: another kind of tokenizer, or a limit below what ``base`` has.
     """
-    check_extendable(base, "the checkpoint")
+    check_extendable(base.model, "the checkpoint")
     room = (vocab_size or NO_LIMIT) - base.vocab_size
     if room < 0:
         raise UserError(

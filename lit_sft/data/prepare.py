@@ -27,7 +27,7 @@ import numpy as np
 
 from lit_sft.data.corpus import Corpus, load_corpus
 from lit_sft.data.corpus_config import CorpusConfig
-from lit_sft.data.extension import EXTEND, extended
+from lit_sft.data.extension import EXTEND, NO_BASE, extended
 from lit_sft.data.labels import from_plain, label_array, to_plain
 from lit_sft.data.splits import sample
 from lit_sft.data.texts import joined
@@ -123,7 +123,7 @@ class Preparation:
         if self.kind not in (*KINDS, EXTEND):
             return Tokenizer.from_file(self.kind)
         if self.kind == EXTEND and self.base is None:
-            raise UserError("--data.tokenizer extend needs --model.init_from, the run whose tokenizer is extended")
+            raise UserError(NO_BASE)
         base = [self.base.digest] if self.kind == EXTEND and self.base else []
         path = self.cache_dir / "tokenizers" / f"{_key(self.fingerprint, self.kind, *self.options, *base)}.json"
         if not path.is_file():

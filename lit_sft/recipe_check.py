@@ -1,0 +1,106 @@
+"""What a recipe's stages start from, checked by their options alone: a mistake is told before the first one's hours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jsonargparse import Namespace
+
+from lit_sft.data.batches import Direction
+from lit_sft.data.extension import EXTEND, NO_BASE, check_extendable
+from lit_sft.errors import UserError
+from lit_sft.recipe_file import Recipe, Stage
+from lit_sft.resume import check_same_tokenizer
+from lit_sft.starting import (
+    Source,
+    check_direction,
+    check_same_kind,
+    check_sizes,
+    check_start,
+    encoder_class,
+    is_two_way,
+    tokens_of,
+)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage that has not run yet, as those that start from it see it.
+
+    Attributes:
+        name: of the stage, in words.
+        options: as parsed.
+        direction: how it will read; None where it starts from something else than a stage, which says so.
+        tokens: what kind of tokens it will have, as ``Tokenizer.model`` names it; None where something else says so.
+        vocab_size: entries that its vocabulary has room for; 0 where there is no limit, or something else says so.
+    """
+
+    name: str
+    options: Namespace
+    direction: Direction | None
+    tokens: str | None
+    vocab_size: int
+
+
+def check_starts(recipe: Recipe, stages: list[Stage], options_of: dict[str, Namespace], given: bool) -> None:
+    """Raise a UserError where a stage can't start from those before it.
+
+    Args:
+        recipe: whose stages.
+        stages: those that are to run, in order.
+        options_of: their options by name.
+        given: whether those that start from no stage start from what the user names, now or when the run began.
+    """
+    planned: dict[str, Planned] = {}
+    for stage in stages:
+        options = options_of[stage.name]
+        starts = [planned[name] for name in stage.init_from if name in planned]
+        if len(starts) < len(stage.init_from):
+            starts = []  # one of them has run before, and says itself what doesn't fit
+        from_scratch = not (stage.init_from or given or options.model.init_from)
+        try:
+            if starts:
+                _check_start(options, starts)
+            elif from_scratch and options.data.tokenizer == EXTEND:
+                raise UserError(NO_BASE)
+        except UserError as error:
+            hint = "; a stage that starts from nothing has init_from: null" if starts else ""
+            raise UserError(f"{recipe.path}: stage {stage.name}: {error}{hint}") from error
+        planned[stage.name] = _planned(f"stage {stage.name}", options, starts, from_scratch)
+
+
+def _check_start(options: Namespace, starts: list[Planned]) -> None:
+    model, data, first = options.model, options.data, starts[0]
+    sources = [Source(s.name, s.direction, _reads_both_ways(s)) for s in starts if s.direction is not None]
+    if len(sources) == len(starts):
+        check_start(encoder_class(model), sources)
+        check_direction(model, data.direction, sources)
+    check_same_tokenizer([start.options.data for start in starts])
+    for start in starts:
+        check_sizes(model, start.options.model, start.name)
+    if data.tokenizer == EXTEND:
+        check_extendable(first.tokens or "WordLevel", first.name)
+        if 0 < data.vocab_size < first.vocab_size:
+            raise UserError(
+                f"--data.vocab_size {data.vocab_size} with --data.tokenizer extend is below the {first.vocab_size} of "
+                f"{first.name}: it is the limit of both together; 0 is none"
+            )
+    elif model.remap_vocabulary and first.tokens and tokens_of(data.tokenizer):
+        check_same_kind(data.tokenizer, first.tokens, first.name)
+
+
+def _planned(name: str, options: Namespace, starts: list[Planned], from_scratch: bool) -> Planned:
+    data = options.data
+    direction: Direction | None = data.direction
+    if direction is None and (from_scratch or len(starts) > 1):
+        direction = "forward"
+    elif direction is None and starts:
+        direction = starts[0].direction
+    tokens, vocab_size = tokens_of(data.tokenizer), data.vocab_size
+    if not from_scratch and not options.model.remap_vocabulary and data.tokenizer != EXTEND:
+        tokens, vocab_size = (starts[0].tokens, starts[0].vocab_size) if starts else (None, 0)
+    return Planned(name, options, direction, tokens, vocab_size)
+
+
+def _reads_both_ways(stage: Planned) -> bool:
+    return is_two_way(encoder_class(stage.options.model))
