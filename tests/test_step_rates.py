@@ -104,9 +104,10 @@ def test_a_fit_that_was_broken_off_leaves_nothing_for_the_next_one(
     for broken in (False, True):
         options = {"accumulate_grad_batches": 2, "max_steps": 3}
         if broken:
+            trainer = trainer_of(tmp_path, callbacks=[PowerCutAfter()], **options)
+            data = data_of(files, shared_cache, bptt=24, random_bptt=True)
             with pytest.raises(PowerCut):
-                trainer = trainer_of(tmp_path, callbacks=[PowerCutAfter()], **options)
-                trainer.fit(module, datamodule=data_of(files, shared_cache, bptt=24, random_bptt=True))
+                trainer.fit(module, datamodule=data)
         rates = AtEveryStep()
         trainer = trainer_of(tmp_path, callbacks=[rates], **options)
         trainer.fit(module, datamodule=data_of(files, shared_cache, bptt=24, random_bptt=True))
