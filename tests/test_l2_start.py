@@ -105,7 +105,7 @@ def test_a_resumed_run_is_drawn_to_the_same_weights(
     for path in paths[::3]:
         step = torch.load(path, weights_only=True)["global_step"]
         folder = tmp_path / str(step)
-        rest, then = train("no file", 0.3, files, shared_cache, folder, dropout=True, ckpt_path=path)
+        rest, then = train(None, 0.3, files, shared_cache, folder, dropout=True, ckpt_path=path)
         assert then.values == seen.values[step:]
         assert equal(weights(rest), weights(whole))
 
@@ -117,9 +117,12 @@ def test_frozen_weights_are_left_alone(pretrained: str, files: Files, shared_cac
     data.prepare_data()
     data.setup()
     module.build(data.tokenizer, data.label_names)
-    module.net.encoder.requires_grad_(False)
+    module.net.encoder.embedding.requires_grad_(False)
     trainer.fit(module, datamodule=data)
-    assert all(parameter.grad is None for parameter in module.net.encoder.parameters())
+    assert module.net.encoder.embedding.weight.grad is None
+    module.net.encoder.requires_grad_(False)
+    with pytest.raises(UserError, match="the encoder is frozen"):
+        trainer_of(tmp_path, max_steps=4, callbacks=[L2Start(1.0)]).fit(module, datamodule=data)
 
 
 def test_it_needs_weights_to_start_from(pretrained: str, files: Files, shared_cache: Path, tmp_path: Path) -> None:
