@@ -45,7 +45,7 @@ def log_confusion(trainer: L.Trainer, module: L.LightningModule, split: str, ste
         split: ``val`` or ``test``.
         step: the optimizer steps of the weights; the table stands where Lightning puts the pass's figures.
     """
-    confusion = module.evaluation.confusion()  # type: ignore[operator, union-attr]
+    confusion = module.evaluation.confusion() if trainer.loggers else None  # type: ignore[operator, union-attr]
     if confusion is not None:
         log_text(trainer, f"{split}/confusion", confusion_table(confusion), max(0, step - 1))
 

@@ -22,9 +22,11 @@ class StepRates(L.LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self._step_rates: list[float] = []  # of the batches since the last step
+        self._step_rates: list[float] = []  # of this step's batches so far
 
     def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:  # Lightning's own rule
+            self._step_rates = []
         self._step_rates += [b.rate for b in batch.values() if hasattr(b, "rate")]
 
     def optimizer_step(
@@ -34,7 +36,7 @@ class StepRates(L.LightningModule):
         optimizer: Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        rates, self._step_rates = self._step_rates, []
+        rates = self._step_rates
         with scaled(optimizer.param_groups, sum(rates) / len(rates) if rates else 1.0):
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
 

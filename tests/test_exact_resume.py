@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,24 @@ import pytest
 import torch
 import yaml
 from conftest import Configs, Files
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from training import data_of, module_of, trainer_of
+from torch import Tensor
+from training import data_of, equal, module_of, trainer_of, weights
 
-from lit_sft.callbacks import BestCheckpoint, EarlyStop, LastCheckpoint
-from lit_sft.optim import WarmupCosine
+from lit_sft.callbacks import (
+    BestCheckpoint,
+    EarlyStop,
+    ExponentialAveraging,
+    GradualUnfreezing,
+    L2Start,
+    LastCheckpoint,
+    NonMonotonicAveraging,
+)
+from lit_sft.callbacks.averaging import TRAINED
+from lit_sft.objectives import MLE
+from lit_sft.optim import SlantedTriangular, WarmupCosine
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
@@ -88,6 +100,41 @@ def test_every_checkpoint_leads_to_the_same_end(
             assert values == {s: v for s, v in logged(whole)[tag].items() if s in values}, f"{tag} from step {step}"
             assert max(values) == max(logged(whole)[tag])
         shutil.rmtree(folder)
+
+
+OF_STAGE: dict[str, dict[str, Any]] = {
+    "pretrain": {"objective": MLE(2.0, 1.0, 0.2), "loss_chunk": 50, "optimizer": partial(torch.optim.SGD, lr=8.0)},
+    "finetune": {"backprop_tokens": 5, "layer_decay": 0.5, "schedule": SlantedTriangular()},
+}
+
+
+@pytest.mark.parametrize("stage", OF_STAGE)
+def test_parts_of_awd_lstm_and_ulmfit_together_lead_to_the_same_end(
+    stage: str, files: Files, shared_cache: Path, tmp_path: Path
+) -> None:
+    trainer = trainer_of(tmp_path)
+    trainer.fit(module_of("pretrain"), data_of(files, shared_cache))
+    trainer.save_checkpoint(tmp_path / "start.ckpt")
+
+    def fit(path: Path | None) -> dict[str, Tensor]:
+        saving = LastCheckpoint(every_steps=1, keep=100)
+        saving.dirpath = str(tmp_path / ("rest" if path else "whole"))
+        callbacks: list[Callback] = [NonMonotonicAveraging(nonmono=0)]
+        if stage == "finetune":
+            callbacks = [GradualUnfreezing(0.5), ExponentialAveraging(0.8, 6), L2Start(0.1)]
+        options = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.25, "val_check_interval": 4}
+        trainer = trainer_of(tmp_path, max_epochs=3, limit_val_batches=1.0, callbacks=[*callbacks, saving], **options)
+        start = str(tmp_path / "start.ckpt") if stage == "finetune" else None
+        module = module_of(stage, dropout=True, init_from=start, **OF_STAGE[stage])
+        data = data_of(files, shared_cache, bptt=64, random_bptt=True)
+        trainer.fit(module, data, ckpt_path=path, weights_only=True)
+        return weights(module)
+
+    whole, averaged = fit(None), set()
+    for path in sorted((tmp_path / "whole").glob("last*.ckpt"))[::3]:
+        averaged.add(TRAINED in torch.load(path, weights_only=True))
+        assert equal(fit(path), whole), path.name
+    assert averaged == {True, False}
 
 
 def with_all_states(configs: Configs) -> Path:

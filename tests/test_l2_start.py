@@ -117,9 +117,12 @@ def test_frozen_weights_are_left_alone(pretrained: str, files: Files, shared_cac
     data.prepare_data()
     data.setup()
     module.build(data.tokenizer, data.label_names)
-    module.net.encoder.requires_grad_(False)
+    module.net.encoder.embedding.requires_grad_(False)
     trainer.fit(module, datamodule=data)
-    assert all(parameter.grad is None for parameter in module.net.encoder.parameters())
+    assert module.net.encoder.embedding.weight.grad is None
+    module.net.encoder.requires_grad_(False)
+    with pytest.raises(UserError, match="the encoder is frozen"):
+        trainer_of(tmp_path, max_steps=4, callbacks=[L2Start(1.0)]).fit(module, datamodule=data)
 
 
 def test_it_needs_weights_to_start_from(pretrained: str, files: Files, shared_cache: Path, tmp_path: Path) -> None:

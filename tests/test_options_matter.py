@@ -50,7 +50,7 @@ CHANGES: dict[type, dict[str, list[Change]]] = {
     LMHead: {
         "tie_weights_up_to": [("pretrain", {"tie_weights_up_to": 299})],
         "adaptive_cutoffs": [("pretrain", {"tie_weights_up_to": 0, "adaptive_cutoffs": [30]})],
-        "loss_chunk": [],  # the same loss by another way: test_heads.py
+        "loss_chunk": [],  # the same loss by another way: test_loss_chunk.py
     },
     ClassifierHead: {
         "pooling": [change for how in ("last", "mean", "max", "attention") for change in finetune(pooling=how)],
@@ -95,7 +95,7 @@ CHANGES: dict[type, dict[str, list[Change]]] = {
         "head_hidden_size": finetune(head_hidden_size=5),
         "tie_weights_up_to": [("pretrain", {"tie_weights_up_to": 299})],
         "adaptive_cutoffs": [("pretrain", {"tie_weights_up_to": 0, "adaptive_cutoffs": [30]})],
-        "loss_chunk": [],  # the same loss by another way: test_heads.py
+        "loss_chunk": [],  # the same loss by another way: test_loss_chunk.py
         "objective": finetune(objective=Supervised(label_smoothing=0.2)),
         "optimizer": finetune(optimizer=partial(torch.optim.AdamW, lr=0.02)),
         "schedule": finetune(schedule=WarmupCosine()),
@@ -186,7 +186,7 @@ def test_the_same_options_give_the_same_training(files: Files, shared_cache: Pat
         ],
         ("finetune", {"head_dropout": 0.5}),
         ("finetune", {"objective": Supervised(0.3, [1.0, 2.0, 3.0], 2.0, 1.0)}),
-        ("pretrain", {"objective": MLE(2.0, 1.0)}),
+        ("pretrain", {"objective": MLE(2.0, 1.0, 0.5)}),
         ("finetune", {"schedule": Constant(), "layer_decay": 0.1, "backprop_tokens": 5}),
     ],
     ids=str,

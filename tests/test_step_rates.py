@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import Files
 from lightning.pytorch.callbacks import Callback
-from training import Losses, data_of, module_of, trainer_of, weights
+from training import Losses, PowerCut, data_of, module_of, trainer_of, weights
 
 from lit_sft.module import LitSFT
 from lit_sft.optim import WarmupCosine, clip_gradients
@@ -87,6 +87,33 @@ def test_rates_by_length_equal_a_loop_by_hand(
     # before a step and after it the rate is the schedule's, to the bit
     assert rates.after[:-1] == seen.rates[1:]
     assert sorted(set(seen.rates)) == sorted(set(scheduled))
+
+
+class PowerCutAfter(Callback):
+    """Ends a fit after its third batch, in the middle of a step of two."""
+
+    def on_train_batch_end(self, trainer: Any, module: LitSFT, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 2:
+            raise PowerCut
+
+
+def test_a_fit_that_was_broken_off_leaves_nothing_for_the_next_one(
+    files: Files, shared_cache: Path, tmp_path: Path
+) -> None:
+    module, found = module_of("pretrain", optimizer=SGD), []
+    for broken in (False, True):
+        options = {"accumulate_grad_batches": 2, "max_steps": 3}
+        if broken:
+            trainer = trainer_of(tmp_path, callbacks=[PowerCutAfter()], **options)
+            data = data_of(files, shared_cache, bptt=24, random_bptt=True)
+            with pytest.raises(PowerCut):
+                trainer.fit(module, datamodule=data)
+        rates = AtEveryStep()
+        trainer = trainer_of(tmp_path, callbacks=[rates], **options)
+        trainer.fit(module, datamodule=data_of(files, shared_cache, bptt=24, random_bptt=True))
+        found.append(rates.inside)
+    assert found[0] == found[1]
+    assert len(set(found[0])) == 3
 
 
 def test_the_rate_is_put_back_even_after_an_exception() -> None:

@@ -145,6 +145,10 @@ def test_mistakes_are_told_in_a_line(cli: Command, configs: Configs) -> None:
     result = cli("fit", "--config", configs.finetune, name, "--trainer.callbacks.epochs=0")
     assert result.code == 2
     assert result.err == "lit_sft: error: GradualUnfreezing: epochs=0.0 must be above 0\n"
+    result = cli("fit", "--config", configs.finetune, name, "--model.objective=Probe")
+    assert result.code == 2
+    assert "GradualUnfreezing: the encoder stays frozen" in result.err
+    assert result.err.count("\n") == 1
 
 
 def test_layers_that_never_train_are_told(cli: Command, configs: Configs) -> None:

@@ -6,8 +6,11 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+
+from lit_sft.errors import UserError
 
 TRAINED = "current_model_state"  # where a checkpoint keeps the weights that training goes on from; Lightning's name
 
@@ -20,6 +23,10 @@ class WeightMean(L.Callback):
     until its first update validates and saves that copy: Lightning issue 21724.) From then on ``state_dict`` of every
     checkpoint is the mean, as ``init_from``, ``test`` and ``predict`` take it; the trained weights are beside it, and a
     resumed run goes on from these, exactly. Buffers are not averaged: the networks here have none that are trained.
+
+    Raises:
+        UserError: in ``setup``, two of these, or one beside Lightning's: each would take the other's mean for the
+            weights that are trained.
     """
 
     def __init__(self) -> None:
@@ -27,6 +34,11 @@ class WeightMean(L.Callback):
         self._mean: list[Tensor] = []  # one a parameter of the module
         self._step = 0  # optimizer steps that were seen
         self._exchanged = False  # whether the module has the mean, and `_mean` the trained weights
+
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        kinds = [type(c).__name__ for c in trainer.callbacks if isinstance(c, (WeightMean, WeightAveraging))]  # type: ignore[attr-defined]
+        if stage == "fit" and len(kinds) > 1:
+            raise UserError(f"trainer.callbacks: {' and '.join(kinds)} both average the weights: give one of them")
 
     def begin(self, module: L.LightningModule) -> None:
         """The mean is the weights of now."""
@@ -71,6 +83,10 @@ class WeightMean(L.Callback):
         """Leave the mean in the module; a checkpoint that is written after this knows the trained weights, too."""
         if self.count and not self._exchanged:
             self._exchange(module)
+
+    def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """The same where a finished run is gone on with: nothing is trained then, so no training ends."""
+        self.on_train_end(trainer, module)
 
     @torch.no_grad()
     def _exchange(self, module: L.LightningModule) -> None:

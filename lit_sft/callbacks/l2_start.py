@@ -24,7 +24,8 @@ class L2Start(L.Callback):
 
     Raises:
         ValueError: a strength below 0.
-        UserError: at the start of a fit, a run without ``init_from``, or one that goes on without w0.
+        UserError: at the start of a fit, a new run without ``init_from``, one that goes on without w0, or an encoder
+            that is frozen as a whole.
     """
 
     def __init__(self, strength: float = 0.01) -> None:
@@ -34,8 +35,10 @@ class L2Start(L.Callback):
         self._start: dict[str, Tensor] = {}  # the encoder's weights by name
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if not module.init_from and not trainer.ckpt_path:  # a run that goes on has w0 from its checkpoint
+        if not (module.init_from or trainer.ckpt_path):  # a run that goes on has w0 in its checkpoint
             raise UserError("L2Start draws weights to those of model.init_from: give it, or leave the callback out")
+        if not any(parameter.requires_grad for parameter in _encoder(module).parameters()):
+            raise UserError("L2Start: the encoder is frozen and stays as it was anyway: leave the callback out")
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         weights = dict(_encoder(module).named_parameters())

@@ -54,9 +54,15 @@ class GradualUnfreezing(Callback):
         )
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Freeze all but what trains at this step; not before, as the optimizer leaves out what it finds frozen."""
+        """Freeze all but what trains at this step; not before, as the optimizer leaves out what it finds frozen.
+
+        Raises:
+            UserError: the encoder is frozen for good.
+        """
         own = [[p for p in group if p.requires_grad] for group in reversed(module.net.layer_groups())]  # type: ignore[operator, union-attr]
         self._groups = [group for group in own if group]
+        if len(self._groups) < 2:
+            raise UserError("GradualUnfreezing: the encoder stays frozen (model.objective): leave the callback out")
         limits = (trainer.limit_train_batches, trainer.accumulate_grad_batches)
         steps = steps_of_fit(trainer.datamodule.train_batches(), *limits, max_epochs=1, max_steps=-1)  # type: ignore[attr-defined]
         self._starts = [round(height * self.epochs * steps) for height in range(len(self._groups))]

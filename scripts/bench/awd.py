@@ -221,7 +221,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     config = yaml.safe_load(arguments.config.read_text(encoding="utf-8"))
-    options = yaml.safe_load((arguments.config.parent / config["data"]).read_text(encoding="utf-8"))
+    options = config["data"]
+    if isinstance(options, str):
+        options = yaml.safe_load((arguments.config.parent / options).read_text(encoding="utf-8"))
     data = TextDataModule(**options)
     data.prepare_data()
     data.setup()

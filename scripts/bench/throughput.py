@@ -173,7 +173,8 @@ def parts(data: TextDataModule, configs: dict[str, dict[str, Any]], steps: int, 
     probe = Probe()
     probe.prepare(loop.network)
     started = time.perf_counter()
-    probe.see_documents(loop.network, labeled, len(data.train))
+    with torch.autocast("cpu", dtype, enabled=dtype is not None):
+        probe.see_documents(loop.network, labeled, len(data.train))
     show("frozen encoder, which reads documents once", "classifier", (time.perf_counter() - started) / count)
     frozen = Loop(probe, loop.network, "labeled", dtype)
     show("frozen encoder, the steps after that", "classifier", median_seconds(frozen.step, labeled))

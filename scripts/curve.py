@@ -1,0 +1,139 @@
+"""Label efficiency: the error of each method over the number of labels, as a picture and as labels from scratch.
+
+    python scripts/curve.py scripts/results/imdb.csv --classes 2      # writes scripts/results/imdb.curve.png
+
+Reads a CSV of scripts/baselines.py. The table says, for each label count of the pretrained rows, how many labels the
+rows from scratch (or another ``--method``) need for the same mean error: a straight line between the measured points
+over the logarithm of the number, and its 95% interval by drawing the seeds of both anew. Where the curve has no such
+error, the number is only bounded (``>``, ``<``).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from baselines import read_lines
+from report import line
+
+Curve = dict[int, np.ndarray]  # errors in percent, one a seed, by the number of labels in all
+DRAWS = 2_000
+
+
+def curves(path: Path, classes: int, everything: int, val: str = "full") -> dict[str, Curve]:
+    """Each method's test errors.
+
+    Args:
+        path: the CSV.
+        classes: its label counts are of a class.
+        everything: the number of labels that ``all`` stands for.
+        val: which validation set chose the options.
+    """
+    found: dict[str, dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    for row in read_lines(path):
+        if row["test_accuracy"] and row["val"] == val:
+            count = everything if row["labels"] == "all" else classes * int(row["labels"])
+            found[row["method"]][count][row["seed"]] = 100 * (1 - float(row["test_accuracy"]))
+    return {
+        method: {n: np.array(list(seeds.values())) for n, seeds in sorted(counts.items())}
+        for method, counts in found.items()
+    }
+
+
+def labels_for(error: float, counts: np.ndarray, errors: np.ndarray) -> float:
+    """The number of labels at which a curve has an error: infinite where it never gets there, 0 where it begins below.
+
+    counts (points,), rising, and the curve's errors there (points,). Where it rises in between, the first crossing.
+    """
+    below = np.flatnonzero(errors <= error)
+    if len(below) == 0:
+        return np.inf
+    after = int(below[0])
+    if after == 0:
+        return float(counts[0]) if errors[0] == error else 0.0
+    share = (errors[after - 1] - error) / (errors[after - 1] - errors[after])
+    low, high = np.log(counts[after - 1]), np.log(counts[after])
+    return float(np.exp(low + share * (high - low)))
+
+
+def equivalent(pretrained: np.ndarray, other: Curve, seed: int = 0) -> tuple[float, float, float]:
+    """How many labels of another method's curve some seeds' mean error is worth, and the 95% interval."""
+    counts = np.array(list(other))
+    means = np.array([errors.mean() for errors in other.values()])
+    random = np.random.default_rng(seed)
+
+    def drawn(errors: np.ndarray) -> float:
+        return float(random.choice(errors, len(errors)).mean())
+
+    several = [
+        labels_for(drawn(pretrained), counts, np.array([drawn(errors) for errors in other.values()]))
+        for _ in range(DRAWS)
+    ]
+    low, high = np.quantile(several, [0.025, 0.975], method="nearest")  # no mean of a number and infinity
+    return labels_for(float(pretrained.mean()), counts, means), float(low), float(high)
+
+
+def table(found: dict[str, Curve], method: str) -> str:
+    """A Markdown table: a line for each label count of the pretrained rows."""
+    others = [name for name in found if name != "pretrained"]
+    lines = [line(["labels", "pretrained", *others, f"worth so many labels of {method} [95%]"])]
+    lines.append(line(["---"] * (len(others) + 3)))
+    most = max(found[method])
+    for count, errors in found["pretrained"].items():
+        row = [f"{count:,}", _spread(errors)]
+        row += [_spread(found[name][count]) if count in found[name] else "" for name in others]
+        shown = [_labels(number, min(found[method]), most) for number in equivalent(errors, found[method])]
+        lines.append(line([*row, f"{shown[0]} [{shown[1]}, {shown[2]}]"]))
+    return "\n".join(lines)
+
+
+def _spread(errors: np.ndarray) -> str:
+    return f"{errors.mean():.1f} ± {errors.std(ddof=1):.1f}" if len(errors) > 1 else f"{errors.mean():.1f}"
+
+
+def _labels(number: float, least: int, most: int) -> str:
+    if number > most:
+        return f"> {most:,}"
+    return f"{number:,.0f}" if number >= least else f"< {least:,}"
+
+
+def draw(found: dict[str, Curve], path: Path) -> None:
+    """The picture: mean errors over the number of labels, with their standard deviations over seeds."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for method, curve in found.items():
+        means = [errors.mean() for errors in curve.values()]
+        spreads = [errors.std(ddof=1) if len(errors) > 1 else 0.0 for errors in curve.values()]
+        axes.errorbar(list(curve), means, spreads, marker="o", markersize=4, capsize=3, label=method)
+    axes.set(xscale="log", xlabel="labels", ylabel="test error, %")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    """Draw, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, help="a CSV of scripts/baselines.py")
+    parser.add_argument("--classes", type=int, required=True, help="how many there are")
+    parser.add_argument("--all", type=int, default=0, help="how many labels 'all' is; 0 leaves these rows out")
+    parser.add_argument("--method", default="scratch", help="whose labels are counted")
+    parser.add_argument("--out", type=Path, help="the picture (default: beside the CSV, as NAME.curve.png)")
+    arguments = parser.parse_args()
+    found = curves(arguments.results, arguments.classes, arguments.all)
+    found = {name: {n: errors for n, errors in curve.items() if n > 0} for name, curve in found.items()}
+    if missing := {"pretrained", arguments.method} - {name for name, curve in found.items() if curve}:
+        raise SystemExit(f"{arguments.results} has no tested rows of {', '.join(sorted(missing))}")
+    draw(found, arguments.out or arguments.results.with_suffix(".curve.png"))
+    print(table(found, arguments.method))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Label efficiency: the crossing of a curve in closed form, intervals that hold it, and the picture."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+from baselines import FIELDS, append_line
+from curve import curves, draw, equivalent, labels_for, table
+
+COUNTS = np.array([10, 100, 1000])
+
+
+@pytest.mark.parametrize(
+    ("error", "labels"),
+    [(40.0, 10.0), (30.0, 10**1.5), (25.0, 10**1.75), (20.0, 100.0), (15.0, 10**2.5), (10.0, 1000.0)],
+)
+def test_a_crossing_lies_on_the_line_over_the_logarithm(error: float, labels: float) -> None:
+    assert labels_for(error, COUNTS, np.array([40.0, 20.0, 10.0])) == pytest.approx(labels)
+
+
+def test_beyond_the_curve_the_number_is_only_bounded() -> None:
+    assert labels_for(9.9, COUNTS, np.array([40.0, 20.0, 10.0])) == np.inf
+    assert labels_for(41.0, COUNTS, np.array([40.0, 20.0, 10.0])) == 0.0
+
+
+def test_the_first_crossing_counts_where_the_curve_rises_again() -> None:
+    assert labels_for(20.0, COUNTS, np.array([30.0, 20.0, 25.0])) == pytest.approx(100.0)
+
+
+def test_an_interval_has_no_width_without_a_spread_and_holds_the_crossing_with_one() -> None:
+    other = {10: np.full(3, 40.0), 100: np.full(3, 20.0), 1000: np.full(3, 10.0)}
+    assert equivalent(np.full(3, 30.0), other) == pytest.approx((10**1.5,) * 3)
+    mean, low, high = equivalent(np.array([28.0, 30.0, 32.0]), other)
+    # The lowest and the highest mean of three draws out of three, in closed form.
+    assert 10 ** (1.5 - 0.1) <= low < mean < high <= 10 ** (1.5 + 0.1)
+    assert mean == pytest.approx(10**1.5)
+    _, low, high = equivalent(np.array([9.0, 30.0, 30.0]), other)
+    assert low == pytest.approx(10**1.5)
+    assert high > 100
+
+
+def test_the_table_and_the_picture_of_a_csv(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "set.csv"
+    errors = {"pretrained": {"5": 30.0, "all": 8.0}, "scratch": {"5": 40.0, "50": 20.0, "all": 10.0}}
+    for method, counts in errors.items():
+        for labels, error in counts.items():
+            for seed in range(2):
+                row = dict.fromkeys(FIELDS, "") | {"method": method, "labels": labels, "val": "full", "seed": str(seed)}
+                append_line(path, row | {"test_accuracy": str(1 - error / 100)})
+        append_line(path, dict.fromkeys(FIELDS, "") | {"method": method, "labels": "5", "val": "full", "seed": "0"})
+    found = curves(path, classes=2, everything=1000)
+    assert list(found["scratch"]) == [10, 100, 1000]
+    lines = table(found, "scratch").splitlines()
+    assert lines[0] == "| labels | pretrained | scratch | worth so many labels of scratch [95%] |"
+    assert lines[2] == "| 10 | 30.0 ± 0.0 | 40.0 ± 0.0 | 32 [32, 32] |"
+    assert lines[3] == "| 1,000 | 8.0 ± 0.0 | 10.0 ± 0.0 | > 1,000 [> 1,000, > 1,000] |"
+    draw(found, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
