@@ -61,7 +61,7 @@ def check_starts(recipe: Recipe, stages: list[Stage], options_of: dict[str, Name
         try:
             if starts:
                 _check_start(options, starts)
-            elif from_scratch and options.data.tokenizer == EXTEND:
+            elif from_scratch and options.data.tokenizer == EXTEND and not options.trainer.fast_dev_run:
                 raise UserError(NO_BASE)
         except UserError as error:
             hint = "; a stage that starts from nothing has init_from: null" if starts else ""

@@ -50,7 +50,7 @@ class TextData:
         tokenizer: ``bpe`` (byte-level), ``word``, ``whitespace`` (for text that was tokenised before: a newline is an
             ``<eos>``, ``<unk>`` the unknown word), or the path of a ``tokenizer.json``. A run with ``init_from`` or
             ``ckpt_path`` takes the checkpoint's. ``extend`` takes the words of ``init_from``'s and puts those of this
-            training text behind them.
+            training text behind them; lower case and replacements are as there, too.
         vocab_size: entries of a tokenizer trained here, at most (0: all words), or of an extended one, with those that
             it had; bpe learns from 100 MB at most.
         lowercase, replace: a tokenizer trained here lower-cases the text, and before that puts strings in the place of
