@@ -13,7 +13,7 @@ import argparse
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +27,46 @@ Flags = dict[str, Any]
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts file: see scripts/search/pydocs_parts.yaml."""
+    """The parts file: see scripts/search/pydocs_parts.yaml.
+
+    ``recipe``: flags of every variant beside the configs, by stage or for both; a variant's ``without`` names those of
+    them that it leaves out. ``init_from``: the run that has the recipe's own pretraining; without it that is run, too.
+    """
 
     pretrain: Path
     finetune: Path
     seeds: int
     labels: dict[int, Flags]
-    variants: dict[str, dict[str, Flags]]
+    variants: dict[str, dict[str, Any]]
+    recipe: dict[str, Flags] = field(default_factory=dict)
+    init_from: Path | None = None
 
     @classmethod
     def read(cls, path: Path) -> Parts:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return cls(**content | {stage: Path(content[stage]) for stage in ("pretrain", "finetune")})
+        paths = {key: Path(content[key]) for key in ("pretrain", "finetune", "init_from") if key in content}
+        return cls(**content | paths)
+
+    def flags(self, variant: str, stage: str) -> Flags:
+        """A variant's flags of ``pretrain`` or ``finetune``: the recipe's, and over them its own."""
+        changes = self.variants[variant]
+        left_out = changes.get("without", [])
+        kept = {key: value for key, value in self._own(stage).items() if key not in left_out}
+        merged: Flags = kept | changes.get("both", {}) | changes.get(stage, {})
+        return merged
+
+    def is_own_pretraining(self, flags: Flags) -> bool:
+        """Whether flags are those of the recipe's own pretraining."""
+        return flags == self._own("pretrain")
+
+    def _own(self, stage: str) -> Flags:
+        return self.recipe.get("both", {}) | self.recipe.get(stage, {})
 
 
 def pretrained(parts: Parts, flags: Flags) -> Path:
     """The folder of the pretraining with these flags, run if it isn't there yet."""
+    if parts.init_from is not None and parts.is_own_pretraining(flags):
+        return parts.init_from
     name = _name(flags)
     for folder in sorted(Path("logs", name).glob("version_*")):
         if (folder / "metrics.json").is_file():
@@ -52,12 +76,10 @@ def pretrained(parts: Parts, flags: Flags) -> Path:
 
 def run(parts: Parts, variant: str, path: Path) -> None:
     """Every fine-tuning of one variant that the CSV doesn't have."""
-    changes = parts.variants[variant]
-    both = changes.get("both", {})
     for labels, options in parts.labels.items():
         for seed in set(range(parts.seeds)) - {int(r["seed"]) for r in rows_of(path, variant, labels)}:
-            model = pretrained(parts, both | changes.get("pretrain", {}))
-            flags = options | both | changes.get("finetune", {})
+            model = pretrained(parts, parts.flags(variant, "pretrain"))
+            flags = options | parts.flags(variant, "finetune")
             flags |= {"data.labels_per_class": labels, "seed_everything": seed, "model.init_from": str(model)}
             arguments = ["--config", str(parts.finetune), *_as_arguments(flags)]
             folder = run_network(arguments, _name({"variant": variant}), test=False)
@@ -95,7 +117,10 @@ def _name(flags: Flags) -> str:
 
 
 def _as_arguments(flags: Flags) -> list[str]:
-    return [f"--{key}={'null' if value is None else value}" for key, value in flags.items()]
+    def text(value: Any) -> str:
+        return json.dumps(value) if isinstance(value, dict | list | None) else str(value)
+
+    return [f"--{key}={text(value)}" for key, value in flags.items()]
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 from baselines import FIELDS, append_line, linear_model, low_shot_positions, plans_in, read_lines, write_intervals
 from compare import compare
+from parts import Parts, pretrained
 from report import intervals_file, paired_difference, table
 from table import rows_of
 from table import table as runs_table
@@ -170,3 +171,28 @@ def test_a_table_of_runs_has_errors_differences_and_what_they_cost(tmp_path: Pat
     assert shown[2].startswith("| net | 2 | 25.0 | 15.00 ± 7.1 | [")
     assert shown[2].endswith("|  | 1.5 | 10.0 |")
     assert "| +15.00 [+" in shown[3]
+
+
+def test_a_variant_changes_or_leaves_out_a_part_of_the_recipe(tmp_path: Path) -> None:
+    content = {
+        "pretrain": "p.yaml",
+        "finetune": "f.yaml",
+        "seeds": 3,
+        "labels": {20: {}},
+        "recipe": {"both": {"a": 1}, "finetune": {"b": 2, "trainer.callbacks+": {"class_path": "X"}}},
+        "init_from": "logs/lm",
+        "variants": {
+            "the recipe": {},
+            "no callback": {"without": ["trainer.callbacks+"]},
+            "other": {"both": {"a": 3}, "pretrain": {"c": 4}},
+        },
+    }
+    (tmp_path / "parts.yaml").write_text(yaml.safe_dump(content))
+    parts = Parts.read(tmp_path / "parts.yaml")
+    assert parts.flags("the recipe", "finetune") == {"a": 1, "b": 2, "trainer.callbacks+": {"class_path": "X"}}
+    assert parts.flags("no callback", "finetune") == {"a": 1, "b": 2}
+    assert parts.flags("other", "pretrain") == {"a": 3, "c": 4}
+    assert parts.flags("other", "finetune") == {"a": 3, "b": 2, "trainer.callbacks+": {"class_path": "X"}}
+    assert pretrained(parts, parts.flags("no callback", "pretrain")) == Path("logs/lm")
+    assert not parts.is_own_pretraining(parts.flags("other", "pretrain"))
+    assert Parts.read(SEARCH.with_name("pydocs_parts.yaml")).init_from is None
