@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from lit_sft.averaging import column_order, mean_predictions
 from lit_sft.checkpoints import read_checkpoint, resolve
 from lit_sft.cli import LitCLI
 from lit_sft.errors import UserError
+from lit_sft.mean_predictions import column_order, mean_predictions
 from lit_sft.metrics import ClassificationMetrics
 from lit_sft.multilabel import MultilabelMetrics
 from lit_sft.options import values_of

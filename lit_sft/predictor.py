@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_sft.averaging import column_order, mean_thresholds
 from lit_sft.checkpoints import Checkpoint, read_checkpoint, resolve
 from lit_sft.data.batches import Direction
 from lit_sft.data.buckets import DocumentBatch, DocumentDataset, Truncation
 from lit_sft.data.tokens import TokenArray
 from lit_sft.errors import UserError
+from lit_sft.mean_predictions import column_order, mean_thresholds
 from lit_sft.models import Encoder
 from lit_sft.module import LitSFT
 from lit_sft.objectives import MLE, Objective, Supervised

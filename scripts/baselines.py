@@ -128,7 +128,7 @@ class Cells:
             figures = linear_model(self.data(seed, subsets), options, folder)
         else:
             flags = [f"--data.{key}={value}" for key, value in subsets.items() if value is not None]
-            flags += [f"--{key}={json.dumps(v) if isinstance(v, list) else v}" for key, v in options.items()]
+            flags += as_flags(options)
             flags.append(f"--seed_everything={seed}")
             if method == "pretrained":
                 flags.append(f"--model.init_from={self.arguments.init_from}")
@@ -148,6 +148,15 @@ class Cells:
         data.prepare_data()
         data.setup()
         return data
+
+
+def as_flags(options: Options) -> list[str]:
+    """Options as ``lit_sft`` takes them on its command line."""
+
+    def text(value: Any) -> str:
+        return json.dumps(value) if isinstance(value, dict | list | None) else str(value)
+
+    return [f"--{key}={text(value)}" for key, value in options.items()]
 
 
 def run_network(arguments: list[str], name: str, test: bool) -> Path:

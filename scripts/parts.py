@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from baselines import append_line, read_lines, record_of, run_network
+from baselines import append_line, as_flags, read_lines, record_of, run_network
 
 FIGURES = ("perplexity", "bits_per_byte", "macro_f1", "accuracy")  # of validation; first the language model's
 Flags = dict[str, Any]
@@ -71,7 +71,7 @@ def pretrained(parts: Parts, flags: Flags) -> Path:
     for folder in sorted(Path("logs", name).glob("version_*")):
         if (folder / "metrics.json").is_file():
             return folder
-    return run_network(["--config", str(parts.pretrain), *_as_arguments(flags)], name, test=False)
+    return run_network(["--config", str(parts.pretrain), *as_flags(flags)], name, test=False)
 
 
 def run(parts: Parts, variant: str, path: Path) -> None:
@@ -81,7 +81,7 @@ def run(parts: Parts, variant: str, path: Path) -> None:
             model = pretrained(parts, parts.flags(variant, "pretrain"))
             flags = options | parts.flags(variant, "finetune")
             flags |= {"data.labels_per_class": labels, "seed_everything": seed, "model.init_from": str(model)}
-            arguments = ["--config", str(parts.finetune), *_as_arguments(flags)]
+            arguments = ["--config", str(parts.finetune), *as_flags(flags)]
             folder = run_network(arguments, _name({"variant": variant}), test=False)
             shutil.rmtree(folder / "checkpoints")
             found = record_of(model)["val"] | record_of(folder)["val"]
@@ -114,13 +114,6 @@ def table(parts: Parts, path: Path) -> str:
 
 def _name(flags: Flags) -> str:
     return "parts-" + hashlib.sha256(json.dumps(flags, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _as_arguments(flags: Flags) -> list[str]:
-    def text(value: Any) -> str:
-        return json.dumps(value) if isinstance(value, dict | list | None) else str(value)
-
-    return [f"--{key}={text(value)}" for key, value in flags.items()]
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import csv
 import json
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -199,6 +199,18 @@ def configs(workplace: Path, files: Files) -> Configs:
     stages = [{"name": path.stem, "config": f"tiny/{path.name}"} for path in paths]
     recipe.write_text(yaml.safe_dump({"stages": stages}), encoding="utf-8")
     return Configs(*paths, recipe)
+
+
+class Endless:
+    """One text for ever; ``taken`` counts how often it was asked for."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    def __iter__(self) -> Iterator[str]:
+        while True:
+            self.taken += 1
+            yield "the owl near the oak"
 
 
 @dataclass(frozen=True)

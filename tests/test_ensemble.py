@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import SUBJECTS, Command, Files, Trained, multilabel_rows, read, tiny_options
+from conftest import SUBJECTS, Command, Endless, Files, Trained, multilabel_rows, read, tiny_options
 from sklearn.metrics import f1_score
 
 import lit_sft
 from lit_sft import predictor
-from lit_sft.averaging import mean_predictions
 from lit_sft.data.readers import iter_rows
 from lit_sft.errors import UserError
+from lit_sft.mean_predictions import mean_predictions
 from lit_sft.predictions import Predictions, read_predictions
 
 NAMES = sorted(SUBJECTS)
@@ -116,17 +116,10 @@ def test_an_ensemble_predicts_the_mean_by_name_in_the_order_of_the_texts(
 
 def test_the_input_is_read_as_it_is_needed(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predictor, "TEXTS_AT_ONCE", 5)
-    taken = 0
-
-    def endless() -> Iterator[str]:
-        nonlocal taken
-        while True:
-            taken += 1
-            yield "the owl near the oak"
-
+    texts = Endless()
     ensemble = lit_sft.load([runs.folder / name for name in VARIANTS], device="cpu")
-    assert len(list(islice(ensemble.predict_iter(endless()), 12))) == 12
-    assert taken == 15  # three chunks, however many members there are
+    assert len(list(islice(ensemble.predict_iter(texts), 12))) == 12
+    assert texts.taken == 15  # three chunks, however many members there are
 
 
 def test_predict_takes_several(runs: Runs, files: Files, texts: list[str], cli: Command) -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from conftest import SUBJECTS, Command, Files, Trained
+from conftest import SUBJECTS, Command, Endless, Files, Trained
 from lightning.pytorch.callbacks import LambdaCallback
 
 from lit_sft import Predictor, load, predictor
@@ -115,18 +114,11 @@ def test_a_blank_text_is_a_none_in_its_place(model: Predictor) -> None:
 
 def test_the_input_is_read_as_it_is_needed(model: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predictor, "TEXTS_AT_ONCE", 5)
-    taken = 0
-
-    def endless() -> Iterator[str]:
-        nonlocal taken
-        while True:
-            taken += 1
-            yield "the owl near the oak"
-
-    rows = model.predict_iter(endless())
+    texts = Endless()
+    rows = model.predict_iter(texts)
     for _ in range(12):
         next(rows)
-    assert taken == 15  # three chunks: memory doesn't grow with the input
+    assert texts.taken == 15  # three chunks: memory doesn't grow with the input
 
 
 def test_document_vectors_are_pooled_hidden_states(model: Predictor, texts: list[str]) -> None:

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from test_ddp import exact, train
 from torch import Tensor, nn
 from toy_network import batch, build
-from training import Losses, data_of, equal, module_of, trainer_of, weights
+from training import Losses, check_resumes, data_of, equal, module_of, trainer_of, weights
 
 import lit_sft
 from lit_sft.callbacks import LastCheckpoint
@@ -138,20 +138,14 @@ def test_a_step_is_that_of_supervised_on_an_encoder_without_dropout(files: Files
 def test_a_resumed_training_ends_as_one_that_was_never_stopped(
     files: Files, shared_cache: Path, tmp_path: Path
 ) -> None:
-    def fit(path: Path | None) -> dict[str, Tensor]:
-        saving = LastCheckpoint(every_steps=1, keep=100)
-        saving.dirpath = str(tmp_path / ("rest" if path else "whole"))
+    def fit(saving: LastCheckpoint, path: Path | None) -> dict[str, Tensor]:
         module = module_of("finetune", dropout=True, objective=Probe())
         callbacks = [EMAWeightAveraging(decay=0.9), saving]
         trainer = trainer_of(tmp_path, max_epochs=2, limit_train_batches=5, callbacks=callbacks)
         trainer.fit(module, data_of(files, shared_cache), ckpt_path=path, weights_only=True)
         return weights(module)
 
-    whole = fit(None)
-    saved = sorted((tmp_path / "whole").glob("last-*.ckpt"))
-    assert len(saved) >= 8
-    for path in saved[::3]:
-        assert equal(fit(path), whole), path.name
+    check_resumes(fit, tmp_path, least=8, every=3)
 
 
 def test_two_processes_train_as_one_does(configs: Configs) -> None:

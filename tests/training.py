@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from conftest import Files
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch import Tensor
 
+from lit_sft.callbacks import LastCheckpoint
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.models import LSTMEncoder
 from lit_sft.module import LitSFT
@@ -93,6 +95,30 @@ class Losses(Callback):
 
 class PowerCut(Exception):
     """What ends a run in the middle."""
+
+
+def check_resumes(
+    fit: Callable[[LastCheckpoint, Path | None], dict[str, Tensor]], folder: Path, least: int, every: int = 1
+) -> None:
+    """A fit that is gone on with ends with the weights of one that was never stopped, bit by bit.
+
+    Args:
+        fit: trains with this callback, from the start or from a checkpoint; the weights at its end.
+        folder: empty.
+        least: checkpoints that the whole fit must leave, one a step.
+        every: of these, how many steps lie between two that are tried.
+    """
+
+    def run(name: str, path: Path | None) -> dict[str, Tensor]:
+        saving = LastCheckpoint(every_steps=1, keep=100)
+        saving.dirpath = str(folder / name)
+        return fit(saving, path)
+
+    whole = run("whole", None)
+    saved = sorted((folder / "whole").glob("last-*.ckpt"))
+    assert len(saved) >= least
+    for path in saved[::every]:
+        assert equal(run("rest", path), whole), path.name
 
 
 def weights(module: LitSFT) -> dict[str, Tensor]:

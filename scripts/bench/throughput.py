@@ -192,7 +192,7 @@ def overhead(
     (folder / "times.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks+": callbacks}}), encoding="utf-8")
     command = ["fit", "--config", str(folder / "pretrain.yaml"), "--config", str(folder / "times.yaml")]
     command += [f"--trainer.max_steps={count + 1}", f"--trainer.precision={precision}"]
-    command += ["--trainer.limit_val_batches=0", ""]
+    command.append("--trainer.limit_val_batches=0")
     ratios = []
     for pair in range(pairs):
         torch.manual_seed(pair)
@@ -204,8 +204,7 @@ def overhead(
             loop.step(stream[index])
         bare = marks[-1] - marks[WARMUP]
         del loop, network
-        command[-1] = f"--run_dir={folder / f'run{pair}'}"
-        if code := lit_sft(command):
+        if code := lit_sft([*command, f"--run_dir={folder / f'run{pair}'}"]):
             raise SystemExit(code)
         fit = StepTimes.starts[count] - StepTimes.starts[WARMUP]
         ratios.append(fit / bare)
