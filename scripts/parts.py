@@ -36,7 +36,7 @@ class Parts:
     pretrain: Path
     finetune: Path
     seeds: int
-    labels: dict[int, Flags]
+    labels: dict[int | str, Flags]  # by labels a class, or "all"
     variants: dict[str, dict[str, Any]]
     recipe: dict[str, Flags] = field(default_factory=dict)
     init_from: Path | None = None
@@ -80,7 +80,8 @@ def run(parts: Parts, variant: str, path: Path) -> None:
         for seed in set(range(parts.seeds)) - {int(r["seed"]) for r in rows_of(path, variant, labels)}:
             model = pretrained(parts, parts.flags(variant, "pretrain"))
             flags = options | parts.flags(variant, "finetune")
-            flags |= {"data.labels_per_class": labels, "seed_everything": seed, "model.init_from": str(model)}
+            flags |= {"seed_everything": seed, "model.init_from": str(model)}
+            flags |= {} if labels == "all" else {"data.labels_per_class": labels}
             arguments = ["--config", str(parts.finetune), *as_flags(flags)]
             folder = run_network(arguments, _name({"variant": variant}), test=False)
             shutil.rmtree(folder / "checkpoints")
@@ -89,7 +90,7 @@ def run(parts: Parts, variant: str, path: Path) -> None:
             append_line(path, {k: str(v) for k, v in row.items()})
 
 
-def rows_of(path: Path, variant: str, labels: int) -> list[dict[str, str]]:
+def rows_of(path: Path, variant: str, labels: int | str) -> list[dict[str, str]]:
     """The CSV's lines of one variant and label count."""
     return [r for r in read_lines(path) if (r["variant"], r["labels"]) == (variant, str(labels))]
 
@@ -98,7 +99,7 @@ def table(parts: Parts, path: Path) -> str:
     """A Markdown table: a line a variant, validation macro-F1 in percent, mean ± standard deviation over seeds."""
     counts = list(parts.labels)
     lines = [
-        "| variant | perplexity | bits per byte | " + " | ".join(f"{n} labels a class" for n in counts) + " |",
+        "| variant | perplexity | bits per byte | " + " | ".join(f"{n} labels" + " a class" * (n != "all") for n in counts) + " |",
         "| --- | --- | --- |" + " --- |" * len(counts),
     ]
     for variant in parts.variants:
