@@ -30,7 +30,9 @@ class Parts:
     """The parts file: see scripts/search/pydocs_parts.yaml.
 
     ``recipe``: flags of every variant beside the configs, by stage or for both; a variant's ``without`` names those of
-    them that it leaves out. ``init_from``: the run that has the recipe's own pretraining; without it that is run, too.
+    them that it leaves out. Options of one class add up, those of the config, too: an option that the config has is
+    taken out by its value for "off". ``init_from``: the run that has the recipe's own pretraining; without it that is
+    run, too.
     """
 
     pretrain: Path
@@ -98,8 +100,9 @@ def rows_of(path: Path, variant: str, labels: int | str) -> list[dict[str, str]]
 def table(parts: Parts, path: Path) -> str:
     """A Markdown table: a line a variant, validation macro-F1 in percent, mean ± standard deviation over seeds."""
     counts = list(parts.labels)
+    heads = [f"{n} labels" + " a class" * (n != "all") for n in counts]
     lines = [
-        "| variant | perplexity | bits per byte | " + " | ".join(f"{n} labels" + " a class" * (n != "all") for n in counts) + " |",
+        "| variant | perplexity | bits per byte | " + " | ".join(heads) + " |",
         "| --- | --- | --- |" + " --- |" * len(counts),
     ]
     for variant in parts.variants:

@@ -15,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from baselines import FIELDS, append_line, linear_model, low_shot_positions, plans_in, read_lines, write_intervals
 from compare import compare
 from parts import Parts, pretrained
+from parts import run as run_variant
+from parts import table as parts_table
 from report import intervals_file, paired_difference, table
 from table import rows_of
 from table import table as runs_table
@@ -196,3 +198,32 @@ def test_a_variant_changes_or_leaves_out_a_part_of_the_recipe(tmp_path: Path) ->
     assert pretrained(parts, parts.flags("no callback", "pretrain")) == Path("logs/lm")
     assert not parts.is_own_pretraining(parts.flags("other", "pretrain"))
     assert Parts.read(SEARCH.with_name("pydocs_parts.yaml")).init_from is None
+
+
+def test_a_part_is_measured_with_labels_a_class_and_with_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[list[str]] = []
+
+    def run_network(arguments: list[str], name: str, test: bool) -> Path:
+        ran.append(arguments)
+        folder = tmp_path / f"run{len(ran)}"
+        (folder / "checkpoints").mkdir(parents=True)
+        val = {"macro_f1": 0.25, "accuracy": 0.5}
+        (folder / "metrics.json").write_text(json.dumps({"val": val}))
+        return folder
+
+    monkeypatch.setattr("parts.run_network", run_network)
+    (tmp_path / "lm").mkdir()
+    (tmp_path / "lm" / "metrics.json").write_text(json.dumps({"val": {"perplexity": 8.0, "bits_per_byte": 1.25}}))
+    counts: dict[int | str, dict[str, int]] = {20: {"x": 1}, "all": {}}
+    parts = Parts(Path("p.yaml"), Path("f.yaml"), 2, counts, {"it": {}}, init_from=tmp_path / "lm")
+    out = tmp_path / "out.csv"
+    run_variant(parts, "it", out)
+    run_variant(parts, "it", out)  # nothing is left to do
+    assert [[a for a in arguments if "labels" in a or "x" in a] for arguments in ran] == [
+        *[["--x=1", "--data.labels_per_class=20"]] * 2,
+        *[[]] * 2,
+    ]
+    assert [row["labels"] for row in read_lines(out)] == ["20", "20", "all", "all"]
+    lines = parts_table(parts, out).splitlines()
+    assert "20 labels a class | all labels" in lines[0]
+    assert lines[2] == "| it | 8.0 | 1.250 | 25.0 ± 0.0 | 25.0 ± 0.0 |"
