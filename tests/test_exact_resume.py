@@ -43,7 +43,6 @@ from kill import differences, logged, newest, unbroken, unequal
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
     pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback with a model that overrides"),
-    pytest.mark.filterwarnings("ignore:.*use of fork"),
 ]
 
 
