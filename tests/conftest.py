@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import os
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Before torch is imported, and for the processes that tests start: several at once, with a thread for each core in
+# each of them, take many times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 import yaml
 
@@ -89,8 +95,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 @pytest.fixture(scope="session")
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cache of prepared data for the whole session."""
-    return tmp_path_factory.mktemp("cache")
+    """One cache of prepared data for the whole session, that of all processes that pytest-xdist spreads it over."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # its base folder lies in that of the session
+        folder = folder.parent
+    cache = folder / "cache"
+    cache.mkdir(exist_ok=True)
+    return cache
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from conftest import Configs, Files, Trained, multilabel_rows, read
+from processes import start_ranks
 from torch import Tensor
 
 from lit_sft.checkpoints import read_checkpoint
@@ -44,23 +45,27 @@ def exact(configs: Configs, stage: str) -> Path:
     return path
 
 
-def train(config: Path, name: str, processes: int, *flags: str, code: int = 0, stop_at: int = -1) -> Tensor:
-    """A fit in processes of its own; the weights after each batch."""
+def train(
+    config: Path, name: str, processes: int, *flags: str, code: int = 0, stop_at: int = -1, launched: bool = False
+) -> Tensor:
+    """A fit in processes of its own, in logs/NAME/version_0; the weights after each batch.
+
+    ``launched``: the first process starts the second, as on the command line; else they are started side by side.
+    """
     snapshots = Path(f"{name}-{'-'.join(flags[1:2]) or 'new'}.pt").resolve()
-    callback = ["--trainer.callbacks+=ddp_callbacks.Snapshots", f"--trainer.callbacks.path={snapshots}"]
-    callback += [f"--trainer.callbacks.stop_at={stop_at}"]
-    command = [sys.executable, "-m", "lit_sft", "fit", "--config", str(config), "--name", name, *flags]
-    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, *callback, f"--trainer.devices={processes}"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == code, done.stderr
+    arguments = ["fit", "--config", str(config), *flags]
+    arguments += ["--trainer.callbacks+=ddp_callbacks.Snapshots", f"--trainer.callbacks.path={snapshots}"]
+    arguments += [f"--trainer.callbacks.stop_at={stop_at}"]
+    if launched:
+        path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+        command = [sys.executable, "-m", "lit_sft", *arguments, "--name", name, f"--trainer.devices={processes}"]
+        environment = {**os.environ, "PYTHONPATH": path}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == code, done.stderr
+    else:
+        for running in start_ranks(processes, *arguments, "--run_dir", f"logs/{name}/version_0"):
+            ended, written = running.wait()
+            assert ended == code, written
     return torch.load(snapshots, weights_only=True)
 
 
@@ -71,7 +76,7 @@ def train(config: Path, name: str, processes: int, *flags: str, code: int = 0, s
 def test_two_processes_equal_one_at_every_step_and_resume(stage: str, resume: bool, configs: Configs) -> None:
     config = exact(configs, stage)
     one = train(config, "one", 1)
-    two = train(config, "two", 2)
+    two = train(config, "two", 2, launched=resume)
     assert one.shape == two.shape
     assert len(one) > 10
     assert (one[1:-1] - one[:-2]).abs().amax(1).min() > 1e-6  # every batch changes something, until the rate is 0
@@ -83,7 +88,7 @@ def test_two_processes_equal_one_at_every_step_and_resume(stage: str, resume: bo
     if not resume:
         return
     train(config, "cut", 2, code=9, stop_at=8)  # the last checkpoint is of step 5
-    rest = train(config, "cut", 2, "--ckpt_path", "last")
+    rest = train(config, "cut", 2, "--ckpt_path", "last", launched=True)
     assert torch.equal(rest, two[5:])
     assert [path.name for path in Path("logs/cut").iterdir()] == ["version_0"]
 

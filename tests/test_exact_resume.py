@@ -18,6 +18,7 @@ import yaml
 from conftest import Configs, Files
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
+from processes import start
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 from training import data_of, equal, module_of, trainer_of, weights
@@ -37,12 +38,11 @@ from lit_sft.optim import SlantedTriangular, WarmupCosine
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
-from kill import differences, logged, newest, run, unbroken, unequal
+from kill import differences, logged, newest, unbroken, unequal
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
     pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback with a model that overrides"),
-    pytest.mark.filterwarnings("ignore:.*use of fork"),
 ]
 
 
@@ -151,7 +151,7 @@ def with_all_states(configs: Configs) -> Path:
 
 def test_a_killed_run_and_one_that_got_a_signal_go_on_to_the_same_end(configs: Configs) -> None:
     config = with_all_states(configs)
-    whole, _ = unbroken(config, "whole", [])
+    whole, _ = unbroken(config, "whole", [])  # by an interpreter of its own
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
         code, errors = stopped(number, config)
         if number == signal.SIGKILL:
@@ -160,19 +160,18 @@ def test_a_killed_run_and_one_that_got_a_signal_go_on_to_the_same_end(configs: C
             assert code == 128 + number, errors
             assert f"{number.name}: saving at the next step" in errors
             assert "Traceback" not in errors
-        assert run(config, number.name, [], True, None, number)[0] == 0
+        code, written = start("fit", "--config", config, "--name", number.name, "--ckpt_path", "last").wait()
+        assert code == 0, written
         assert differences(whole, newest(number.name)) == []
 
 
 def stopped(number: signal.Signals, config: Path) -> tuple[int, str]:
     """A run that gets the signal after its second checkpoint; its exit code, and what it says."""
-    command = [sys.executable, "-m", "lit_sft", "fit", "--config", str(config), "--name", number.name]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        while not list(Path("logs", number.name).glob("*/checkpoints/last-1.ckpt")) and process.poll() is None:
-            time.sleep(0.02)
-        os.kill(process.pid, number)
-        _, errors = process.communicate(timeout=60)
-    return process.returncode, errors
+    running = start("fit", "--config", config, "--name", number.name)
+    while not list(Path("logs", number.name).glob("*/checkpoints/last-1.ckpt")) and running.process.is_alive():
+        time.sleep(0.02)
+    os.kill(running.process.pid or 0, number)
+    return running.wait()
 
 
 @pytest.mark.slow

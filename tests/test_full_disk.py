@@ -6,7 +6,7 @@ The limit on a file's size stands for the disk: what is written beyond it fails 
 from __future__ import annotations
 
 import os
-import subprocess
+import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +16,11 @@ import pytest
 import torch
 import yaml
 from conftest import Command, Configs, Files, Trained
+from lightning.pytorch import Trainer
+from processes import start
 from refusals import refused
 
+from lit_sft.callbacks import LastCheckpoint
 from lit_sft.checkpoint_io import AtomicCheckpointIO
 from lit_sft.errors import UserError
 from lit_sft.resume import read_resumable
@@ -29,24 +32,25 @@ from kill import differences
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 
 
-def in_a_process(before: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own, after some lines of Python."""
-    code = f"import resource, sys\n{before}\nfrom lit_sft.main import main\nsys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+def limit(size: int) -> None:
+    """No file of this process may get longer, that of what it writes to its standard output included."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
-LIMIT = "resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, resource.RLIM_INFINITY))"
-FULL_AT_THE_THIRD_SAVE = f"""
-from lit_sft.callbacks import LastCheckpoint
-save, saves = LastCheckpoint.save, []
-def save_or_fail(self, trainer):
-    saves.append(self)
-    if len(saves) == 3:
-        {LIMIT.format(size=40_000)}
-    save(self, trainer)
-LastCheckpoint.save = save_or_fail
-"""
+def full_for_tensorboard() -> None:
+    limit(8_000)
+
+
+def full_at_the_third_save() -> None:
+    save, saves = LastCheckpoint.save, []
+
+    def save_or_fail(self: LastCheckpoint, trainer: Trainer) -> None:
+        saves.append(self)
+        if len(saves) == 3:
+            limit(40_000)
+        save(self, trainer)
+
+    LastCheckpoint.save = save_or_fail  # type: ignore[method-assign]
 
 
 def test_a_disk_that_is_full_in_mid_checkpoint(configs: Configs, cli: Command) -> None:
@@ -55,10 +59,11 @@ def test_a_disk_that_is_full_in_mid_checkpoint(configs: Configs, cli: Command) -
     configs.finetune.write_text(yaml.safe_dump(options))
     whole, cut = Path("logs/whole/version_0"), Path("logs/cut/version_0")
     assert cli("fit", "--config", configs.finetune, "--name", "whole").code == 0
-    done = in_a_process(FULL_AT_THE_THIRD_SAVE, "fit", "--config", configs.finetune, "--name", "cut")
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1] == (
+    running = start("fit", "--config", configs.finetune, "--name", "cut", first=full_at_the_third_save)
+    code, written = running.wait()
+    assert code == 2, written
+    assert "Traceback" not in written
+    assert written.splitlines()[-1] == (
         f"lit_sft: error: {cut}/checkpoints/last.ckpt: can't be written: File too large; the checkpoints before it "
         "are kept: make room, then go on with --ckpt_path last"
     )
@@ -74,10 +79,10 @@ def test_a_disk_that_is_full_in_mid_checkpoint(configs: Configs, cli: Command) -
 def test_a_disk_that_is_full_for_the_figures_of_tensorboard(configs: Configs) -> None:
     """Its thread meets the full disk, and the run ends with the next figure: without a traceback, and at all."""
     flags = ["--trainer.log_every_n_steps", 1, "--trainer.max_epochs", 4, "--trainer.check_val_every_n_epoch", 4]
-    done = in_a_process(LIMIT.format(size=8_000), "fit", "--config", configs.finetune, *flags)
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    assert "can't be written: File too large; there is no checkpoint to go on from yet" in done.stderr.splitlines()[-1]
+    code, written = start("fit", "--config", configs.finetune, *flags, first=full_for_tensorboard).wait()
+    assert code == 2, written
+    assert "Traceback" not in written
+    assert "can't be written: File too large; there is no checkpoint to go on from yet" in written.splitlines()[-1]
     assert not Path("logs/tiny-finetune").exists()
 
 

@@ -25,7 +25,6 @@ from lit_sft.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers:UserWarning",  # advice that depends on the machine
-    "ignore:This process .* is multi-threaded:DeprecationWarning",  # Python >= 3.12, forked loader workers
     "ignore:This DataLoader will create:UserWarning",
     "ignore:Checkpoint directory .* exists and is not empty:UserWarning",
     "ignore:.*LeafSpec.*:FutureWarning",  # Lightning 2.6 on torch 2.13

@@ -7,6 +7,7 @@ networks without a Trainer, and options that only a network has.)
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -189,7 +190,7 @@ def test_the_same_options_give_the_same_training(files: Files, shared_cache: Pat
         ("pretrain", {"objective": MLE(2.0, 1.0, 0.5)}),
         ("finetune", {"schedule": Constant(), "layer_decay": 0.1, "backprop_tokens": 5}),
     ],
-    ids=str,
+    ids=lambda value: re.sub(r"<[\w.]+\.(\w+) object at \w+>", r"\1", str(value)),  # the same in every process
 )
 def test_what_only_training_needs_changes_nothing_in_evaluation(
     stage: str, change: dict[str, Any], files: Files, shared_cache: Path, tmp_path: Path

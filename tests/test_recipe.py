@@ -74,10 +74,7 @@ def test_without_test_data_a_recipe_ends_with_its_validation(fit_recipe: Fit, ca
     assert "test" not in record
 
 
-def test_a_stage_is_a_process_of_its_own(
-    cli: Command, configs: Configs, trained: Trained, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def test_a_stage_is_a_process_of_its_own(cli: Command, configs: Configs, trained: Trained) -> None:
     configs.recipe.write_text("stages: [{name: finetune, config: tiny/finetune.yaml}]\ntest: false\n")
     result = cli("fit", "--config", configs.recipe, "--model.init_from", trained.pretrain)
     assert result.code == 0

@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
@@ -12,6 +9,7 @@ from typing import ClassVar
 import pytest
 import torch
 from conftest import Configs
+from processes import start
 
 from lit_sft.errors import UserError
 from lit_sft.runs import (
@@ -168,26 +166,14 @@ def test_versions_of_what_decides_a_result_are_told() -> None:
     assert {"python", "torch", "lightning", "tokenizers", "sympy", "networkx"} <= set(package_versions())
 
 
-AT_ONCE = """
-import os, sys
-import lit_sft.cli  # what takes seconds is done once: the four then start at the same moment
-from lit_sft.main import main
-children = []
-for seed in sys.argv[1].split(","):
-    children.append(os.fork())
-    if children[-1] == 0:
-        os._exit(main(["fit", *sys.argv[2:], "--seed_everything", seed]))
-print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
-"""
-
-
 def test_four_runs_started_at_once(configs: Configs, tmp_path: Path) -> None:
     """Four folders, one cache, and the figures depend on the seed alone."""
     cache = tmp_path / "cache"
-    command = [sys.executable, "-c", AT_ONCE, "1,1,2,2", "--config", str(configs.finetune), "--name", "four"]
-    environment = {**os.environ, "LIT_SFT_CACHE": str(cache)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.stdout.splitlines()[-1:] == ["[0, 0, 0, 0]"], done.stderr
+    command = ["fit", "--config", configs.finetune, "--name", "four", "--seed_everything"]
+    four = [start(*command, seed, environment={"LIT_SFT_CACHE": str(cache)}) for seed in (1, 1, 2, 2)]
+    for running in four:
+        code, written = running.wait()
+        assert code == 0, written
 
     folders = versions(Path("logs/four"))
     assert [folder.name for folder in folders] == [f"version_{number}" for number in range(4)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import yaml
 from conftest import Command, Configs, Files
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from processes import start_ranks
 from test_ddp import exact, train
 from torch import Tensor
 from training import check_resumes, data_of, module_of, trainer_of, weights
@@ -124,11 +123,11 @@ def test_two_processes_unfreeze_as_one_does(configs: Configs) -> None:
     assert (one - two).abs().max() < 1e-6
     moved = ((one[1:] - one[:-1]) != 0).sum(1)
     assert moved[0] < moved[-2]
-    command = [sys.executable, "-m", "lit_sft", "fit", "--config", str(config), "--trainer.devices=2"]
-    refused = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert refused.returncode == 2
-    assert "needs --trainer.strategy ddp_find_unused_parameters_true" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    for running in start_ranks(2, "fit", "--config", config, "--run_dir", "refused"):
+        code, written = running.wait()
+        assert code == 2
+        assert "needs --trainer.strategy ddp_find_unused_parameters_true" in written
+        assert "Traceback" not in written
 
 
 def test_mistakes_are_told_in_a_line(cli: Command, configs: Configs) -> None:

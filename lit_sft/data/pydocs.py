@@ -43,7 +43,7 @@ LARGEST_MODULE = 0.1  # of a share
 SPLIT_SEED = 0
 # Part of the cache's fingerprint: raise it whenever a change here or in pydocs_text changes the corpus.
 FORMAT = 2
-FILES_AT_A_TIME = 40  # for one worker process
+FILES_AT_A_TIME = 150  # for one worker process
 SHINGLE = 6
 NEAR_DUPLICATE = 0.4
 

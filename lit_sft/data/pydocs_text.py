@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import gc
 import inspect
 import io
 import json
@@ -244,7 +245,6 @@ _CODE = re.compile(
 )
 _PRAGMA = re.compile(r"!|\s*-\*-|\s*(?:type|noqa|pragma|pylint|mypy|fmt|vim?|flake8|coding|ruff)\s*[:=]", re.I)
 
-
 # Strings are matched so that a "#" inside one begins no comment.
 _COMMENT = re.compile(
     r"""\"{3}(?:[^"\\]|\\.|"(?!""))*"{3}|'{3}(?:[^'\\]|\\.|'(?!''))*'{3}|"""
@@ -296,4 +296,5 @@ def extract(path: Path) -> tuple[list[str], list[str]] | None:
 
 
 if __name__ == "__main__":  # a JSON list of paths in, the list of their extracts out
+    gc.disable()  # syntax trees have no cycles, and looking for some takes a sixth of the time
     json.dump([extract(Path(path)) for path in json.load(sys.stdin)], sys.stdout)

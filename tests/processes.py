@@ -1,0 +1,88 @@
+"""The command line in processes that begin with everything imported, where the start of an interpreter isn't the point.
+
+A fresh one takes seconds for its imports; these are forked from a server that has them (multiprocessing's).
+"""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["lit_sft.cli", "lit_sft.recipe"])
+
+
+@dataclass(frozen=True)
+class Running:
+    """A process that was started from the current folder; what it writes goes into a file."""
+
+    process: BaseProcess
+    written: Path
+
+    def wait(self, seconds: float = 120) -> tuple[int, str]:
+        """Its exit code (negative where a signal ended it), and what it has written to standard output and error."""
+        self.process.join(seconds)
+        if self.process.exitcode is None:
+            self.process.kill()
+        text = self.written.read_text(encoding="utf-8")
+        self.written.unlink()
+        assert self.process.exitcode is not None, f"still running after {seconds} s:\n{text}"
+        return self.process.exitcode, text
+
+
+def start(
+    *arguments: object, environment: Mapping[str, str] | None = None, first: Callable[[], object] | None = None
+) -> Running:
+    """``python -m lit_sft ARGUMENTS`` in a process of its own.
+
+    Args:
+        arguments: the command and its options.
+        environment: variables beside those of this process.
+        first: what the process calls before the command; a function of a module.
+    """
+    handle, written = tempfile.mkstemp(suffix=".txt")
+    os.close(handle)
+    given = ([str(argument) for argument in arguments], {**os.environ, **(environment or {})}, written, first)
+    process = SERVER.Process(target=_command, args=given)
+    process.start()
+    return Running(process, Path(written))
+
+
+def start_ranks(count: int, *arguments: object) -> list[Running]:
+    """The processes of one distributed training, all started here, as torchrun does it; they need a ``--run_dir``."""
+    from lightning.fabric.plugins.environments.lightning import find_free_network_port
+
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port()), "WORLD_SIZE": str(count)}
+    ranks = [{**shared, "NODE_RANK": "0", "LOCAL_RANK": str(rank)} for rank in range(count)]
+    return [start(*arguments, f"--trainer.devices={count}", environment=rank) for rank in ranks]
+
+
+def _command(
+    arguments: list[str], environment: dict[str, str], written: str, first: Callable[[], object] | None
+) -> None:
+    """What a process does."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    from lit_sft.main import main
+
+    multiprocessing.set_start_method(None, force=True)  # the platform's, for loaders; not that of this process
+    os.environ.clear()
+    os.environ.update(environment)
+    file = os.open(written, os.O_WRONLY | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    rank_zero_only.rank = int(environment.get("LOCAL_RANK", 0))  # elsewhere set when Lightning is imported
+    sys.argv = ["lit_sft", *arguments]
+    if first is not None:
+        first()
+    try:
+        sys.exit(main(arguments))
+    finally:
+        atexit._run_exitfuncs()  # as an interpreter does: they end the loaders' processes
