@@ -20,10 +20,12 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import io
 import itertools
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,6 +118,7 @@ class Cells:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
+        self.data = functools.lru_cache(maxsize=2)(self._data)  # the points of a grid share the search seeds' data
 
     def run(self, plan: Plan, method: str, val: str, seed: int, options: Options, test: bool) -> dict[str, Any]:
         """Validation figures; where asked for, test figures and the ``run``'s folder with its predictions."""
@@ -125,7 +128,8 @@ class Cells:
         figures: dict[str, Any]
         if method.startswith("tfidf"):
             folder = new_run(name) if test else None
-            figures = linear_model(self.data(seed, subsets), options, folder)
+            data = self.data(seed, subsets["labels_per_class"], subsets["val_labels_per_class"])
+            figures = linear_model(data, options, folder, ("val", "test") if test else ("val",))
         else:
             flags = [f"--data.{key}={value}" for key, value in subsets.items() if value is not None]
             flags += as_flags(options)
@@ -139,12 +143,13 @@ class Cells:
         kept = {k: v for k, v in figures.items() if test or k.startswith("val_")}
         return kept | ({"run": folder} if test else {})
 
-    def data(self, seed: int, subsets: dict[str, int | None]) -> TextDataModule:
+    def _data(self, seed: int, labels_per_class: int | None, val_labels_per_class: int | None) -> TextDataModule:
         """The data module of the config, for the methods that read text."""
+        subsets = {"labels_per_class": labels_per_class, "val_labels_per_class": val_labels_per_class, "seed": seed}
         options = yaml.safe_load(self.arguments.config.read_text(encoding="utf-8")).get("data") or {}
         if isinstance(options, str):
             options = yaml.safe_load((self.arguments.config.parent / options).read_text(encoding="utf-8"))
-        data = TextDataModule(**options | subsets | {"seed": seed})
+        data = TextDataModule(**options | subsets)
         data.prepare_data()
         data.setup()
         return data
@@ -177,13 +182,16 @@ def record_of(folder: Path) -> dict[str, Any]:
     return record
 
 
-def linear_model(data: TextDataModule, options: dict[str, Any], folder: Path | None = None) -> dict[str, float]:
+def linear_model(
+    data: TextDataModule, options: dict[str, Any], folder: Path | None = None, splits: Sequence[str] = ("val", "test")
+) -> dict[str, float]:
     """TF-IDF (uni- and bigrams, sublinear) + logistic regression on the data module's own labels.
 
     Args:
         data: set up; its low-shot subsets of train and validation are used.
         options: ``C`` (inverse strength of the regularisation), ``min_df`` and ``class_weight``.
         folder: where the test's predictions are kept, in a file like a network's; None: nowhere.
+        splits: what is read and measured, "val" and "test" or one of them.
     """
     if data.multilabel:
         raise SystemExit("the linear model needs one label a document, and the data have any number of them")
@@ -195,10 +203,10 @@ def linear_model(data: TextDataModule, options: dict[str, Any], folder: Path | N
     }
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=options.get("min_df", 1))
     model = LogisticRegression(C=options["C"], max_iter=1000, class_weight=options.get("class_weight"))
-    texts = {split: [data.tokenizer.normalized(t) for t in documents.texts] for split, documents in chosen.items()}
+    texts = {split: [data.tokenizer.normalized(t) for t in chosen[split].texts] for split in ("train", *splits)}
     model.fit(vectorizer.fit_transform(texts["train"]), chosen["train"].labels)
     figures = {}
-    for split in ("val", "test"):
+    for split in splits:
         features, labels = vectorizer.transform(texts[split]), chosen[split].labels
         predicted = model.predict(features)
         figures[f"{split}_macro_f1"] = float(f1_score(labels, predicted, average="macro"))

@@ -76,6 +76,7 @@ def test_the_linear_model_reads_the_low_shot_labels_of_the_network(data: TextDat
         assert ids.tolist() == data.train.document(i).tolist()
         assert label == data.label_names[int(data.train.labels[i])]
     assert linear_model(data, {"C": 10})["test_accuracy"] > 0.9
+    assert set(linear_model(data, {"C": 10}, splits=("val",))) == {"val_macro_f1", "val_accuracy"}  # of a search
 
 
 def test_the_linear_model_leaves_its_predictions_as_a_network_does(data: TextDataModule, tmp_path: Path) -> None:
