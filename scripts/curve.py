@@ -101,8 +101,10 @@ def _labels(number: float, least: int, most: int) -> str:
 
 def draw(found: dict[str, Curve], path: Path) -> None:
     """The picture: mean errors over the number of labels, with their standard deviations over seeds."""
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError:
+        raise SystemExit("the picture needs matplotlib: pip install -c constraints.txt -e '.[plot]'") from None
     matplotlib.use("agg")
     from matplotlib import pyplot
 
