@@ -169,6 +169,7 @@ class LitSFT(StepRates):
 
         None, with which Lightning goes on to the next batch, where the watcher refuses this one; its state is kept.
         """
+        self.objective.step = self.trainer.global_step
         loss = self.objective(self.net, batch, self._state)
         self._state = loss.state
         size = sum(b.num_tokens for b in batch.values())

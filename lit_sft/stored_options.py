@@ -10,7 +10,7 @@ from typing import Any
 from lit_sft.checkpoints import Checkpoint
 from lit_sft.errors import UserError
 from lit_sft.models import Encoder
-from lit_sft.objectives import Objective
+from lit_sft.objectives import Objective, Term
 
 # What of a stranger's config is followed: plain values of our own options. The optimizer is not: only a fit needs it;
 # nor what belongs to the machine: seed, cache and worker processes.
@@ -85,9 +85,10 @@ def _class_spec(path: Path, key: str, spec: Any, named: str | None) -> dict[str,
 
 
 def _harmless(value: Any) -> bool:
-    """Whether a value is made of numbers and plain words alone: no dotted name, no path, no nested class."""
+    """Whether a value is made of numbers, plain words and terms of ours: no other dotted name, no path, no class."""
     if isinstance(value, dict):
-        return "class_path" not in value and all(isinstance(k, str) and _harmless(v) for k, v in value.items())
+        own = "class_path" not in value or own_class(str(value["class_path"]), Term) is not None
+        return own and all(isinstance(k, str) and (k == "class_path" or _harmless(v)) for k, v in value.items())
     if isinstance(value, list):
         return all(map(_harmless, value))
     return value is None or isinstance(value, (bool, int, float)) or bool(re.fullmatch(r"[\w -]*", str(value)))

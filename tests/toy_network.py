@@ -18,6 +18,11 @@ class Batch:
     targets: Tensor
     labels: Tensor
     first: bool = False
+    indices: Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.indices is None:
+            self.indices = torch.arange(len(self.labels))
 
     def steps(self, start: int, stop: int) -> "Batch":
         cut = [t[:, start:stop] for t in (self.input_ids, self.attention_mask, self.targets)]
@@ -42,4 +47,4 @@ def build(classes: Any = 3, **options: Any) -> Network:
 
 def loss_of(objective: Objective, network: Network, batch: Batch, state: LSTMState | None = None) -> Tensor:
     torch.manual_seed(2)
-    return objective(network, {"unlabeled": batch, "labeled": batch}, state).total
+    return objective(network, {"unlabeled": batch, "labeled": batch, "unlabeled_documents": batch}, state).total

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -19,7 +20,8 @@ from lit_sft.errors import UserError
 class TextDataModule(TextData, L.LightningDataModule):
     """Unlabeled text as contiguous streams, labeled documents in length-bucketed batches.
 
-    Which of the two a run gets is what its objective declares (``unlabeled``, ``labeled``, or both). Its options are
+    Which of them a run gets is what its objective declares: ``unlabeled``, ``labeled``, ``unlabeled_documents`` (the
+    text of the streams in such batches), or several. Its options are
     those of :class:`lit_sft.data.textdata.TextData`.
     """
 
@@ -47,6 +49,12 @@ class TextDataModule(TextData, L.LightningDataModule):
         training, shuffle = split == "train", split == "train" and not self._overfits()
         return self._loader(self._documents(array, self.max_documents if training else self.max_tokens, shuffle))
 
+    def unlabeled_document_loader(self) -> StatefulLoader:
+        """Length-bucketed batches of all training text, its labels left out, in an order of their own."""
+        array = self.prepared.unlabeled
+        self._check_not_empty(array, "train")
+        return self._loader(self._documents(array, self.max_unlabeled_documents, not self._overfits()))
+
     def train_documents(self) -> Iterator[DocumentBatch]:
         """Every training document once, in batches that are the same at each call and in each process."""
         dataset = self._documents(self.train, self.max_tokens, shuffle=False)
@@ -71,8 +79,12 @@ class TextDataModule(TextData, L.LightningDataModule):
         return max(len(loader) for loader in self._train_loaders().values())
 
     def _train_loaders(self) -> dict[str, StatefulLoader]:
-        loaders = {"unlabeled": self.stream_loader, "labeled": self.document_loader}
-        return {kind: loaders[kind]("train") for kind in sorted(self._objective().batches)}
+        loaders: dict[str, Callable[[], StatefulLoader]] = {
+            "unlabeled": partial(self.stream_loader, "train"),
+            "labeled": partial(self.document_loader, "train"),
+            "unlabeled_documents": self.unlabeled_document_loader,
+        }
+        return {kind: loaders[kind]() for kind in sorted(self._objective().batches)}
 
     def state_dict(self) -> dict[str, Any]:
         """Where the training loaders stand.

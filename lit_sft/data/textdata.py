@@ -66,6 +66,7 @@ class TextData:
         random_bptt: draw that length anew for each training batch, around ``bptt``, and scale its step's rate by it.
         max_tokens: padded tokens in a batch of documents, at most.
         max_documents: documents in a training batch, at most, over all processes; evaluation has no such cap.
+        max_unlabeled_documents: the same for unlabeled ones, where the objective reads both in one step.
         labels_per_class: train on this many documents of each class: nested in the number, balanced, drawn by ``seed``.
             Multi-label: the documents drawn for each label, together.
         val_labels_per_class: the same for validation, drawn by ``split_seed``.
@@ -104,6 +105,7 @@ class TextData:
         random_bptt: bool = False,
         max_tokens: int = 8192,
         max_documents: int = 32,
+        max_unlabeled_documents: int = 32,
         labels_per_class: int | None = None,
         val_labels_per_class: int | None = None,
         seed: int = 0,
@@ -130,6 +132,7 @@ class TextData:
         )
         positive = {"max_length": max_length, "batch_size": batch_size, "bptt": bptt, "min_frequency": min_frequency}
         _check_at_least(1, **positive, max_tokens=max_tokens, max_documents=max_documents)
+        _check_at_least(1, max_unlabeled_documents=max_unlabeled_documents)
         _check_at_least(0, num_workers=num_workers)
         cache = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
         options = (vocab_size, lowercase, min_frequency, replace or {}, cache)
@@ -138,6 +141,7 @@ class TextData:
         self.max_length, self.truncation = max_length, truncation
         self.batch_size, self.bptt, self.random_bptt = batch_size, bptt, random_bptt
         self.max_tokens, self.max_documents = max_tokens, max_documents
+        self.max_unlabeled_documents = max_unlabeled_documents
         self.labels_per_class, self.val_labels_per_class = labels_per_class, val_labels_per_class
         self.seed, self.num_workers = seed, num_workers
         self._adopted = Adopted()

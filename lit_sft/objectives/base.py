@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
@@ -27,12 +27,13 @@ class Loss:
 class Objective(ABC):
     """A loss by name. It declares what it needs, and what it declares is there when it is called.
 
-    `batches`: of "unlabeled" (streams) and "labeled" (documents); `heads`: of "lm" and "classifier".
-    Options are plain arguments of `__init__`, so that they stand in the config.
+    `batches`: of "unlabeled" (streams), "labeled" and "unlabeled_documents"; `heads`: of "lm" and "classifier".
+    Options are plain arguments of `__init__`, so that they stand in the config; these two may follow from them.
     """
 
-    batches: ClassVar[frozenset[str]]
-    heads: ClassVar[frozenset[str]]
+    batches: frozenset[str]
+    heads: frozenset[str]
+    step = 0  # optimizer steps before the one that the next loss is for; a training sets it
 
     @abstractmethod
     def __call__(self, network: Network, batch: Mapping[str, Any], state: LSTMState | None) -> Loss:

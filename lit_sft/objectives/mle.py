@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from lit_sft.models.encoder import LSTMState, detach_state
+from lit_sft.models.encoder import EncoderOutput, LSTMState, detach_state
 from lit_sft.models.heads import IGNORE_INDEX
 from lit_sft.models.network import Network
 from lit_sft.objectives.base import Loss, Objective
@@ -48,15 +49,21 @@ class MLE(Objective):
     def __call__(self, network: Network, batch: Mapping[str, Any], state: LSTMState | None) -> Loss:
         """`batch["unlabeled"]`: input_ids, targets, attention_mask, each (batch, time), and `first`."""
         stream = batch["unlabeled"]
+        state = self.start(network, stream, state)
+        encoded = network.encode(stream, state, network.draw_masks(*stream.input_ids.shape))
+        return self.of_mean(*mean_nll(network, stream, encoded), stream, encoded)
+
+    def start(self, network: Network, stream: Any, state: LSTMState | None) -> LSTMState:
+        """The state that a batch of the stream is read from, after `state`."""
         lanes = len(stream.input_ids)
         if state is None or stream.first:
-            state = network.encoder.initial_state(lanes)
-        elif network.training and self.reset_probability > 0.0:
-            state = self._reset(state, network.encoder.initial_state(lanes))
-        encoded = network.encode(stream, state, network.draw_masks(*stream.input_ids.shape))
-        nll = network.nll(encoded.hidden, stream.targets)  # (batch, time)
-        kept = (stream.targets != IGNORE_INDEX).sum()
-        mean = nll.sum() / kept.clamp(min=1)
+            return network.encoder.initial_state(lanes)
+        if network.training and self.reset_probability > 0.0:
+            return self._reset(state, network.encoder.initial_state(lanes))
+        return state
+
+    def of_mean(self, mean: Tensor, kept: Tensor, stream: Any, encoded: EncoderOutput) -> Loss:
+        """The loss of a batch that is read already, from what `mean_nll` returned of it."""
         parts = {"lm": mean.detach()}
         total = self.penalties.add(mean, parts, encoded, stream.attention_mask)
         return Loss(total, parts, kept, detach_state(encoded.state))
@@ -69,3 +76,10 @@ class MLE(Objective):
             tuple(torch.where(drawn, new.to(old.dtype), old) for old, new in zip(*layers, strict=True))
             for layers in pairs
         )
+
+
+def mean_nll(network: Network, stream: Any, encoded: EncoderOutput) -> tuple[Tensor, Tensor]:
+    """The mean negative log-likelihood of the targets that are not ignored, and their number; both scalars."""
+    nll = network.nll(encoded.hidden, stream.targets)  # (batch, time)
+    kept = (stream.targets != IGNORE_INDEX).sum()
+    return nll.sum() / kept.clamp(min=1), kept

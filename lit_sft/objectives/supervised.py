@@ -14,6 +14,7 @@ from lit_sft.models.heads import at_least_float32, class_probabilities
 from lit_sft.models.network import Network
 from lit_sft.objectives.base import Loss, Objective
 from lit_sft.objectives.penalties import Penalties
+from lit_sft.objectives.reading import Reading
 
 __all__ = ["NO_LABEL", "Supervised", "class_probabilities", "weights_by_counts"]
 
@@ -80,17 +81,17 @@ class Supervised(Objective):
 
     def __call__(self, network: Network, batch: Mapping[str, Any], state: LSTMState | None) -> Loss:
         """`batch["labeled"]`: input_ids, attention_mask (batch, time), labels as for `loss`. There is no state."""
-        documents = batch["labeled"]
-        masks = network.draw_masks(*documents.input_ids.shape)
-        encoded = network.encode(documents, None, masks)
-        logits = network.logits(encoded.hidden, documents.attention_mask, masks)  # (batch, num_outputs)
-        mean = self.loss(logits, documents.labels)
-        weight = self._document_weights(logits, documents.labels).sum()
-        parts = {"supervised": mean.detach()}
-        total = mean
+        return self.of_reading(Reading.of(network, batch["labeled"]))
+
+    def of_reading(self, reading: Reading) -> Loss:
+        """The loss of labeled documents that are read already."""
+        logits, labels = reading.logits, reading.documents.labels
+        total = self.loss(logits, labels)
+        weight = self._document_weights(logits, labels).sum()
+        parts = {"supervised": total.detach()}
         if self.penalties.on:
-            counted = documents.attention_mask.bool() & _labeled(documents.labels).unsqueeze(1)  # (batch, time)
-            total = self.penalties.add(mean, parts, encoded, counted)
+            counted = reading.documents.attention_mask.bool() & _labeled(labels).unsqueeze(1)  # (batch, time)
+            total = self.penalties.add(total, parts, reading.encoded, counted)
         return Loss(total, parts, weight, logits=logits.detach())
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:

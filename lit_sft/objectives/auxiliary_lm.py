@@ -1,0 +1,30 @@
+"""The language model's loss beside the classifier's: what was learned of the language is kept while labels are."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lit_sft.objectives.mle import MLE
+from lit_sft.objectives.term import STREAM, Step, Term
+
+
+class AuxiliaryLM(Term):
+    """Mean negative log-likelihood of the next token on the unlabeled stream, as `MLE` has it (Rei 2017; Chronopoulou
+    et al. 2019 for a pretrained model).
+
+    Args:
+        weight, ramp_steps: as `Term` has them.
+    """
+
+    name = "lm"
+    batches = frozenset({STREAM})
+    heads = frozenset({"lm"})
+
+    def __init__(self, weight: float = 0.1, ramp_steps: int = 0) -> None:
+        super().__init__(weight, ramp_steps)
+        self.mle = MLE()
+
+    def __call__(self, step: Step) -> Tensor:
+        loss = self.mle(step.network, step.batch, step.state)
+        step.state = loss.state
+        return loss.total

@@ -1,0 +1,100 @@
+"""The supervised loss and any other terms, weighted: adversarial training, entropy minimisation, and the like."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lit_sft.models.encoder import LSTMState
+from lit_sft.models.network import Network
+from lit_sft.objectives.base import Loss
+from lit_sft.objectives.divergence import log_probabilities
+from lit_sft.objectives.supervised import Supervised
+from lit_sft.objectives.term import DOCUMENTS, LABELED, Step, Term
+
+
+class Mixed(Supervised):
+    """L = supervised + sum_i weight_i ramp_i term_i, over batches of labeled and of unlabeled documents side by side.
+
+    With `AT`, `VAT` and `EntMin` that is L_mixed of Sachan et al. (2019); with one term, that term's method. All terms
+    of a step share one clean pass over each batch, and its masks.
+
+    Where unlabeled documents are read, an epoch is as long as the longer of the two sets: state it in steps, by
+    `trainer.limit_train_batches`.
+
+    Every `diagnose_every` steps these are logged: "unlabeled_share", the norm of the gradient of the terms that read
+    unlabeled text over the sum of it and the rest's norm (if near 1, labels no longer count); "predicted_0" and so on,
+    the share of the unlabeled documents that are given each class; and what the terms measure of themselves.
+
+    Several processes weigh their terms as they weigh their supervised losses.
+
+    Args:
+        terms: what is added.
+        diagnose_every: optimizer steps; 0: never.
+        label_smoothing, class_weights, activation_penalty, temporal_penalty: as `Supervised` has them.
+
+    Raises:
+        ValueError: as `Supervised`; two terms of one name.
+    """
+
+    def __init__(
+        self,
+        terms: list[Term],
+        diagnose_every: int = 50,
+        label_smoothing: float = 0.0,
+        class_weights: Literal["balanced", "sqrt"] | list[float] | None = None,
+        activation_penalty: float = 0.0,
+        temporal_penalty: float = 0.0,
+    ) -> None:
+        super().__init__(label_smoothing, class_weights, activation_penalty, temporal_penalty)
+        names = [term.name for term in terms]
+        if len(set(names)) < len(names):
+            raise ValueError(f"terms are {', '.join(names)}: give each of them once")
+        self.terms, self.diagnose_every = terms, diagnose_every
+        self.batches = frozenset({LABELED}).union(*(term.batches for term in terms))
+        self.heads = frozenset({"classifier"}).union(*(term.heads for term in terms))
+
+    def __call__(self, network: Network, batch: Mapping[str, Any], state: LSTMState | None) -> Loss:
+        """`batch["labeled"]` as for `Supervised`, and an entry for each other kind in `batches`."""
+        documents = batch[LABELED]
+        diagnose = self.diagnose_every > 0 and self.step % self.diagnose_every == 0
+        step = Step(network, batch, state, lambda logits: self.loss(logits, documents.labels), diagnose)
+        loss = self.of_reading(step.reading(LABELED))
+        unlabeled: list[Tensor] = []  # by what the terms read
+        rest = [loss.total]
+        for term in self.terms:
+            value = term(step)
+            loss.parts[term.name] = value.detach()
+            (unlabeled if term.batches else rest).append(term.factor(self.step) * value)
+        if diagnose and unlabeled:
+            step.parts["unlabeled_share"] = share_of_gradient(sum_of(unlabeled), sum_of(rest), network.parameters())
+        if diagnose and DOCUMENTS in self.batches and not network.multilabel:
+            step.parts |= predicted_shares(step.reading(DOCUMENTS).logits)
+        loss.total, loss.state = sum_of([*rest, *unlabeled]), step.state
+        loss.parts |= step.parts
+        return loss
+
+
+def sum_of(values: list[Tensor]) -> Tensor:
+    """Sum of scalars."""
+    return torch.stack(values).sum()
+
+
+def share_of_gradient(part: Tensor, rest: Tensor, parameters: Iterable[Tensor]) -> Tensor:
+    """||grad part|| / (||grad part|| + ||grad rest||) over the parameters that are trained, a scalar."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    norms = []
+    for loss in (part, rest):
+        gradients = torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True)
+        norms.append(torch.stack([g.float().square().sum() for g in gradients if g is not None]).sum().sqrt())
+    return norms[0] / (norms[0] + norms[1]).clamp(min=1e-30)
+
+
+def predicted_shares(logits: Tensor) -> dict[str, Tensor]:
+    """Share of the documents that are given each class, by "predicted_CLASS"; logits (batch, num_outputs)."""
+    classes = log_probabilities(logits.detach(), False)[:, 0]  # (batch, num_classes)
+    shares = torch.nn.functional.one_hot(classes.argmax(-1), classes.shape[-1]).float().mean(0)
+    return {f"predicted_{number}": share for number, share in enumerate(shares.unbind())}

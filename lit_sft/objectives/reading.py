@@ -1,0 +1,85 @@
+"""Documents as the network reads them: once as they are, and again with their token vectors moved, masks the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_sft.models.dropout import apply_mask, dropout_mask
+from lit_sft.models.encoder import EncoderOutput
+from lit_sft.models.heads import at_least_float32
+from lit_sft.models.network import Masks, Network
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The clean pass over a batch of documents. What is asked of it later runs under its masks, and never under others.
+
+    Redrawn dropout alone moves a prediction more than a small perturbation does, so that what a second pass with masks
+    of its own compares is mostly noise; here there is no way to ask for one.
+    """
+
+    network: Network
+    documents: Any  # input_ids, attention_mask (batch, time), labels, indices (batch,)
+    masks: Masks
+    embeds: Tensor  # (batch, time, embedding_size): the token vectors after dropout, where perturbations are added
+    encoded: EncoderOutput
+    logits: Tensor  # (batch, num_outputs)
+
+    @classmethod
+    def of(cls, network: Network, documents: Any, word_dropout: float = 0.0) -> Reading:
+        """Read the documents under masks drawn here; `word_dropout`: of whole tokens, beside the encoder's own."""
+        masks = network.draw_masks(*documents.input_ids.shape)
+        embeds = network.encoder.embed(documents.input_ids, masks.encoder)
+        words = dropout_mask(word_dropout, (*documents.input_ids.shape, 1), embeds.device, embeds.dtype)
+        embeds = apply_mask(embeds, words)
+        encoded = network.encode(documents, None, masks, embeds)
+        logits = network.logits(encoded.hidden, documents.attention_mask, masks)
+        return cls(network, documents, masks, embeds, encoded, logits)
+
+    def perturbed(self, perturbation: Tensor) -> Tensor:
+        """Logits (batch, num_outputs) with `perturbation` (batch, time, embedding_size) added to the token vectors."""
+        embeds = self.embeds + perturbation
+        encoded = self.network.encode(self.documents, None, self.masks, embeds)
+        return self.network.logits(encoded.hidden, self.documents.attention_mask, self.masks)
+
+    @property
+    def reach(self) -> Tensor:
+        """bool (batch, time, 1): the tokens that a perturbation may move: a document's own, but not the last one.
+
+        The last is the end of the document, which is the same everywhere (Miyato et al.'s code leaves it out, too).
+        """
+        mask: Tensor = self.documents.attention_mask.bool()
+        ends = torch.zeros_like(mask[:, :1])
+        return (mask & torch.cat([mask[:, 1:], ends], dim=1)).unsqueeze(-1)
+
+    @property
+    def counted(self) -> Tensor:
+        """bool (batch,): which rows are documents, and not what stands for none where several processes share few."""
+        counted: Tensor = self.documents.indices >= 0
+        return counted
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean of values (batch,) over documents; 0 where there is none."""
+        counted = self.counted.to(values.dtype)
+        return (values * counted).sum() / counted.sum().clamp(min=1)
+
+
+def unit(direction: Tensor, reach: Tensor) -> Tensor:
+    """`direction` (batch, time, size) cut to `reach` (batch, time, 1), each document's of L2 norm 1 over its tokens.
+
+    A document whose direction is zero keeps zero. At least float32.
+    """
+    direction = at_least_float32(direction) * reach
+    largest = direction.abs().amax((1, 2), keepdim=True)  # first by this: squares of tiny gradients are no longer there
+    direction = direction / largest.clamp(min=torch.finfo(direction.dtype).tiny)
+    norm = direction.square().sum((1, 2), keepdim=True).sqrt()  # (batch, 1, 1), at least 1 where there is anything
+    return direction / norm.clamp(min=0.5)
+
+
+def random_unit(reach: Tensor, like: Tensor) -> Tensor:
+    """A direction drawn evenly from all that `reach` (batch, time, 1) allows, of norm 1, shaped as `like`."""
+    return unit(torch.randn_like(at_least_float32(like)), reach)

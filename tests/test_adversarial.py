@@ -1,0 +1,448 @@
+"""Adversarial terms against autograd written out, the Hessian of the KL, finite differences and sums by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from toy_network import Batch, batch, build
+
+from lit_sft.models import ClassifierHead, Network
+from lit_sft.models.heads import num_outputs
+from lit_sft.objectives import AT, VAT, EntMin, Mixed, PseudoLabels, Supervised, Term
+from lit_sft.objectives import vat as vat_module
+from lit_sft.objectives.divergence import entropy, kl_divergence
+from lit_sft.objectives.reading import Reading, random_unit, unit
+from lit_sft.objectives.term import Step
+
+DROPOUTS = {
+    "encoder": {
+        "embedding_dropout": 0.3,
+        "hidden_dropout": 0.3,
+        "output_dropout": 0.3,
+        "weight_dropout": 0.3,
+        "type_dropout": 0.2,
+        "word_dropout": 0.2,
+    },
+    "classifier": {"dropout": 0.4},
+}
+CLASSES = [2, 3]
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def sharp(classes: int = 3, **options: Any) -> Network:
+    """A toy network whose predictions move with its input: a fresh one's hardly do."""
+    network = build(classes, **options)
+    with torch.no_grad():
+        network.encoder.embedding.weight.mul_(10)
+        for parameter in network.classifier.parameters():  # type: ignore[union-attr]
+            parameter.mul_(4)
+    return network
+
+
+def step_of(network: Network, documents: Batch, other: Batch | None = None, diagnose: bool = False) -> Step:
+    given = {"labeled": documents, "unlabeled_documents": other or documents}
+    return Step(network, given, None, lambda logits: Supervised().loss(logits, documents.labels), diagnose)
+
+
+def alone(documents: Batch, row: int) -> Batch:
+    """One document without any padding."""
+    length = int(documents.attention_mask[row].sum())
+    cut = [t[row : row + 1, :length] for t in (documents.input_ids, documents.attention_mask, documents.targets)]
+    return Batch(cut[0], cut[1], cut[2], documents.labels[row : row + 1])
+
+
+def logits_at(network: Network, document: Batch, vectors: Tensor) -> Tensor:
+    """Logits (1, num_outputs) of one document without masks, its token vectors given: plain modules in a row."""
+    x = vectors
+    for layer in network.encoder.layers:  # type: ignore[union-attr]
+        x, _ = layer(x)
+    assert network.classifier is not None
+    pooled = torch.cat([x[:, -1], x.amax(1), x.mean(1)], -1)
+    logits: Tensor = network.classifier.linear(pooled)
+    return logits
+
+
+def plain_loss(logits: Tensor, label: Tensor) -> Tensor:
+    return F.cross_entropy(
+        torch.cat([torch.zeros_like(logits), logits], -1) if logits.shape[-1] == 1 else logits, label
+    )
+
+
+# directions
+
+
+@pytest.mark.parametrize("classes", CLASSES)
+def test_ats_direction_and_loss_are_autograd_written_out(classes: int) -> None:
+    network, documents = sharp(classes).eval(), batch(classes)
+    losses = []
+    step = step_of(network, documents)
+    towards = AT(norm=0.7).towards(step.reading("labeled"), step)
+    for row in range(4):
+        document = alone(documents, row)
+        vectors = network.encoder.embedding(document.input_ids).detach().requires_grad_()
+        loss = plain_loss(logits_at(network, document, vectors), document.labels)
+        (gradient,) = torch.autograd.grad(loss, vectors)
+        gradient[:, -1] = 0.0  # the document's end stays
+        direction = gradient / gradient.norm()
+        length = vectors.shape[1]
+        torch.testing.assert_close(towards[row : row + 1, :length], direction)
+        assert (towards[row, length - 1 :] == 0).all()
+        losses.append(plain_loss(logits_at(network, document, vectors + 0.7 * direction), document.labels))
+    torch.testing.assert_close(AT(norm=0.7)(step), torch.stack(losses).mean())
+
+
+def hessian(network: Network, document: Batch) -> tuple[Tensor, Tensor]:
+    """Of KL(p(s) || p(s + r)) at r = 0, over the tokens that may move: (size, size); and the token vectors s."""
+    vectors = network.encoder.embedding(document.input_ids).detach()
+    clean = logits_at(network, document, vectors).detach()
+
+    def kl(flat: Tensor) -> Tensor:
+        moved = vectors.clone()
+        moved[:, :-1] = vectors[:, :-1] + flat.view(1, -1, vectors.shape[-1])
+        return kl_divergence(clean, logits_at(network, document, moved)).sum()
+
+    zeros = torch.zeros(vectors[:, :-1].numel(), dtype=vectors.dtype)
+    return torch.autograd.functional.hessian(kl, zeros), vectors  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("classes", CLASSES)
+def test_vats_direction_is_the_dominant_eigenvector_of_the_hessian(classes: int) -> None:
+    network, documents = sharp(classes).eval(), batch(classes)
+    reading = step_of(network, documents).reading("labeled")
+    towards = VAT(xi=1e-4, power_steps=300).towards(reading)
+    for row in range(4):
+        document = alone(documents, row)
+        matrix, _ = hessian(network, document)
+        dominant = torch.linalg.eigh(matrix).eigenvectors[:, -1]
+        length = int(documents.attention_mask[row].sum())
+        found = towards[row, : length - 1].flatten()
+        assert abs(F.cosine_similarity(found, dominant, dim=0)).item() > 0.999
+        assert (towards[row, length - 1 :] == 0).all()
+
+
+def test_one_power_step_is_the_hessian_times_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, documents = sharp().eval(), batch()
+    reading = step_of(network, documents).reading("labeled")
+    start = random_unit(reading.reach, reading.embeds)
+    monkeypatch.setattr(vat_module, "random_unit", lambda reach, like: start)
+    towards = VAT(xi=1e-4).towards(reading)
+    for row in range(4):
+        matrix, _ = hessian(network, alone(documents, row))
+        length = int(documents.attention_mask[row].sum())
+        by_hand = matrix @ start[row, : length - 1].flatten()
+        torch.testing.assert_close(towards[row, : length - 1].flatten(), by_hand / by_hand.norm(), atol=2e-3, rtol=2e-3)
+
+
+def test_vats_loss_is_half_the_quadratic_form_for_a_small_norm() -> None:
+    network, documents = sharp().eval(), batch()
+    norm, values = 1e-3, []
+    step = step_of(network, documents)
+    torch.manual_seed(3)
+    loss = VAT(norm=norm, unlabeled=False)(step)
+    torch.manual_seed(3)
+    towards = VAT(norm=norm).towards(step.reading("labeled"))
+    for row in range(4):
+        matrix, _ = hessian(network, alone(documents, row))
+        direction = towards[row, : int(documents.attention_mask[row].sum()) - 1].flatten()
+        values.append(0.5 * norm**2 * direction @ matrix @ direction)
+    torch.testing.assert_close(loss, torch.stack(values).mean(), rtol=2e-3, atol=0.0)
+
+
+def test_no_gradient_goes_into_the_clean_prediction_nor_into_the_direction() -> None:
+    """The gradient of the parameters by central differences, with direction and clean prediction held."""
+    network, documents = sharp().eval(), batch()
+    step = step_of(network, documents)
+    weight = network.classifier.linear.weight  # type: ignore[union-attr]
+    torch.manual_seed(3)
+    loss = VAT(norm=1.0, unlabeled=False)(step)
+    (gradient,) = torch.autograd.grad(loss, weight)
+    torch.manual_seed(3)
+    reading = step.reading("labeled")
+    towards, clean = VAT(norm=1.0).towards(reading), reading.logits.detach()
+    for place in ((0, 0), (1, 7), (2, 40)):
+        sides = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                weight[place] += sign * 1e-5
+                sides.append(kl_divergence(clean, reading.perturbed(towards)).mean())
+                weight[place] -= sign * 1e-5
+        torch.testing.assert_close(gradient[place], (sides[0] - sides[1]) / 2e-5, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("term", [AT(norm=0.5, direction="random"), VAT(norm=0.5, direction="random")])
+def test_the_control_moves_as_far_to_anywhere(term: AT | VAT) -> None:
+    network, documents = sharp(), batch()
+    step = step_of(network, documents)
+    reading = step.reading("labeled")
+    directions = [term.towards(reading, step) if isinstance(term, AT) else term.towards(reading) for _ in range(200)]
+    for direction in directions:
+        torch.testing.assert_close(direction.square().sum((1, 2)), torch.ones(4).double())
+    # nothing that a loss could have chosen: their mean goes to zero
+    assert torch.stack(directions).mean(0).abs().max() < 0.2
+
+
+def test_a_unit_direction_survives_the_smallest_gradients_and_zero() -> None:
+    reach = torch.ones(3, 2, 1, dtype=torch.bool)
+    directions = torch.ones(3, 2, 4) * torch.tensor([1e-36, 0.0, 3.0])[:, None, None]
+    torch.testing.assert_close(unit(directions, reach).square().sum((1, 2)), torch.tensor([1.0, 0.0, 1.0]))
+
+
+# masks
+
+
+@pytest.mark.parametrize("classes", CLASSES)
+def test_without_a_perturbation_clean_and_perturbed_logits_are_bit_equal_in_training(classes: int) -> None:
+    network, documents = sharp(classes, **DROPOUTS).train(), batch(classes)
+    reading = Reading.of(network, documents, word_dropout=0.3)
+    assert torch.equal(reading.perturbed(torch.zeros_like(reading.embeds)), reading.logits)
+    assert not torch.equal(Reading.of(network, documents).logits, reading.logits)  # they are random, though
+
+
+def test_terms_share_one_clean_pass_a_batch_and_its_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, documents, other = sharp(**DROPOUTS).train(), batch(), batch()
+    drawn = []
+    draw = network.draw_masks
+    monkeypatch.setattr(network, "draw_masks", lambda *size: drawn.append(size) or draw(*size))
+    given = {"labeled": documents, "unlabeled_documents": other}
+    Mixed([AT(), VAT(), EntMin()])(network, given, None).total.backward()
+    assert len(drawn) == 2
+
+
+# what is measured
+
+
+@pytest.mark.parametrize("classes", CLASSES)
+def test_divergence_and_entropy_are_those_of_torchs_distributions(classes: int) -> None:
+    logits, other = torch.randn(2, 5, num_outputs(classes)).double() * 3
+
+    def distribution(z: Tensor) -> Any:
+        if classes == 2:
+            return torch.distributions.Bernoulli(logits=z.squeeze(-1))
+        return torch.distributions.Categorical(logits=z)
+
+    expected = torch.distributions.kl_divergence(distribution(logits), distribution(other))
+    torch.testing.assert_close(kl_divergence(logits, other), expected)
+    torch.testing.assert_close(entropy(logits), distribution(logits).entropy())
+
+
+def test_of_multi_label_predictions_they_are_the_sums_over_labels() -> None:
+    logits, other = torch.randn(2, 5, 3).double() * 3
+    p, q = (torch.distributions.Bernoulli(logits=z) for z in (logits, other))
+    expected = torch.distributions.kl_divergence(p, q).sum(1)
+    torch.testing.assert_close(kl_divergence(logits, other, multilabel=True), expected)
+    torch.testing.assert_close(entropy(logits, multilabel=True), p.entropy().sum(1))
+
+
+def test_a_sure_prediction_has_a_finite_divergence_and_gradient() -> None:
+    for outputs in (1, 3):
+        logits, other = torch.full((1, outputs), 0.0), torch.full((1, outputs), 0.0)
+        logits[0, 0], other[0, 0] = 90.0, -90.0
+        other.requires_grad_()
+        kl = kl_divergence(logits, other)
+        kl.sum().backward()
+        assert kl.isfinite().all()
+        assert other.grad is not None
+        assert other.grad.isfinite().all()
+        assert entropy(logits).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_entmin_is_the_mean_over_all_documents() -> None:
+    network, documents, other = sharp(), batch(), batch()
+    other.input_ids = other.input_ids.flip(0)
+    step = step_of(network, documents, other)
+    values = [entropy(step.reading(kind).logits) for kind in ("labeled", "unlabeled_documents")]
+    torch.testing.assert_close(EntMin()(step), torch.cat(values).mean())
+    torch.testing.assert_close(EntMin(unlabeled=False)(step), values[0].mean())
+
+
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("relative", [False, True])
+def test_pseudo_labels_by_a_loop(classes: int, relative: bool) -> None:
+    network, documents = sharp(classes).eval(), batch(classes)
+    step = step_of(network, documents)
+    probabilities = network.class_probabilities(step.reading("labeled").logits.detach())
+    least = float(probabilities.amax(1).median()) - 1e-9  # half of them reach it
+    threshold = least / float(probabilities.amax(1).mean()) if relative else least
+    losses = [-float(row.max().log()) if row.max() >= least else 0.0 for row in probabilities]
+    loss = PseudoLabels(threshold, relative, word_dropout=0.0)(step)
+    assert loss.item() == pytest.approx(sum(losses) / 4)
+    assert step.parts["pseudo_labeled"].item() == pytest.approx(sum(loss > 0 for loss in losses) / 4)
+    assert 0 < sum(loss > 0 for loss in losses) < 4
+
+
+def test_a_pseudo_label_is_said_again_with_words_left_out() -> None:
+    network, documents = sharp().train(), batch()
+    losses = {PseudoLabels(0.0, word_dropout=0.5)(step_of(network, documents)).item() for _ in range(5)}
+    assert len(losses) == 5
+    (label,) = torch.autograd.grad(
+        PseudoLabels(0.0, word_dropout=0.5)(step_of(network, documents)),
+        network.classifier.linear.bias,  # type: ignore[union-attr]
+    )
+    assert label.abs().sum() > 0
+
+
+TERMS: list[Callable[[], Term]] = [
+    lambda: AT(norm=0.5),
+    lambda: VAT(norm=0.5),
+    lambda: VAT(norm=0.5, unlabeled=False, power_steps=3),
+    lambda: EntMin(),
+    lambda: PseudoLabels(0.0, word_dropout=0.0),
+]
+
+
+@pytest.mark.parametrize("make", TERMS)
+@pytest.mark.parametrize("classes", CLASSES)
+def test_a_documents_loss_is_the_same_alone_and_in_a_padded_batch(
+    make: Callable[[], Term], classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(like: Tensor) -> Tensor:  # random, but the same for a token wherever it stands
+        generator = torch.Generator().manual_seed(4)
+        steps = torch.randn(20, like.shape[2], generator=generator, dtype=like.dtype)
+        return steps[: like.shape[1]].expand_as(like)
+
+    monkeypatch.setattr(torch, "randn_like", start)
+    network, documents = sharp(classes).eval(), batch(classes)
+    together = make()(step_of(network, documents))
+    each = [make()(step_of(network, alone(documents, row))) for row in range(4)]
+    torch.testing.assert_close(together, torch.stack(each).mean(), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("term", [VAT(norm=0.5), EntMin(), PseudoLabels(0.0, word_dropout=0.0)])
+def test_what_is_no_document_counts_nothing(term: Term, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row that stands for none, as where several processes share few."""
+    monkeypatch.setattr(torch, "randn_like", lambda like: torch.ones_like(like))
+    network, documents = sharp().eval(), batch()
+    fields = (documents.input_ids, documents.attention_mask, documents.targets, documents.labels)
+    short = Batch(*(t[:3] for t in fields))
+    with_none = term(step_of(network, short, Batch(*fields, indices=torch.tensor([0, 1, 2, -1]))))
+    torch.testing.assert_close(with_none, term(step_of(network, short, short)))
+
+
+# their sum
+
+
+def test_mixed_is_the_weighted_sum_and_a_ramp_rises_from_the_first_step() -> None:
+    network, documents, other = sharp().eval(), batch(), batch()
+    given = {"labeled": documents, "unlabeled_documents": other}
+    terms: list[Term] = [AT(0.5, weight=0.3), EntMin(weight=2.0, ramp_steps=4)]
+    objective = Mixed(terms, label_smoothing=0.1)
+    plain = Supervised(0.1)(network, given, None)
+    for step, share in ((0, 0.25), (2, 0.75), (3, 1.0), (10, 1.0)):
+        objective.step = step
+        loss = objective(network, given, None)
+        expected = plain.total + 0.3 * loss.parts["at"] + 2.0 * share * loss.parts["entmin"]
+        torch.testing.assert_close(loss.total, expected)
+        assert torch.equal(loss.parts["supervised"], plain.total)
+        assert loss.logits is not None
+        assert plain.logits is not None
+        assert torch.equal(loss.logits, plain.logits)
+        assert loss.weight == 4
+    assert objective.batches == {"labeled", "unlabeled_documents"}
+    assert objective.heads == {"classifier"}
+    assert Mixed([AT()]).batches == {"labeled"}
+
+
+def test_diagnostics_are_what_they_say() -> None:
+    network, documents, other = sharp().eval(), batch(), batch()
+    other.input_ids = other.input_ids.flip(0)
+    given = {"labeled": documents, "unlabeled_documents": other}
+    objective = Mixed([VAT(norm=1.0), EntMin(unlabeled=False)], diagnose_every=3)
+    objective.step = 4
+    assert objective(network, given, None).parts.keys() == {"supervised", "vat", "entmin"}
+    objective.step = 6
+    torch.manual_seed(1)
+    loss = objective(network, given, None)
+    logits = step_of(network, other).reading("labeled").logits
+    shares = torch.bincount(logits.argmax(1), minlength=3) / 4
+    assert [loss.parts[f"predicted_{k}"].item() for k in range(3)] == shares.tolist()
+    torch.manual_seed(1)
+    step = step_of(network, documents, other, diagnose=True)
+    vat = VAT(norm=1.0)(step)
+    rest = step.loss(step.reading("labeled").logits) + EntMin(unlabeled=False)(step)
+    norms = []
+    for part in (vat, rest):
+        network.zero_grad()
+        part.backward(retain_graph=True)
+        squares = [p.grad.square().sum() for p in network.parameters() if p.grad is not None]
+        norms.append(torch.stack(squares).sum().sqrt())
+    assert loss.parts["unlabeled_share"].item() == pytest.approx(float(norms[0] / (norms[0] + norms[1])), rel=1e-5)
+    assert loss.parts["vat_kl_ratio"].item() > 1.5
+
+
+def test_a_flat_model_has_no_direction_that_is_better_than_chance() -> None:
+    """The prediction depends on the mean token vector in one direction of space alone: then the ratio is far above 1.
+
+    And where every direction is as good as any, of norm 1 in 1 dimension, it is 1.
+    """
+    network, documents = sharp(encoder={"embedding_size": 1}), batch()
+    documents.attention_mask = torch.arange(6).expand(4, 6) < 2  # two tokens, of which one may move
+    step = step_of(network, documents, diagnose=True)
+    VAT(norm=1e-3, unlabeled=False)(step)
+    assert step.parts["vat_kl_ratio"].item() == pytest.approx(1.0, rel=0.02)
+
+
+# precision and frozen layers
+
+
+def test_a_frozen_embedding_gives_the_same_direction() -> None:
+    network, documents = sharp().eval(), batch()
+    step = step_of(network, documents)
+    expected = AT().towards(step.reading("labeled"), step)
+    network.encoder.embedding.weight.requires_grad_(False)
+    step = step_of(network, documents)
+    torch.testing.assert_close(AT().towards(step.reading("labeled"), step), expected)
+
+
+def test_directions_are_those_of_float32_under_bfloat16() -> None:
+    network, documents = sharp().float(), batch()
+    documents.input_ids = torch.randint(1, 12, (4, 60))
+    documents.attention_mask = torch.ones(4, 60)
+    exact = sharp()
+    exact.load_state_dict({k: v.double() for k, v in network.state_dict().items()})
+
+    def directions(net: Network, autocast: bool) -> list[Tensor]:
+        torch.manual_seed(9)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            step = step_of(net, documents)
+            reading = step.reading("labeled")
+            assert (reading.encoded.hidden.dtype == torch.bfloat16) == autocast
+            return [AT().towards(reading, step), VAT(xi=0.01).towards(reading)]
+
+    for lower, reference in zip(directions(network, True), directions(network, False), strict=True):
+        assert F.cosine_similarity(lower.flatten(1), reference.flatten(1)).min() > 0.999
+    for single, double in zip(directions(network, False)[:1], directions(exact, False)[:1], strict=True):
+        assert F.cosine_similarity(single.double().flatten(1), double.flatten(1)).min() > 0.9999
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AT(norm=-1.0), "norm=-1.0"),
+        (lambda: AT(weight=-1.0), "weight=-1.0"),
+        (lambda: EntMin(ramp_steps=-1), "ramp_steps=-1"),
+        (lambda: VAT(xi=0.0), "xi=0.0"),
+        (lambda: VAT(power_steps=0), "power_steps=0"),
+        (lambda: PseudoLabels(threshold=1.0), "threshold=1.0"),
+        (lambda: PseudoLabels(word_dropout=1.0), "word_dropout=1.0"),
+        (lambda: Mixed([VAT(), VAT()]), "vat, vat: give each of them once"),
+    ],
+)
+def test_values_out_of_range_are_told(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_pseudo_labels_refuse_multi_label_data() -> None:
+    network = build()
+    network.classifier = ClassifierHead(network.encoder.output_size, 3, multilabel=True).double()
+    with pytest.raises(ValueError, match="multi-label"):
+        PseudoLabels()(step_of(network, batch()))
