@@ -20,7 +20,20 @@ from training import Losses, data_of, module_of, trainer_of
 
 from lit_sft.models import ClassifierHead, LMHead, LSTMEncoder, TwoWayEncoder
 from lit_sft.module import LitSFT
-from lit_sft.objectives import MLE, Objective, Probe, Supervised
+from lit_sft.objectives import (
+    AT,
+    MLE,
+    VAT,
+    AdversarialMLE,
+    AuxiliaryLM,
+    EntMin,
+    Mixed,
+    Objective,
+    Probe,
+    PseudoLabels,
+    Supervised,
+    Term,
+)
 from lit_sft.optim import Constant, OneCycle, SlantedTriangular, WarmupCosine
 
 STEPS = 6
@@ -33,6 +46,10 @@ def both(name: str, value: Any) -> list[Change]:
 
 def finetune(**options: Any) -> list[Change]:
     return [("finetune", options)]
+
+
+def term(kind: type[Term], **options: Any) -> dict[str, Any]:
+    return {"objective": Mixed([kind(**options)], diagnose_every=0)}
 
 
 CHANGES: dict[type, dict[str, list[Change]]] = {
@@ -72,6 +89,53 @@ CHANGES: dict[type, dict[str, list[Change]]] = {
     Probe: {
         "label_smoothing": finetune(objective=Probe(label_smoothing=0.2)),
         "class_weights": finetune(objective=Probe(class_weights=[1.0, 3.0, 0.2])),
+    },
+    AdversarialMLE: {
+        "norm": [("pretrain", {"objective": AdversarialMLE(norm=0.1)})],
+        "weight": [("pretrain", {"objective": AdversarialMLE(weight=0.5)})],
+        "direction": [("pretrain", {"objective": AdversarialMLE(direction="random")})],
+        "activation_penalty": [("pretrain", {"objective": AdversarialMLE(activation_penalty=2.0)})],
+        "temporal_penalty": [("pretrain", {"objective": AdversarialMLE(temporal_penalty=2.0)})],
+        "reset_probability": [("pretrain", {"objective": AdversarialMLE(reset_probability=1.0)})],
+    },
+    Mixed: {
+        "terms": finetune(objective=Mixed([EntMin()])),
+        "diagnose_every": [],  # what is logged: test_adversarial.py
+        "label_smoothing": finetune(objective=Mixed([AT()], label_smoothing=0.2)),
+        "class_weights": finetune(objective=Mixed([AT()], class_weights=[1.0, 3.0, 0.2])),
+        "activation_penalty": finetune(objective=Mixed([AT()], activation_penalty=2.0)),
+        "temporal_penalty": finetune(objective=Mixed([AT()], temporal_penalty=2.0)),
+    },
+    AT: {
+        "norm": finetune(**term(AT, norm=1.0)),
+        "direction": finetune(**term(AT, direction="random")),
+        "weight": finetune(**term(AT, weight=0.5)),
+        "ramp_steps": finetune(**term(AT, ramp_steps=3)),
+    },
+    VAT: {
+        "norm": finetune(**term(VAT, norm=1.0)),
+        "xi": finetune(**term(VAT, xi=10.0)),
+        "power_steps": finetune(**term(VAT, power_steps=2)),
+        "unlabeled": finetune(**term(VAT, unlabeled=False)),
+        "direction": finetune(**term(VAT, direction="random")),
+        "weight": finetune(**term(VAT, weight=0.5)),
+        "ramp_steps": finetune(**term(VAT, ramp_steps=3)),
+    },
+    EntMin: {
+        "unlabeled": finetune(**term(EntMin, unlabeled=False)),
+        "weight": finetune(**term(EntMin, weight=0.5)),
+        "ramp_steps": finetune(**term(EntMin, ramp_steps=3)),
+    },
+    PseudoLabels: {
+        "threshold": finetune(**term(PseudoLabels, threshold=0.9)),
+        "relative": finetune(**term(PseudoLabels, threshold=0.9, relative=True)),
+        "word_dropout": finetune(**term(PseudoLabels, threshold=0.0, word_dropout=0.6)),
+        "weight": finetune(**term(PseudoLabels, threshold=0.0, weight=0.5)),
+        "ramp_steps": finetune(**term(PseudoLabels, threshold=0.0, ramp_steps=3)),
+    },
+    AuxiliaryLM: {
+        "weight": finetune(**term(AuxiliaryLM, weight=0.5)),
+        "ramp_steps": finetune(**term(AuxiliaryLM, ramp_steps=3)),
     },
     WarmupCosine: {
         "warmup": finetune(schedule=WarmupCosine(warmup=0.5)),
@@ -121,6 +185,11 @@ BASES: dict[tuple[type, str], dict[str, Any]] = {
     (LitSFT, "adaptive_cutoffs"): {"tie_weights_up_to": 0},
     **{(TwoWayEncoder, name): {"encoder": {"kind": TwoWayEncoder}} for name in CHANGES[TwoWayEncoder]},
     **{(Probe, name): {"objective": Probe()} for name in CHANGES[Probe]},
+    **{(AdversarialMLE, name): {"objective": AdversarialMLE()} for name in CHANGES[AdversarialMLE]},
+    **{(Mixed, name): term(AT) for name in CHANGES[Mixed]},
+    **{(kind, name): term(kind) for kind in (AT, VAT, EntMin, AuxiliaryLM) for name in CHANGES[kind]},
+    **{(PseudoLabels, name): term(PseudoLabels, threshold=0.0) for name in CHANGES[PseudoLabels]},
+    (PseudoLabels, "relative"): term(PseudoLabels, threshold=0.9),
 }
 CASES = [
     pytest.param(stage, BASES.get((kind, name), {}), change, id=f"{kind.__name__}-{name}-{stage}-{i}")
@@ -188,6 +257,8 @@ def test_the_same_options_give_the_same_training(files: Files, shared_cache: Pat
         ("finetune", {"head_dropout": 0.5}),
         ("finetune", {"objective": Supervised(0.3, [1.0, 2.0, 3.0], 2.0, 1.0)}),
         ("pretrain", {"objective": MLE(2.0, 1.0, 0.5)}),
+        ("pretrain", {"objective": AdversarialMLE(2.0)}),
+        ("finetune", {"objective": Mixed([AT(), VAT(), EntMin(), PseudoLabels()])}),
         ("finetune", {"schedule": Constant(), "layer_decay": 0.1, "backprop_tokens": 5}),
     ],
     ids=lambda value: re.sub(r"<[\w.]+\.(\w+) object at \w+>", r"\1", str(value)),  # the same in every process

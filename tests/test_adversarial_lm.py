@@ -1,0 +1,143 @@
+"""The adversarially trained language model, and the language model beside a classifier."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Files
+from toy_network import batch, build
+from training import Losses, check_resumes, data_of, module_of, trainer_of, weights
+
+from lit_sft.callbacks import LastCheckpoint
+from lit_sft.objectives import MLE, VAT, AdversarialMLE, AuxiliaryLM, Mixed, PseudoLabels, Supervised
+
+pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+
+
+def test_the_adversarial_loss_is_mle_at_vectors_moved_by_autograd_written_out() -> None:
+    network, stream = build().eval(), batch()
+    given = {"unlabeled": stream}
+    state = MLE()(network, given, None).state
+    assert state is not None
+    vectors = network.encoder.embedding(stream.input_ids).detach().requires_grad_()
+
+    def nll(x: torch.Tensor) -> torch.Tensor:
+        for layer, (h, c) in zip(network.encoder.layers, state, strict=True):  # type: ignore[call-overload]
+            x, _ = layer(x, (h[None], c[None]))
+        log_prob = network.lm_head.log_prob((x * stream.attention_mask[..., None]).flatten(0, 1))  # type: ignore[union-attr]
+        return torch.nn.functional.nll_loss(log_prob, stream.targets.flatten(), ignore_index=-100)
+
+    clean = nll(vectors)
+    (gradient,) = torch.autograd.grad(clean, vectors)
+    gradient[~stream.attention_mask] = 0.0
+    norms = gradient.square().sum((1, 2), keepdim=True).sqrt()
+    moved = nll(vectors + 0.8 * gradient / norms)
+    loss = AdversarialMLE(norm=0.8, weight=0.5)(network, given, state)
+    torch.testing.assert_close(loss.total, clean + 0.5 * moved)
+    torch.testing.assert_close(loss.parts["lm"], clean)
+    torch.testing.assert_close(loss.parts["adversarial_lm"], moved)
+    assert moved > clean
+
+
+def test_what_is_carried_on_and_counted_is_that_of_mle() -> None:
+    network, given = build().train(), {"unlabeled": batch()}
+    results = []
+    for objective in (MLE(2.0, 1.0), AdversarialMLE(activation_penalty=2.0, temporal_penalty=1.0)):
+        torch.manual_seed(3)
+        results.append(objective(network, given, None))
+    plain, adversarial = results
+    assert plain.state is not None
+    assert adversarial.state is not None
+    for ours, theirs in zip(adversarial.state, plain.state, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert plain.weight == adversarial.weight
+    for name, value in plain.parts.items():
+        assert torch.equal(adversarial.parts[name], value)
+    torch.testing.assert_close(adversarial.total, plain.total + adversarial.parts["adversarial_lm"])
+
+
+def test_without_a_perturbation_both_losses_are_bit_equal_under_dropout() -> None:
+    dropouts = {"embedding_dropout": 0.3, "hidden_dropout": 0.3, "weight_dropout": 0.3, "word_dropout": 0.2}
+    network = build(encoder=dropouts).train()
+    parts = AdversarialMLE(norm=0.0)(network, {"unlabeled": batch()}, None).parts
+    assert torch.equal(parts["adversarial_lm"], parts["lm"])
+
+
+def test_the_direction_beats_chance_by_far() -> None:
+    network, given = build().eval(), {"unlabeled": batch()}
+    rise = {}
+    for direction in ("adversarial", "random"):
+        parts = AdversarialMLE(norm=0.5, direction=direction)(network, given, None).parts  # type: ignore[arg-type]
+        rise[direction] = (parts["adversarial_lm"] - parts["lm"]).item()
+    assert rise["adversarial"] > 3 * abs(rise["random"])
+
+
+def test_under_bfloat16_the_direction_is_that_of_float32() -> None:
+    network, stream = build(lm={"tie_weights_up_to": 0, "adaptive_cutoffs": [4, 8]}).eval().float(), batch()
+    gradients = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            vectors = network.encoder.embedding(stream.input_ids).detach().requires_grad_()
+            encoded = network.encode(stream, None, network.draw_masks(4, 6), vectors)
+            nll = network.nll(encoded.hidden, stream.targets).sum()
+            gradients.append(torch.autograd.grad(nll, vectors)[0].flatten(1))
+    assert torch.nn.functional.cosine_similarity(*gradients).min() > 0.99
+
+
+@pytest.mark.parametrize("options", [{"norm": -1.0}, {"weight": -0.5}])
+def test_values_out_of_range_are_told(options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="must be at least 0"):
+        AdversarialMLE(**options)  # type: ignore[arg-type]
+
+
+def test_the_auxiliary_lm_is_mle_on_the_stream_and_carries_its_state() -> None:
+    network = build().eval()
+    given = {"labeled": batch(), "unlabeled": batch()}
+    objective = Mixed([AuxiliaryLM(weight=0.3)])
+    assert objective.batches == {"labeled", "unlabeled"}
+    assert objective.heads == {"classifier", "lm"}
+    lm, supervised = MLE()(network, given, None), Supervised()(network, given, None)
+    loss = objective(network, given, None)
+    torch.testing.assert_close(loss.total, supervised.total + 0.3 * lm.total)
+    assert loss.state is not None
+    assert lm.state is not None
+    assert torch.equal(loss.state[0][0], lm.state[0][0])
+    given["unlabeled"].first = False
+    torch.testing.assert_close(objective(network, given, loss.state).parts["lm"], MLE()(network, given, lm.state).total)
+
+
+MIXED = {"vat": [VAT(norm=1.0), PseudoLabels(0.4)], "lm": [AuxiliaryLM()]}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_a_training_with_several_loaders_goes_on_exactly(
+    name: str, files: Files, shared_cache: Path, tmp_path: Path
+) -> None:
+    """Epochs stated in steps; the short loader is cycled, and the long one cut."""
+
+    def fit(saving: LastCheckpoint, path: Path | None) -> dict[str, torch.Tensor]:
+        module = module_of("finetune", dropout=True, objective=Mixed(MIXED[name], diagnose_every=2))  # type: ignore[arg-type]
+        data = data_of(files, shared_cache, unlabeled=str(files.unlabeled), labels_per_class=6, max_documents=4)
+        trainer = trainer_of(tmp_path, max_epochs=2, limit_train_batches=6, callbacks=[saving])
+        trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+        return weights(module)
+
+    check_resumes(fit, tmp_path, least=10, every=3)
+
+
+def test_an_epoch_is_as_long_as_the_longer_loader_or_stated_in_steps(
+    files: Files, shared_cache: Path, tmp_path: Path
+) -> None:
+    counts = {}
+    for limit in (1.0, 3):
+        seen = Losses()
+        trainer = trainer_of(tmp_path, limit_train_batches=limit, callbacks=[seen])
+        data = data_of(files, shared_cache, unlabeled=str(files.unlabeled), max_unlabeled_documents=5)
+        trainer.fit(module_of("finetune", objective=Mixed([VAT(norm=1.0)])), datamodule=data)
+        counts[limit] = len(seen.values)
+        loaders = {kind: len(loader) for kind, loader in trainer.train_dataloader.items()}  # type: ignore[union-attr]
+    assert counts[1.0] == max(loaders.values()) > min(loaders.values())
+    assert counts[3] == 3
+    assert sum(len(batch.lengths) for batch in data.unlabeled_document_loader()) == len(data.prepared.unlabeled)
