@@ -28,7 +28,7 @@ from lit_sft.ranks import of_all_ranks, of_this_rank, weighted
 from lit_sft.starting import InitFrom, read_sources
 from lit_sft.step_rates import StepRates
 from lit_sft.tested import Tested, clean_targets, gather
-from lit_sft.transfer import first_misfit, load_pretrained
+from lit_sft.transfer import first_misfit, load_pretrained, see_frequencies
 from lit_sft.watch import Watcher
 
 Stage = Literal["pretrain", "finetune"]
@@ -141,10 +141,12 @@ class LitSFT(StepRates):
         And show the objective the training documents, and how often each label occurs.
         """
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if self.init_from and not self.trainer.ckpt_path and not self._initialized:
-            assert self.tokenizer is not None
-            remap = self.remap_vocabulary or data.preparation.kind == EXTEND
-            load_pretrained(self.net, read_sources(self.init_from), self.tokenizer, remap)
+        if not self.trainer.ckpt_path and not self._initialized:
+            see_frequencies(self.net, data)
+            if self.init_from:
+                assert self.tokenizer is not None
+                remap = self.remap_vocabulary or data.preparation.kind == EXTEND
+                load_pretrained(self.net, read_sources(self.init_from), self.tokenizer, remap)
         self._initialized = True
         if "classifier" in self.objective.heads:
             documents = (batch.to(self.device) for batch in data.train_documents())

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lit_sft.checkpoints import Checkpoint
+from lit_sft.data.textdata import TextData
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.errors import UserError
 from lit_sft.models import Network
+from lit_sft.models.normalised import NormalisedEmbedding, folded
 from lit_sft.starting import Source, check_start
 from lit_sft.vocabulary import remapped
 
 ENCODER = "encoder."
+
+
+def see_frequencies(network: Network, data: TextData) -> None:
+    """Show normalised embeddings how often each token occurs in what is trained on."""
+    for part in network.modules():
+        if isinstance(part, NormalisedEmbedding):
+            part.see_counts(torch.from_numpy(data.token_counts))
 
 
 def load_pretrained(
@@ -54,6 +64,7 @@ def load_pretrained(
                     "out --data.tokenizer, or take over what both have: --model.remap_vocabulary true"
                 )
             weights = remapped(weights, network, tokenizer, source)
+        weights = folded(weights, network)
         if misfit := first_misfit(own, weights, place):
             raise UserError(
                 f"the encoder doesn't fit {source.path}: {misfit}; give model.encoder the options of the pretraining"

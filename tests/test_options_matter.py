@@ -64,6 +64,7 @@ CHANGES: dict[type, dict[str, list[Change]]] = {
         "type_dropout": both("type_dropout", 0.5),
         "word_dropout": both("word_dropout", 0.5),
         "last_size": both("last_size", 8),
+        "normalize_embedding": both("normalize_embedding", True),
     },
     LMHead: {
         "tie_weights_up_to": [("pretrain", {"tie_weights_up_to": 299})],

@@ -1,6 +1,7 @@
 """What happens beside the training steps, one callback a file."""
 
 from lit_sft.callbacks.averaging import ExponentialAveraging, NonMonotonicAveraging
+from lit_sft.callbacks.directions import DirectionCheck
 from lit_sft.callbacks.health import Health
 from lit_sft.callbacks.l2_start import L2Start
 from lit_sft.callbacks.progress import LogProgress, TerminalProgress
@@ -12,6 +13,7 @@ from lit_sft.callbacks.unfreezing import GradualUnfreezing
 
 __all__ = [
     "BestCheckpoint",
+    "DirectionCheck",
     "EarlyStop",
     "ExponentialAveraging",
     "GradualUnfreezing",

@@ -240,6 +240,14 @@ class TextData:
         return label_counts(np.asarray(self.train.labels), len(self.label_names))
 
     @property
+    def token_counts(self) -> np.ndarray:
+        """How often each token occurs in all training text, the documents' ends included: int64 (vocabulary,)."""
+        text = self.prepared.unlabeled
+        counts = np.bincount(text.tokens, minlength=self.tokenizer.vocab_size)
+        counts[self.tokenizer.eos_id] += len(text)
+        return counts
+
+    @property
     def contamination(self) -> dict[str, Any]:
         """What the contamination gate found, as plain values; empty where there was nothing to compare.
 

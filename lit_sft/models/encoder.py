@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_sft.models.dropout import apply_mask, check_dropout, dropout_mask, locked_mask
+from lit_sft.models.normalised import NormalisedEmbedding
 from lit_sft.models.tails import encode_tails
 
 LSTMState = tuple[tuple[Tensor, ...], ...]
@@ -130,6 +131,7 @@ class LSTMEncoder(Encoder):
         type_dropout: words of the vocabulary left out of a whole pass, wherever they occur (Gal & Ghahramani 2016,
             section 4.2; Merity et al. 2018, section 4.3); an LM head that shares the token vectors still predicts them.
         word_dropout: single occurrences left out (Dai & Le 2015; Iyyer et al. 2015).
+        normalize_embedding: token vectors of mean 0 and variance 1, see `NormalisedEmbedding`.
         last_size: units of the last layer, and of the output; None: `hidden_size`. With the embedding's, a tied softmax
             needs no projection (Merity et al. 2018, section 4.5), which at AWD-LSTM's rate of 30 doesn't learn.
 
@@ -152,6 +154,7 @@ class LSTMEncoder(Encoder):
         type_dropout: float = 0.0,
         word_dropout: float = 0.0,
         last_size: int | None = None,
+        normalize_embedding: bool = False,
     ) -> None:
         super().__init__()
         sizes = {"vocab_size": vocab_size, "embedding_size": embedding_size, "hidden_size": hidden_size}
@@ -168,7 +171,7 @@ class LSTMEncoder(Encoder):
         self.weight_dropout = check_dropout("weight_dropout", weight_dropout)
         self.type_dropout = check_dropout("type_dropout", type_dropout)
         self.word_dropout = check_dropout("word_dropout", word_dropout)
-        self.embedding = nn.Embedding(vocab_size, embedding_size)
+        self.embedding = (NormalisedEmbedding if normalize_embedding else nn.Embedding)(vocab_size, embedding_size)
         shapes = pairwise([embedding_size, *self.units])
         self.layers = nn.ModuleList(nn.LSTM(inputs, units, batch_first=True) for inputs, units in shapes)
         self.reset_parameters()

@@ -36,6 +36,7 @@ class TwoWayEncoder(Encoder):
     Args:
         vocab_size, embedding_size, hidden_size, num_layers, last_size: of each stack, as `LSTMEncoder` has them.
         embedding_dropout, hidden_dropout, output_dropout, weight_dropout, type_dropout, word_dropout: likewise.
+        normalize_embedding: likewise.
 
     Raises:
         ValueError: as `LSTMEncoder`.
@@ -54,12 +55,13 @@ class TwoWayEncoder(Encoder):
         type_dropout: float = 0.0,
         word_dropout: float = 0.0,
         last_size: int | None = None,
+        normalize_embedding: bool = False,
     ) -> None:
         super().__init__()
         sizes = (vocab_size, embedding_size, hidden_size, num_layers)
         dropouts = (embedding_dropout, hidden_dropout, output_dropout, weight_dropout, type_dropout, word_dropout)
-        self.forward_stack = LSTMEncoder(*sizes, *dropouts, last_size)
-        self.backward_stack = LSTMEncoder(*sizes, *dropouts, last_size)
+        options = (*sizes, *dropouts, last_size, normalize_embedding)
+        self.forward_stack, self.backward_stack = LSTMEncoder(*options), LSTMEncoder(*options)
         self.vocab_size = vocab_size
         self.output_size = 2 * self.forward_stack.output_size
 

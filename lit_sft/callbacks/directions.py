@@ -1,0 +1,37 @@
+"""Says when adversarial directions are no better than chance: then what is trained is a costly kind of noise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_warn
+
+RATIO = "train/vat_kl_ratio"
+LEAST = 3.0
+
+
+class DirectionCheck(L.Callback):
+    """Warns once a fit if, at a validation, ``train/vat_kl_ratio`` is below 3.
+
+    A working direction moves a prediction many times as far as a random one of the same norm. One that doesn't was
+    computed with other dropout masks, at too small a distance for the precision, or in a model that is flat as yet.
+    Reads a number from the device at a validation, where that waits anyway.
+    """
+
+    def __init__(self) -> None:
+        self._told = False
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._told = False
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        ratio: Any = trainer.callback_metrics.get(RATIO)
+        if self._told or ratio is None or trainer.state.fn != "fit" or float(ratio) >= LEAST:
+            return
+        self._told = True
+        rank_zero_warn(
+            f"step {trainer.global_step}: {RATIO} is {float(ratio):.2f}: the adversarial direction is hardly better "
+            "than a random one (a working one has 3 and much more); try a larger xi or more power_steps, or wait until "
+            "the classifier has learned something (ramp_steps)"
+        )

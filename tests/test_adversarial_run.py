@@ -1,0 +1,107 @@
+"""Adversarial objectives from the command line: what is trained, logged, warned of, and evaluated later."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import Command, Configs, Files, Trained
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import lit_sft
+
+TERMS = ["AT", "VAT", "EntMin", "PseudoLabels", "AuxiliaryLM"]
+
+
+def mixed(*terms: dict[str, Any], **options: Any) -> str:
+    return json.dumps({"class_path": "lit_sft.objectives.Mixed", "init_args": {"terms": list(terms), **options}})
+
+
+def spec(name: str, **options: Any) -> dict[str, Any]:
+    return {"class_path": f"lit_sft.objectives.{name}", "init_args": options}
+
+
+def newest(folder: Path) -> Path:
+    return sorted(folder.glob("version_*"))[-1]
+
+
+def scalars(run: Path) -> dict[str, list[float]]:
+    events = EventAccumulator(str(run)).Reload()
+    return {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+@pytest.mark.filterwarnings("ignore:.*vat_kl_ratio is")
+def test_every_term_from_a_config_to_a_tested_model(
+    cli: Command, configs: Configs, files: Files, trained: Trained, workplace: Path
+) -> None:
+    """From a language model, in steps; the checkpoint alone is enough for what comes after."""
+    objective = mixed(*map(spec, TERMS), diagnose_every=2)
+    options = [
+        f"--data.unlabeled={files.unlabeled}",
+        "--trainer.limit_train_batches=6",
+        "--trainer.log_every_n_steps=1",
+    ]
+    start = [f"--model.init_from={trained.pretrain}", f"--model.objective={objective}"]
+    result = cli("fit", "--config", configs.finetune, "--name=mixed", *start, *options)
+    assert result.code == 0, result.err
+    run = newest(workplace / "logs" / "mixed")
+    logged = scalars(run)
+    for name in ("supervised", "at", "vat", "entmin", "pseudo_labels", "lm"):
+        assert len(logged[f"train/{name}"]) == 6
+    for name in ("vat_kl_ratio", "unlabeled_share", "predicted_0", "predicted_1", "predicted_2"):
+        assert len(logged[f"train/{name}"]) == 6  # each measured at every other step, and shown until the next time
+        assert logged[f"train/{name}"][::2] == logged[f"train/{name}"][1::2]
+    assert "val/lm_perplexity" in logged
+    chosen = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["model"]["objective"]["init_args"][
+        "terms"
+    ]
+    assert [term["class_path"] for term in chosen] == [f"lit_sft.objectives.{name}" for name in TERMS]
+    assert cli("test", "--ckpt_path", run).code == 0
+    assert json.loads((run / "metrics.json").read_text(encoding="utf-8"))["test"]["accuracy"] >= 0
+    assert cli("validate", "--ckpt_path", run).code == 0
+    assert len(lit_sft.load(run).predict(["the owl near the oak"])) == 1
+
+
+def test_a_fine_tuning_with_terms_reaches_what_it_should(cli: Command, configs: Configs, workplace: Path) -> None:
+    objective = mixed(spec("AT", norm=0.1), spec("VAT", norm=0.1, ramp_steps=10))
+    result = cli("fit", "--config", configs.finetune, f"--model.objective={objective}", "--trainer.max_epochs=4")
+    assert result.code == 0, result.err
+    (metrics,) = (workplace / "logs").rglob("metrics.json")
+    assert json.loads(metrics.read_text(encoding="utf-8"))["val"]["accuracy"] > 0.9
+
+
+def test_a_pretraining_may_be_adversarial(cli: Command, configs: Configs, workplace: Path) -> None:
+    arguments = ["--model.objective=AdversarialMLE", "--model.objective.norm=0.5", "--trainer.log_every_n_steps=1"]
+    result = cli("fit", "--config", configs.pretrain, "--name=adversarial", *arguments)
+    assert result.code == 0, result.err
+    logged = scalars(newest(workplace / "logs" / "adversarial"))
+    assert all(a > b for a, b in zip(logged["train/adversarial_lm"], logged["train/lm"], strict=True))
+
+
+def test_a_direction_no_better_than_chance_is_warned_of_once(cli: Command, configs: Configs) -> None:
+    objective = mixed(spec("VAT", direction="random"), diagnose_every=1)
+    with pytest.warns(
+        UserWarning, match=r"step 15: train/vat_kl_ratio is \d+\.\d\d: the adversarial direction"
+    ) as found:
+        result = cli("fit", "--config", configs.finetune, f"--model.objective={objective}", "--trainer.max_epochs=3")
+    assert result.code == 0, result.err
+    assert sum("vat_kl_ratio" in str(warning.message) for warning in found) == 1
+
+
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        ([spec("VAT", norm=-1.0)], "norm=-1.0 must be at least 0"),
+        ([spec("AT"), spec("AT")], "terms are at, at: give each of them once"),
+    ],
+)
+def test_a_mistake_in_a_term_is_one_line(
+    terms: list[dict[str, Any]], message: str, cli: Command, configs: Configs
+) -> None:
+    result = cli("fit", "--config", configs.finetune, f"--model.objective={mixed(*terms)}")
+    assert result.code == 2
+    assert message in result.err
+    assert len(result.err.strip().splitlines()) == 1
