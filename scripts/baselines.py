@@ -3,7 +3,10 @@
     python scripts/baselines.py --config configs/pydocs/finetune.yaml --init_from logs/pydocs/version_0 \\
         --search scripts/search/pydocs.yaml --out scripts/results/pydocs.csv
 
-One cell is one row (method) at one label count and one seed. A seed draws the subset, the initial weights and the
+One cell is one row (method) at one label count and one seed. Methods are what the search file names: ``tfidf…`` is the
+linear model, ``scratch`` a network that starts from nothing, any other a network that starts from ``--init_from``, or
+from the ``model.init_from`` that its own options give (so that objectives, or pretrainings, can be compared as well).
+ A seed draws the subset, the initial weights and the
 order. For each method and label count the grid of the search file is run first, on the first ``search_seeds`` seeds,
 and the mean validation figure of ``--metric`` chooses; every method's grid has the same number of points and reads the
 same validation data. (The config's ``checkpoint.monitor`` chooses a run's epoch.) The chosen options then run on every
@@ -51,7 +54,7 @@ INTERVAL_FIELDS = (
     *("labels", "val", "method", "seeds", "documents"),
     *("error", "error_std", "error_low", "error_high", "minus", "minus_low", "minus_high"),  # in percent
 )
-METHODS = ("pretrained", "scratch", "tfidf", "tfidf_balanced")  # the last weighs classes by their inverse counts
+PLAN = ("small_val", "seeds", "search_seeds", "fixed")  # of a label count in a search file; what else it has: methods
 SHOWN = ("macro_f1", "accuracy")  # either may choose
 Options = dict[str, Any]
 
@@ -68,7 +71,7 @@ class Plan:
     small_val: int | None
     seeds: int
     search_seeds: int
-    grids: dict[str, list[Options]]
+    grids: dict[str, list[Options]]  # by method, in the order of the file
 
 
 def read_lines(path: Path) -> list[dict[str, str]]:
@@ -134,7 +137,9 @@ class Cells:
             flags = [f"--data.{key}={value}" for key, value in subsets.items() if value is not None]
             flags += as_flags(options)
             flags.append(f"--seed_everything={seed}")
-            if method == "pretrained":
+            if method != "scratch" and "model.init_from" not in options:
+                if self.arguments.init_from is None:
+                    raise SystemExit(f"{method} starts from a pretraining: give --init_from")
                 flags.append(f"--model.init_from={self.arguments.init_from}")
             folder = run_network(["--config", str(self.arguments.config), *flags], name, test)
             record = record_of(folder)
@@ -258,16 +263,23 @@ def search(cells: Cells, results: Results, plan: Plan, method: str, val: str) ->
     return plan.grids[method][int(np.argmax(scores))]
 
 
-def fill(cells: Cells, results: Results, plans: list[Plan], vals: list[str], methods: list[str]) -> None:
-    """Every cell that isn't there yet."""
-    for val, plan, method in itertools.product(vals, plans, methods):
-        if (val == "small" and plan.small_val is None) or method not in plan.grids:
+def fill(cells: Cells, results: Results, plans: list[Plan], vals: list[str], methods: list[str] | None) -> None:
+    """Every cell of these methods (None: of all) that isn't there yet."""
+    for val, plan in itertools.product(vals, plans):
+        if val == "small" and plan.small_val is None:
             continue
-        options = search(cells, results, plan, method, val)
-        for seed in range(plan.seeds):
-            cell = {"method": method, "labels": plan.labels, "val": val, "seed": seed, "options": _plain(options)}
-            if results.find(True, **cell) is None:
-                results.add({**cell, **cells.run(plan, method, val, seed, options, test=True)})
+        for method in plan.grids:
+            if methods is None or method in methods:
+                fill_method(cells, results, plan, method, val)
+
+
+def fill_method(cells: Cells, results: Results, plan: Plan, method: str, val: str) -> None:
+    """The search of one method at one label count, and with what it chose every seed."""
+    options = search(cells, results, plan, method, val)
+    for seed in range(plan.seeds):
+        cell = {"method": method, "labels": plan.labels, "val": val, "seed": seed, "options": _plain(options)}
+        if results.find(True, **cell) is None:
+            results.add({**cell, **cells.run(plan, method, val, seed, options, test=True)})
 
 
 def write_intervals(out: Path) -> None:
@@ -308,10 +320,9 @@ def plans_in(path: Path, only: list[str] | None = None) -> list[Plan]:
     for labels, content in yaml.safe_load(path.read_text(encoding="utf-8")).items():
         fixed = content.get("fixed") or {}
         grids: dict[str, list[Options]] = {}
-        for method in METHODS:
-            lists = content.get(method)
-            if lists is None and method == "tfidf_balanced":
-                continue  # low-shot subsets are balanced by themselves
+        for method, lists in content.items():
+            if method in PLAN:
+                continue
             points = [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
             grids[method] = [{**(fixed if not method.startswith("tfidf") else {}), **point} for point in points]
         if len({len(grid) for grid in grids.values()}) != 1:
@@ -334,8 +345,8 @@ def main() -> None:
     """Fill the CSV, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True, help="a fine-tuning config")
-    parser.add_argument("--init_from", help="the pretraining that every cell of 'pretrained' starts from")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--init_from", help="the pretraining that cells start from, unless their method says another")
+    parser.add_argument("--methods", nargs="+", help="some of the search file's methods")
     parser.add_argument("--labels", nargs="+", help="some of the search file's label counts")
     parser.add_argument(
         "--val", nargs="+", default=["full"], choices=("full", "small"), help="small: no more than training labels"
@@ -347,6 +358,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the CSV of all runs")
     arguments = parser.parse_args()
     plans = plans_in(arguments.search, arguments.labels)
+    if unknown := set(arguments.methods or ()) - {method for plan in plans for method in plan.grids}:
+        raise SystemExit(f"{arguments.search} has no method {', '.join(sorted(unknown))}")
     fill(Cells(arguments), Results(arguments.out), plans, arguments.val, arguments.methods)
     write_intervals(arguments.out)
     print(table(arguments.out))
