@@ -1,5 +1,6 @@
 """The README's examples run as they stand."""
 
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -53,6 +54,30 @@ def test_your_own_objective_trains(cli: Command, files: Files, example: Callable
     small = ["--model.encoder.hidden_size", "12", "--model.encoder.embedding_size", "8"]
     assert cli("fit", *tiny(files, "finetune"), *objective, *small, "--name", "fine").code == 0
     assert Path("logs/fine/version_0/metrics.json").is_file()
+
+
+def test_your_own_term_trains_to_what_the_objective_does(
+    cli: Command, files: Files, example: Callable[[str], None]
+) -> None:
+    example("my_objective.py")
+    example("my_term.py")
+    small = ["--model.encoder.hidden_size", "12", "--model.encoder.embedding_size", "8"]
+    term = {"class_path": "my_term.ConfidencePenalty", "init_args": {"weight": 0.2}}
+    mixed = {"class_path": "lit_sft.objectives.Mixed", "init_args": {"terms": [term]}}
+    own = ["--model.objective", "my_objective.ConfidencePenalty", "--model.objective.weight", "0.2"]
+    losses = []
+    for name, objective in (("term", ["--model.objective", json.dumps(mixed)]), ("own", own)):
+        assert cli("fit", *tiny(files, "finetune"), *objective, *small, "--name", name).code == 0
+        losses.append(json.loads(Path(f"logs/{name}/version_0/metrics.json").read_text())["val"]["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_the_adversarial_example_trains(cli: Command, files: Files) -> None:
+    Path("mixed.yaml").write_text(block("# in a fine-tuning's config"), encoding="utf-8")
+    small = ["--model.encoder.hidden_size", "12", "--model.encoder.embedding_size", "8"]
+    steps = ["--trainer.limit_train_batches", "3"]
+    assert cli("fit", "--config", "mixed.yaml", *tiny(files, "finetune"), *small, *steps, "--name", "mixed").code == 0
+    assert Path("logs/mixed/version_0/metrics.json").is_file()
 
 
 def test_your_own_data_in_three_lines_of_yaml(cli: Command, files: Files) -> None:
