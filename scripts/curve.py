@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from baselines import read_lines
-from report import line
+from report import line, spread
 
 Curve = dict[int, np.ndarray]  # errors in percent, one a seed, by the number of labels in all
 DRAWS = 2_000
@@ -82,15 +82,11 @@ def table(found: dict[str, Curve], method: str) -> str:
     lines.append(line(["---"] * (len(others) + 3)))
     most = max(found[method])
     for count, errors in found["pretrained"].items():
-        row = [f"{count:,}", _spread(errors)]
-        row += [_spread(found[name][count]) if count in found[name] else "" for name in others]
+        row = [f"{count:,}", spread(errors)]
+        row += [spread(found[name][count]) if count in found[name] else "" for name in others]
         shown = [_labels(number, min(found[method]), most) for number in equivalent(errors, found[method])]
         lines.append(line([*row, f"{shown[0]} [{shown[1]}, {shown[2]}]"]))
     return "\n".join(lines)
-
-
-def _spread(errors: np.ndarray) -> str:
-    return f"{errors.mean():.1f} ± {errors.std(ddof=1):.1f}" if len(errors) > 1 else f"{errors.mean():.1f}"
 
 
 def _labels(number: float, least: int, most: int) -> str:

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from baselines import append_line, as_flags, read_lines, record_of, run_network
+from report import line, spread
 
 FIGURES = ("perplexity", "bits_per_byte", "macro_f1", "accuracy")  # of validation; first the language model's
 Flags = dict[str, Any]
@@ -101,18 +101,15 @@ def table(parts: Parts, path: Path) -> str:
     """A Markdown table: a line a variant, validation macro-F1 in percent, mean ± standard deviation over seeds."""
     counts = list(parts.labels)
     heads = [f"{n} labels" + " a class" * (n != "all") for n in counts]
-    lines = [
-        "| variant | perplexity | bits per byte | " + " | ".join(heads) + " |",
-        "| --- | --- | --- |" + " --- |" * len(counts),
-    ]
+    head = ["variant", "perplexity", "bits per byte", *heads]
+    lines = [line(head), line(["---"] * len(head))]
     for variant in parts.variants:
         cells = [rows_of(path, variant, labels) for labels in counts]
         if not all(cells):
             continue
         language_model = [f"{float(cells[0][0][k]):.{n}f}" for k, n in (("perplexity", 1), ("bits_per_byte", 3))]
         scores = [[100 * float(row["macro_f1"]) for row in cell] for cell in cells]
-        figures = [f"{np.mean(s):.1f} ± {np.std(s, ddof=1):.1f}" for s in scores]
-        lines.append(f"| {' | '.join([variant, *language_model, *figures])} |")
+        lines.append(line([variant, *language_model, *map(spread, scores)]))
     return "\n".join(lines)
 
 

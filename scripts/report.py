@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,11 @@ def table(path: Path) -> str:
             f1, accuracy = (cells[val, labels, method][metric] for metric in ("macro_f1", "accuracy"))
             pretrained = cells[val, labels, "pretrained"]["macro_f1"]
             compared = f1 and pretrained and method != "pretrained"
-            row += [_spread(f1), _spread(accuracy), paired_difference(pretrained, f1) if compared else ""]
+            row += [
+                spread(list(f1.values())),
+                spread(list(accuracy.values())),
+                paired_difference(pretrained, f1) if compared else "",
+            ]
         lines.append(line(row))
     return "\n".join(lines)
 
@@ -87,7 +92,7 @@ def error_table(path: Path) -> str:
                 {} if row is None else {k: float(v) for k, v in row.items() if k.startswith(("error", "minus")) and v}
             )
             cells_here += [
-                "{error:.1f} ± {error_std:.1f}".format(**figures) if row else "",
+                "{error:.1f} ± {error_std:.1f}".format(**figures).removesuffix(" ± nan") if row else "",  # one seed
                 "[{error_low:.1f}, {error_high:.1f}]".format(**figures) if row else "",
                 "{minus:+.1f} [{minus_low:+.1f}, {minus_high:+.1f}]".format(**figures) if "minus" in figures else "",
             ]
@@ -104,12 +109,11 @@ def line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _spread(seeds: Seeds) -> str:
-    values = list(seeds.values())
-    if not values:
+def spread(values: Sequence[float] | np.ndarray) -> str:
+    """Mean ± standard deviation over seeds, or the one value; nothing where there is none."""
+    if len(values) == 0:
         return ""
-    spread = np.std(values, ddof=1) if len(values) > 1 else float("nan")
-    return f"{np.mean(values):.1f} ± {spread:.1f}"
+    return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":
