@@ -10,6 +10,8 @@ import pytest
 import yaml
 from conftest import Command, Configs, Files, Trained
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_ddp import exact, train
+from test_ddp import pytestmark as needs_gloo
 
 import lit_sft
 
@@ -105,3 +107,16 @@ def test_a_mistake_in_a_term_is_one_line(
     assert result.code == 2
     assert message in result.err
     assert len(result.err.strip().splitlines()) == 1
+
+
+@needs_gloo
+def test_two_processes_train_with_terms_as_one_does(configs: Configs) -> None:
+    """Directions are a document's own, and adversarial losses weigh as the supervised one."""
+    config = exact(configs, "finetune")
+    options = yaml.safe_load(config.read_text(encoding="utf-8"))
+    terms = [spec("AT", norm=0.3), spec("EntMin", unlabeled=False, weight=0.1)]
+    options["model"]["objective"] = json.loads(mixed(*terms))
+    config.write_text(yaml.safe_dump(options), encoding="utf-8")
+    one, two = train(config, "one", 1), train(config, "two", 2)
+    assert len(one) > 10
+    assert (one - two).abs().max() < 1e-6

@@ -61,7 +61,8 @@ class AdversarialMLE(MLE):
         if self.direction == "random":
             towards = random_unit(reach, embeds)
         else:
-            (gradient,) = torch.autograd.grad(mean, embeds, retain_graph=True)
+            # of the sum, since a mean over thousands of tokens has gradients that float16 can't hold
+            (gradient,) = torch.autograd.grad(mean * kept, embeds, retain_graph=True)
             towards = unit(gradient, reach)
         moved = network.encode(stream, state, masks, embeds + self.norm * towards)
         adversarial, _ = mean_nll(network, stream, moved)

@@ -42,7 +42,7 @@ class Reading:
 
     def perturbed(self, perturbation: Tensor) -> Tensor:
         """Logits (batch, num_outputs) with `perturbation` (batch, time, embedding_size) added to the token vectors."""
-        embeds = self.embeds + perturbation
+        embeds = self.embeds + perturbation.to(self.embeds.dtype)
         encoded = self.network.encode(self.documents, None, self.masks, embeds)
         return self.network.logits(encoded.hidden, self.documents.attention_mask, self.masks)
 
