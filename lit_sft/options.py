@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import inspect
 import re
 from argparse import ArgumentError
 from collections.abc import Iterable
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import ArgumentParser
 
 from lit_sft.errors import UserError, nearest
 
@@ -131,13 +131,15 @@ def _refused(option: str, value: str, message: str) -> str:
 
 
 def _init_options(class_path: str | None) -> list[str]:
-    """The options of a class: what its ``__init__`` takes and has a default for (the others come from the program)."""
+    """The options of a class: what it takes, also by ``**options``, less what has no default and the program gives."""
     module, _, name = (class_path or "").rpartition(".")
+    parser = ArgumentParser()
     try:
-        parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters.values()
-        return [p.name for p in parameters if p.default is not p.empty]
+        taken = parser.add_class_arguments(getattr(importlib.import_module(module), name), fail_untyped=False)
     except (ImportError, AttributeError, ValueError):
         return []
+    given = {action.dest for action in parser._actions if action.required}
+    return [option for option in taken if option not in given]
 
 
 def _names_in(module: str) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import Command, Files, Result, read, tiny_options
+from conftest import Command, Configs, Files, Result, read, tiny_options
 from test_encoder import IDS, LENGTHS, MASK
 from torch import Tensor, nn
 
@@ -139,9 +139,19 @@ def test_a_gradient_through_the_ends_alone_goes_through_what_each_stack_reads_la
             torch.testing.assert_close(gradient[row], full[row], rtol=0, atol=1e-12)
 
 
+def test_the_command_line_knows_the_options_of_its_stacks(cli: Command, configs: Configs) -> None:
+    arguments = ["fit", "--config", configs.finetune, "--model.encoder", "TwoWayEncoder"]
+    shown = cli(*arguments, "--print_config")
+    assert shown.code == 0
+    found = yaml.safe_load(shown.out)["model"]["encoder"]["init_args"]
+    stacks = {n: p.default for n, p in inspect.signature(LSTMEncoder).parameters.items() if n != "vocab_size"}
+    assert set(found) == set(stacks)
+    wrong = cli(*arguments, "--model.encoder.hiden_size", "3")
+    assert wrong.code == 2
+    assert "no option model.encoder.hiden_size of lit_sft.models.TwoWayEncoder; did you mean hidden_size?" in wrong.err
+
+
 def test_it_has_the_options_of_its_stacks() -> None:
-    own, stacks = (inspect.signature(kind).parameters for kind in (TwoWayEncoder, LSTMEncoder))
-    assert {n: p.default for n, p in own.items()} == {n: p.default for n, p in stacks.items()}
     options = {"embedding_size": 3, "hidden_size": 4, "num_layers": 3} | {
         name: 0.01 * (i + 1) for i, name in enumerate(DROPOUTS)
     }

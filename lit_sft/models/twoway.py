@@ -8,6 +8,7 @@ pretrained in both directions; ULMFiT averages two such classifiers' predictions
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,34 +35,17 @@ class TwoWayEncoder(Encoder):
     The state is both stacks' layers, the forward ones first. It starts a document: a stretch of one can't be read on.
 
     Args:
-        vocab_size, embedding_size, hidden_size, num_layers, last_size: of each stack, as `LSTMEncoder` has them.
-        embedding_dropout, hidden_dropout, output_dropout, weight_dropout, type_dropout, word_dropout: likewise.
-        normalize_embedding: likewise.
+        vocab_size: number of token ids.
+        options: of each stack, as `LSTMEncoder` has them.
 
     Raises:
         ValueError: as `LSTMEncoder`.
     """
 
-    def __init__(
-        self,
-        vocab_size: int,
-        embedding_size: int = 256,
-        hidden_size: int = 384,
-        num_layers: int = 1,
-        embedding_dropout: float = 0.1,
-        hidden_dropout: float = 0.2,
-        output_dropout: float = 0.2,
-        weight_dropout: float = 0.0,
-        type_dropout: float = 0.0,
-        word_dropout: float = 0.0,
-        last_size: int | None = None,
-        normalize_embedding: bool = False,
-    ) -> None:
+    def __init__(self, vocab_size: int, **options: Any) -> None:
         super().__init__()
-        sizes = (vocab_size, embedding_size, hidden_size, num_layers)
-        dropouts = (embedding_dropout, hidden_dropout, output_dropout, weight_dropout, type_dropout, word_dropout)
-        options = (*sizes, *dropouts, last_size, normalize_embedding)
-        self.forward_stack, self.backward_stack = LSTMEncoder(*options), LSTMEncoder(*options)
+        self.forward_stack = LSTMEncoder(vocab_size, **options)
+        self.backward_stack = LSTMEncoder(vocab_size, **options)
         self.vocab_size = vocab_size
         self.output_size = 2 * self.forward_stack.output_size
 
