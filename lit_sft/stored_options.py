@@ -40,6 +40,8 @@ def stored_config(checkpoint: Checkpoint, named: dict[str, str], without: tuple[
             continue
         if named.get(key) not in (None, _class_path(spec)):
             continue
+        if key == "objective" and key in named and not _harmless(_options(spec)):
+            continue  # terms of the user's own: they are given again, and only say which heads there are
         chosen[key] = _class_spec(checkpoint.path, key, spec, named.get(key))
     data = {k: _plain(v) for k, v in checkpoint.config.get("data", {}).items() if k not in LOCAL_DATA_OPTIONS}
     return {"data": data, "model": chosen, "trainer": {"precision": checkpoint.precision}}
@@ -63,6 +65,10 @@ def _class_path(spec: Any) -> Any:
     return spec.get("class_path") if isinstance(spec, dict) else spec
 
 
+def _options(spec: Any) -> Any:
+    return (spec.get("init_args") or {}) if isinstance(spec, dict) else {}
+
+
 def _class_spec(path: Path, key: str, spec: Any, named: str | None) -> dict[str, Any]:
     """A class and its options as the parser takes them.
 
@@ -70,7 +76,7 @@ def _class_spec(path: Path, key: str, spec: Any, named: str | None) -> dict[str,
     file of one, is refused like the class itself.
     """
     name = _class_path(spec)
-    options = spec.get("init_args") or {} if isinstance(spec, dict) else {}
+    options = _options(spec)
     if not isinstance(name, str) or not (name == named or own_class(name, CLASS_OPTIONS[key])):
         raise UserError(
             f"{path}: its {key} is {str(name)[:200]}, code outside this package, and is not followed on a checkpoint's "
@@ -88,6 +94,9 @@ def _harmless(value: Any) -> bool:
     """Whether a value is made of numbers, plain words and terms of ours: no other dotted name, no path, no class."""
     if isinstance(value, dict):
         own = "class_path" not in value or own_class(str(value["class_path"]), Term) is not None
+        # a word in the place of a term, or of all of them, would be the name of a file that says what they are
+        terms = value.get("terms", [])
+        own = own and isinstance(terms, list) and all(isinstance(t, dict) and "class_path" in t for t in terms)
         return own and all(isinstance(k, str) and (k == "class_path" or _harmless(v)) for k, v in value.items())
     if isinstance(value, list):
         return all(map(_harmless, value))

@@ -54,7 +54,7 @@ def remapped(weights: Weights, network: Network, tokenizer: Tokenizer, source: C
     found |= {n: taken(w, places) for n, w in found.items() if n in embeddings and len(w) == theirs.vocab_size}
     for name in _embeddings(network):
         if (frequencies := found.get(name := f"encoder.{name}.frequencies")) is not None:
-            kept = torch.where(places < 0, 0.0, frequencies[places.clamp(min=0)])  # so the others are scaled as before
+            kept = torch.where(places < 0, 0.0, frequencies[places.clamp(min=0)])  # none is new: scaled as before
             found[name] = kept / kept.sum().clamp(min=torch.finfo(kept.dtype).tiny)
     head = {n: w for n, w in weights.items() if n.startswith(HEAD)}
     if head and network.lm_head is not None:

@@ -234,12 +234,12 @@ def test_divergence_and_entropy_are_those_of_torchs_distributions(classes: int) 
     torch.testing.assert_close(entropy(logits), distribution(logits).entropy())
 
 
-def test_of_multi_label_predictions_they_are_the_sums_over_labels() -> None:
+def test_of_multi_label_predictions_they_are_the_means_over_labels() -> None:
     logits, other = torch.randn(2, 5, 3).double() * 3
     p, q = (torch.distributions.Bernoulli(logits=z) for z in (logits, other))
-    expected = torch.distributions.kl_divergence(p, q).sum(1)
+    expected = torch.distributions.kl_divergence(p, q).mean(1)
     torch.testing.assert_close(kl_divergence(logits, other, multilabel=True), expected)
-    torch.testing.assert_close(entropy(logits, multilabel=True), p.entropy().sum(1))
+    torch.testing.assert_close(entropy(logits, multilabel=True), p.entropy().mean(1))
 
 
 def test_a_sure_prediction_has_a_finite_divergence_and_gradient() -> None:
@@ -378,16 +378,38 @@ def test_diagnostics_are_what_they_say() -> None:
     assert loss.parts["vat_kl_ratio"].item() > 1.5
 
 
-def test_a_flat_model_has_no_direction_that_is_better_than_chance() -> None:
-    """The prediction depends on the mean token vector in one direction of space alone: then the ratio is far above 1.
-
-    And where every direction is as good as any, of norm 1 in 1 dimension, it is 1.
-    """
+def test_where_there_is_one_direction_alone_the_ratio_is_1() -> None:
+    """One token that may move, of one unit: to the left is as far as to the right."""
     network, documents = sharp(encoder={"embedding_size": 1}), batch()
     documents.attention_mask = torch.arange(6).expand(4, 6) < 2  # two tokens, of which one may move
     step = step_of(network, documents, diagnose=True)
     VAT(norm=1e-3, unlabeled=False)(step)
     assert step.parts["vat_kl_ratio"].item() == pytest.approx(1.0, rel=0.02)
+
+
+def test_a_perturbation_reaches_what_a_gradient_does() -> None:
+    """A document's tokens but its last; under BPT3C those of its tail."""
+    network, documents = sharp(), batch()  # documents of 6, 6, 3 and 5 tokens
+    for tail, expected in ((None, [5, 5, 2, 4]), (4, [3, 3, 2, 3])):
+        network.backprop_tokens = tail
+        reach = Reading.of(network, documents).reach.squeeze(-1)
+        assert reach.sum(1).tolist() == expected
+        lengths = documents.attention_mask.sum(1)
+        ends = [row.nonzero().max().item() + 2 for row in reach]
+        assert ends == lengths.tolist()
+
+
+def test_the_ratio_is_of_float64_under_bfloat16() -> None:
+    """A random move of this norm changes no bfloat16 logit."""
+    ratios = []
+    for enabled in (False, True):
+        network, documents = sharp().float().eval(), batch()
+        torch.manual_seed(5)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            step = step_of(network, documents, diagnose=True)
+            VAT(norm=1e-3, unlabeled=False)(step)
+        ratios.append(step.parts["vat_kl_ratio"].item())
+    assert ratios[1] == pytest.approx(ratios[0], rel=0.2)
 
 
 # precision and frozen layers

@@ -11,7 +11,8 @@ from toy_network import batch, build
 from training import Losses, check_resumes, data_of, module_of, trainer_of, weights
 
 from lit_sft.callbacks import LastCheckpoint
-from lit_sft.objectives import MLE, VAT, AdversarialMLE, AuxiliaryLM, Mixed, PseudoLabels, Supervised
+from lit_sft.objectives import MLE, VAT, AdversarialMLE, AuxiliaryLM, Mixed, PseudoLabels, Supervised, adversarial_mle
+from lit_sft.objectives.reading import unit
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 
@@ -74,16 +75,23 @@ def test_the_direction_beats_chance_by_far() -> None:
     assert rise["adversarial"] > 3 * abs(rise["random"])
 
 
-def test_under_bfloat16_the_direction_is_that_of_float32() -> None:
+def test_under_bfloat16_the_direction_is_that_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     network, stream = build(lm={"tie_weights_up_to": 0, "adaptive_cutoffs": [4, 8]}).eval().float(), batch()
-    gradients = []
+    directions = []
+    monkeypatch.setattr(adversarial_mle, "unit", lambda *given: directions.append(unit(*given)) or directions[-1])
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            vectors = network.encoder.embedding(stream.input_ids).detach().requires_grad_()
-            encoded = network.encode(stream, None, network.draw_masks(4, 6), vectors)
-            nll = network.nll(encoded.hidden, stream.targets).sum()
-            gradients.append(torch.autograd.grad(nll, vectors)[0].flatten(1))
-    assert torch.nn.functional.cosine_similarity(*gradients).min() > 0.99
+            AdversarialMLE()(network, {"unlabeled": stream}, None)
+    assert torch.nn.functional.cosine_similarity(*(d.flatten(1) for d in directions)).min() > 0.99
+
+
+def test_above_frozen_token_vectors_the_loss_is_the_same() -> None:
+    network, given = build().eval(), {"unlabeled": batch()}
+    losses = []
+    for trained in (True, False):
+        network.encoder.embedding.weight.requires_grad_(trained)
+        losses.append(AdversarialMLE()(network, given, None).total)
+    torch.testing.assert_close(*losses)
 
 
 @pytest.mark.parametrize("options", [{"norm": -1.0}, {"weight": -0.5}])
@@ -140,4 +148,6 @@ def test_an_epoch_is_as_long_as_the_longer_loader_or_stated_in_steps(
         loaders = {kind: len(loader) for kind, loader in trainer.train_dataloader.items()}  # type: ignore[union-attr]
     assert counts[1.0] == max(loaders.values()) > min(loaders.values())
     assert counts[3] == 3
+    labeled, unlabeled = data.document_loader("train"), data.unlabeled_document_loader()
+    assert next(iter(labeled)).indices.tolist() != next(iter(unlabeled)).indices.tolist()
     assert sum(len(batch.lengths) for batch in data.unlabeled_document_loader()) == len(data.prepared.unlabeled)

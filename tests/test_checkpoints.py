@@ -281,6 +281,34 @@ def test_the_users_class_wins_over_the_checkpoints(trained: Trained, edited: Edi
         stored_config(read_checkpoint(path), {})
 
 
+AT = {"class_path": "lit_sft.objectives.AT", "init_args": {"norm": 2.0}}
+
+
+@pytest.mark.parametrize(
+    ("terms", "refused"),
+    [
+        ([AT], False),
+        ([AT, {"class_path": "lit_sft.objectives.EntMin"}], False),
+        ([{"class_path": "evil.Term"}], True),
+        ([{"class_path": "lit_sft.models.LSTMEncoder"}], True),  # of this package, but no term
+        ([{**AT, "init_args": {"norm": {"class_path": "evil.Norm"}}}], True),
+        (["payload"], True),  # the parser would take a word for the name of a file
+        ("payload", True),
+        ([{"init_args": {}}], True),
+    ],
+)
+def test_terms_of_a_strangers_objective_are_this_packages(
+    terms: Any, refused: bool, edited: Edited, trap: Path, cli: Command
+) -> None:
+    objective = {"class_path": "lit_sft.objectives.Mixed", "init_args": {"terms": terms}}
+    path = edited(lambda ours: ours["config"]["model"].update(objective=objective))
+    Path("payload").write_text("class_path: evil.Term\n")
+    result = cli("test", "--ckpt_path", path)
+    assert (result.code == 2) == refused
+    assert ("could name code" in result.err) == refused
+    assert not trap.exists()
+
+
 def test_only_classes_of_this_package_that_fit_are_its_own() -> None:
     assert own_class("lit_sft.models.LSTMEncoder", Encoder) is LSTMEncoder
     assert own_class("lit_sft.objectives.Supervised", Objective) is Supervised

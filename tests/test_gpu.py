@@ -19,6 +19,7 @@ import lit_sft
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.models import EncoderMasks, LSTMEncoder
 from lit_sft.module import LitSFT
+from lit_sft.objectives import AT, VAT, AuxiliaryLM, EntMin, Mixed, PseudoLabels
 
 pytestmark = [
     pytest.mark.gpu,
@@ -27,9 +28,11 @@ pytestmark = [
 STAGES = ("pretrain", "finetune")
 
 
-def loaded(stage: str, files: Files, cache: Path, folder: Path, dropout: bool) -> tuple[LitSFT, TextDataModule]:
+def loaded(
+    stage: str, files: Files, cache: Path, folder: Path, dropout: bool, **options: Any
+) -> tuple[LitSFT, TextDataModule]:
     """A module and its data, as they stand when a fit begins."""
-    data, module = data_of(files, cache), module_of(stage, dropout=dropout)
+    data, module = data_of(files, cache), module_of(stage, dropout=dropout, **options)
     trainer_of(folder, accelerator="gpu", max_steps=0, max_epochs=-1).fit(module, datamodule=data)
     return module, data
 
@@ -103,6 +106,32 @@ def test_a_training_step_never_waits_for_the_device(
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.isfinite(loss.total)
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_a_step_with_terms_never_waits_for_the_device(
+    precision: str, files: Files, shared_cache: Path, tmp_path: Path
+) -> None:
+    """Directions, thresholds and diagnostics too."""
+    terms = [AT(), VAT(), EntMin(), PseudoLabels(relative=True), AuxiliaryLM()]
+    objective = Mixed(terms, diagnose_every=1)
+    module, data = loaded("finetune", files, shared_cache, tmp_path, dropout=True, objective=objective)
+    module.net.to("cuda").train()
+    loaders = data.train_dataloader()
+    batches = {kind: [batch.to("cuda") for batch in loader] for kind, loader in loaders.items()}
+    state = None
+    torch.cuda.synchronize()
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
+            for number in range(3):
+                loss = objective(module.net, {kind: b[number % len(b)] for kind, b in batches.items()}, state)
+                loss.total.backward()
+                state = loss.state
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.isfinite(loss.total)
+    assert all(torch.isfinite(part) for part in loss.parts.values())
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])

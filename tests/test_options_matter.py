@@ -108,13 +108,13 @@ CHANGES: dict[type, dict[str, list[Change]]] = {
         "temporal_penalty": finetune(objective=Mixed([AT()], temporal_penalty=2.0)),
     },
     AT: {
-        "norm": finetune(**term(AT, norm=1.0)),
+        "norm": finetune(**term(AT, norm=0.1)),
         "direction": finetune(**term(AT, direction="random")),
         "weight": finetune(**term(AT, weight=0.5)),
         "ramp_steps": finetune(**term(AT, ramp_steps=3)),
     },
     VAT: {
-        "norm": finetune(**term(VAT, norm=1.0)),
+        "norm": finetune(**term(VAT, norm=0.1)),
         "xi": finetune(**term(VAT, xi=10.0)),
         "power_steps": finetune(**term(VAT, power_steps=2)),
         "unlabeled": finetune(**term(VAT, unlabeled=False)),
@@ -135,6 +135,7 @@ CHANGES: dict[type, dict[str, list[Change]]] = {
         "ramp_steps": finetune(**term(PseudoLabels, threshold=0.0, ramp_steps=3)),
     },
     AuxiliaryLM: {
+        "reset_probability": finetune(**term(AuxiliaryLM, reset_probability=1.0)),
         "weight": finetune(**term(AuxiliaryLM, weight=0.5)),
         "ramp_steps": finetune(**term(AuxiliaryLM, ramp_steps=3)),
     },

@@ -69,6 +69,9 @@ def test_your_own_term_trains_to_what_the_objective_does(
     for name, objective in (("term", ["--model.objective", json.dumps(mixed)]), ("own", own)):
         assert cli("fit", *tiny(files, "finetune"), *objective, *small, "--name", name).code == 0
         losses.append(json.loads(Path(f"logs/{name}/version_0/metrics.json").read_text())["val"]["loss"])
+    given = ["--ckpt_path", "logs/term/version_0", "--model.objective", json.dumps(mixed)]
+    assert "could name code" in cli("test", *given[:2]).err  # a class that the checkpoint alone names
+    assert cli("test", *given).code == 0
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 

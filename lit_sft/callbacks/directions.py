@@ -14,8 +14,8 @@ LEAST = 3.0
 class DirectionCheck(L.Callback):
     """Warns once a fit if, at a validation, ``train/vat_kl_ratio`` is below 3.
 
-    A working direction moves a prediction many times as far as a random one of the same norm. One that doesn't was
-    computed with other dropout masks, at too small a distance for the precision, or in a model that is flat as yet.
+    A direction that is right has a KL thousands of times that of a random one of the same norm. One near 1 was computed
+    at too small a distance for the precision, or far beyond it the model is flat, or as yet everywhere.
     Reads a number from the device at a validation, where that waits anyway.
     """
 
@@ -32,6 +32,6 @@ class DirectionCheck(L.Callback):
         self._told = True
         rank_zero_warn(
             f"step {trainer.global_step}: {RATIO} is {float(ratio):.2f}: the adversarial direction is hardly better "
-            "than a random one (a working one has 3 and much more); try a larger xi or more power_steps, or wait until "
-            "the classifier has learned something (ramp_steps)"
+            "than a random one (a right one has hundreds and more); try a larger xi, a smaller norm, or wait until the "
+            "classifier has learned something (ramp_steps)"
         )

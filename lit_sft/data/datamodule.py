@@ -16,6 +16,8 @@ from lit_sft.data.textdata import Split, TextData
 from lit_sft.data.tokens import TokenArray
 from lit_sft.errors import UserError
 
+APART = 2**32  # to a seed, beyond those that a user gives
+
 
 class TextDataModule(TextData, L.LightningDataModule):
     """Unlabeled text as contiguous streams, labeled documents in length-bucketed batches.
@@ -53,16 +55,17 @@ class TextDataModule(TextData, L.LightningDataModule):
         """Length-bucketed batches of all training text, its labels left out, in an order of their own."""
         array = self.prepared.unlabeled
         self._check_not_empty(array, "train")
-        return self._loader(self._documents(array, self.max_unlabeled_documents, not self._overfits()))
+        return self._loader(self._documents(array, self.max_unlabeled_documents, not self._overfits(), apart=True))
 
     def train_documents(self) -> Iterator[DocumentBatch]:
         """Every training document once, in batches that are the same at each call and in each process."""
         dataset = self._documents(self.train, self.max_tokens, shuffle=False)
         yield from (dataset[index] for index in range(len(dataset)))
 
-    def _documents(self, array: TokenArray, max_documents: int, shuffle: bool) -> DocumentDataset:
+    def _documents(self, array: TokenArray, max_documents: int, shuffle: bool, apart: bool = False) -> DocumentDataset:
+        """``apart``: in an order that has nothing to do with that of the labeled documents."""
         eos, pad = self.tokenizer.eos_id, self.tokenizer.pad_id
-        kept, order = (self.max_length, self.truncation), (self.seed, shuffle)
+        kept, order = (self.max_length, self.truncation), (self.seed + (APART if apart else 0), shuffle)
         return DocumentDataset(array, eos, pad, *kept, self.max_tokens, max_documents, *order, self.direction)
 
     def train_dataloader(self) -> dict[str, StatefulLoader]:

@@ -50,9 +50,9 @@ def moments(weight: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
 def folded(weights: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """Weights of an encoder without normalisation, for the same one with it: it computes what it did before.
 
-    The vectors shrink by the standard deviation and move by the mean, so the first layer's input weights grow by the
-    one, and its bias takes up the other. (Exact without dropout of the token vectors, which drops to 0: that was no
-    vector, and is the mean one now.) Weights that know their frequencies are left as they are.
+    The vectors are divided by the standard deviation and move by the mean, so the first layer's input weights are
+    multiplied by the one, and its bias takes up the other. (Exact without dropout of the token vectors, which drops
+    to 0: that was no vector, and is the mean one now.) Weights that know their frequencies are left as they are.
 
     Args:
         weights: named as in `network`.

@@ -55,6 +55,8 @@ class AdversarialMLE(MLE):
         state = self.start(network, stream, state)
         masks = network.draw_masks(*stream.input_ids.shape)
         embeds = network.encoder.embed(stream.input_ids, masks.encoder)
+        if not embeds.requires_grad:  # frozen token vectors: the direction needs their gradient
+            embeds.requires_grad_()
         encoded = network.encode(stream, state, masks, embeds)
         mean, kept = mean_nll(network, stream, encoded)
         reach = stream.attention_mask.bool().unsqueeze(-1)  # (batch, time, 1)
@@ -64,7 +66,7 @@ class AdversarialMLE(MLE):
             # of the sum, since a mean over thousands of tokens has gradients that float16 can't hold
             (gradient,) = torch.autograd.grad(mean * kept, embeds, retain_graph=True)
             towards = unit(gradient, reach)
-        moved = network.encode(stream, state, masks, embeds + self.norm * towards)
+        moved = network.encode(stream, state, masks, embeds + (self.norm * towards).to(embeds.dtype))
         adversarial, _ = mean_nll(network, stream, moved)
         loss = self.of_mean(mean, kept, stream, encoded)
         loss.parts["adversarial_lm"] = adversarial.detach()

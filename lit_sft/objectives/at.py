@@ -7,7 +7,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lit_sft.models.heads import at_least_float32
 from lit_sft.objectives.reading import Reading, random_unit, unit
 from lit_sft.objectives.term import LABELED, Step, Term
 
@@ -18,10 +17,11 @@ class AT(Term):
     """The supervised loss at s + r, r = norm * g / ||g||, g its gradient at the token vectors s (Miyato et al. 2017).
 
     s is after dropout, ||g|| the L2 norm over all of a document's tokens but its last, and r a constant to the
-    gradient (equations 3 and 4 there). The direction is computed in float32 whatever the precision of the training is.
+    gradient (equations 3 and 4 there). The direction is computed without autocast.
 
     Args:
-        norm: of the perturbation, in the units of the token vectors; what is large depends on how long these are.
+        norm: of the perturbation, in the units of the token vectors: what is large depends on how long these are. (The
+            paper's 5 is for normalised vectors of 256 units, so of length 16: see `NormalisedEmbedding`.)
         direction: "random" moves as far to anywhere, the control that tells what the direction is good for.
         weight, ramp_steps: as `Term` has them.
 
@@ -32,7 +32,7 @@ class AT(Term):
     name = "at"
 
     def __init__(
-        self, norm: float = 5.0, direction: Direction = "adversarial", weight: float = 1.0, ramp_steps: int = 0
+        self, norm: float = 1.0, direction: Direction = "adversarial", weight: float = 1.0, ramp_steps: int = 0
     ) -> None:
         super().__init__(weight, ramp_steps)
         if not norm >= 0:
@@ -47,11 +47,9 @@ class AT(Term):
         """The direction, (batch, time, embedding_size), each document's of norm 1."""
         if self.direction == "random":
             return random_unit(reading.reach, reading.embeds)
-        device = reading.embeds.device.type
-        if reading.embeds.requires_grad and not torch.is_autocast_enabled(device):
+        if reading.embeds.requires_grad and not reading.autocast:
             (gradient,) = torch.autograd.grad(step.loss(reading.logits), reading.embeds, retain_graph=True)
             return unit(gradient, reading.reach)
-        with torch.autocast(device, enabled=False):  # or the token vectors are frozen: a pass of its own
-            moved = torch.zeros_like(at_least_float32(reading.embeds), requires_grad=True)
-            (gradient,) = torch.autograd.grad(step.loss(reading.perturbed(moved)), moved)
+        moved = torch.zeros_like(reading.embeds, requires_grad=True)  # under autocast, or above frozen token vectors
+        (gradient,) = torch.autograd.grad(step.loss(reading.perturbed(moved, exact=True)), moved)
         return unit(gradient, reading.reach)

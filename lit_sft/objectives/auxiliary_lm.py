@@ -13,6 +13,7 @@ class AuxiliaryLM(Term):
     et al. 2019 for a pretrained model).
 
     Args:
+        reset_probability: as `MLE` has it.
         weight, ramp_steps: as `Term` has them.
     """
 
@@ -20,9 +21,9 @@ class AuxiliaryLM(Term):
     batches = frozenset({STREAM})
     heads = frozenset({"lm"})
 
-    def __init__(self, weight: float = 0.1, ramp_steps: int = 0) -> None:
+    def __init__(self, reset_probability: float = 0.0, weight: float = 0.1, ramp_steps: int = 0) -> None:
         super().__init__(weight, ramp_steps)
-        self.mle = MLE()
+        self.mle = MLE(reset_probability=reset_probability)
 
     def __call__(self, step: Step) -> Tensor:
         loss = self.mle(step.network, step.batch, step.state)

@@ -40,7 +40,7 @@ class Objective(ABC):
         """The loss of `batch`, which has an entry for each name in `batches`.
 
         `state` is what the last step on the same stream returned, None at the start. Masks come from
-        `network.draw_masks`, so that in eval mode nothing is random. No value is read back from the device.
+        `network.draw_masks`, so that in eval mode no dropout is drawn. No value is read back from the device.
         """
 
     def prepare(self, network: Network) -> None:  # noqa: B027 - may be left

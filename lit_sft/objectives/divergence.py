@@ -24,13 +24,13 @@ def log_probabilities(logits: Tensor, multilabel: bool) -> Tensor:
 def kl_divergence(logits: Tensor, other: Tensor, multilabel: bool = False) -> Tensor:
     """KL(p || q) in nats of each document, (batch,), of the predictions p by `logits` and q by `other`.
 
-    Both (batch, num_outputs). Multi-label: the sum over labels. A gradient goes into both.
+    Both (batch, num_outputs). Multi-label: the mean over labels, as `Supervised` has it. A gradient goes into both.
     """
     p, q = log_probabilities(logits, multilabel), log_probabilities(other, multilabel)
-    return (p.exp() * (p - q)).sum((1, 2))
+    return (p.exp() * (p - q)).sum(2).mean(1)
 
 
 def entropy(logits: Tensor, multilabel: bool = False) -> Tensor:
-    """Entropy in nats of each document's prediction, (batch,); multi-label: the sum over labels."""
+    """Entropy in nats of each document's prediction, (batch,); multi-label: the mean over labels."""
     p = log_probabilities(logits, multilabel)
-    return -(p.exp() * p).sum((1, 2))
+    return -(p.exp() * p).sum(2).mean(1)

@@ -6,12 +6,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lit_sft.models.encoder import LSTMState
 from lit_sft.models.network import Network
 from lit_sft.objectives.base import Loss
 from lit_sft.objectives.divergence import log_probabilities
+from lit_sft.objectives.reading import Reading
 from lit_sft.objectives.supervised import Supervised
 from lit_sft.objectives.term import DOCUMENTS, LABELED, Step, Term
 
@@ -29,7 +31,8 @@ class Mixed(Supervised):
     unlabeled text over the sum of it and the rest's norm (if near 1, labels no longer count); "predicted_0" and so on,
     the share of the unlabeled documents that are given each class; and what the terms measure of themselves.
 
-    Several processes weigh their terms as they weigh their supervised losses.
+    Several processes weigh their terms as they weigh their supervised losses: give each of them labeled documents, in
+    every batch.
 
     Args:
         terms: what is added.
@@ -72,7 +75,7 @@ class Mixed(Supervised):
         if diagnose and unlabeled:
             step.parts["unlabeled_share"] = share_of_gradient(sum_of(unlabeled), sum_of(rest), network.parameters())
         if diagnose and DOCUMENTS in self.batches and not network.multilabel:
-            step.parts |= predicted_shares(step.reading(DOCUMENTS).logits)
+            step.parts |= predicted_shares(step.reading(DOCUMENTS))
         loss.total, loss.state = sum_of([*rest, *unlabeled]), step.state
         loss.parts |= step.parts
         return loss
@@ -93,8 +96,8 @@ def share_of_gradient(part: Tensor, rest: Tensor, parameters: Iterable[Tensor]) 
     return norms[0] / (norms[0] + norms[1]).clamp(min=1e-30)
 
 
-def predicted_shares(logits: Tensor) -> dict[str, Tensor]:
-    """Share of the documents that are given each class, by "predicted_CLASS"; logits (batch, num_outputs)."""
-    classes = log_probabilities(logits.detach(), False)[:, 0]  # (batch, num_classes)
-    shares = torch.nn.functional.one_hot(classes.argmax(-1), classes.shape[-1]).float().mean(0)
-    return {f"predicted_{number}": share for number, share in enumerate(shares.unbind())}
+def predicted_shares(reading: Reading) -> dict[str, Tensor]:
+    """Share of the documents that are given each class, by "predicted_CLASS"."""
+    classes = log_probabilities(reading.logits.detach(), False)[:, 0]  # (batch, num_classes)
+    given = F.one_hot(classes.argmax(-1), classes.shape[-1]).to(classes.dtype)
+    return {f"predicted_{number}": reading.mean(column) for number, column in enumerate(given.unbind(1))}

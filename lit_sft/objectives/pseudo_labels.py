@@ -51,13 +51,13 @@ class PseudoLabels(Term):
     def __call__(self, step: Step) -> Tensor:
         if step.network.multilabel:
             raise ValueError("PseudoLabels takes the most probable class, and multi-label data have none")
-        clean, threshold = step.reading(DOCUMENTS), self.threshold
+        clean = step.reading(DOCUMENTS)
         probability, label = log_probabilities(clean.logits.detach(), False)[:, 0].exp().max(-1)  # (batch,)
-        least = probability.new_tensor(threshold)
+        least: float | Tensor = self.threshold
         if self.relative:
             labeled = step.reading(LABELED)
             sure = log_probabilities(labeled.logits.detach(), False)[:, 0].exp().amax(-1)
-            least = threshold * labeled.mean(sure)
+            least = self.threshold * labeled.mean(sure)
         kept = (probability >= least).to(probability.dtype)
         other = Reading.of(step.network, clean.documents, self.word_dropout)
         losses = F.nll_loss(log_probabilities(other.logits, False)[:, 0], label, reduction="none")

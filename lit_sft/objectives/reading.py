@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,21 +41,41 @@ class Reading:
         logits = network.logits(encoded.hidden, documents.attention_mask, masks)
         return cls(network, documents, masks, embeds, encoded, logits)
 
-    def perturbed(self, perturbation: Tensor) -> Tensor:
-        """Logits (batch, num_outputs) with `perturbation` (batch, time, embedding_size) added to the token vectors."""
-        embeds = self.embeds + perturbation.to(self.embeds.dtype)
-        encoded = self.network.encode(self.documents, None, self.masks, embeds)
-        return self.network.logits(encoded.hidden, self.documents.attention_mask, self.masks)
+    def perturbed(self, perturbation: Tensor, exact: bool = False) -> Tensor:
+        """Logits (batch, num_outputs) with `perturbation` (batch, time, embedding_size) added to the token vectors.
+
+        `exact`: in the parameters' own precision, whatever autocast there is.
+        """
+        with torch.autocast(self.embeds.device.type, enabled=False) if exact else nullcontext():
+            embeds = self.embeds + perturbation.to(self.embeds.dtype)
+            encoded = self.network.encode(self.documents, None, self.masks, embeds)
+            return self.network.logits(encoded.hidden, self.documents.attention_mask, self.masks)
+
+    @property
+    def autocast(self) -> bool:
+        """Whether what is computed now is of a lower precision than the parameters."""
+        return torch.is_autocast_enabled(self.embeds.device.type)
+
+    def exact_logits(self) -> Tensor:
+        """The clean logits as `perturbed` with `exact` has them, detached: under autocast from a pass of their own."""
+        if not self.autocast:
+            return self.logits.detach()
+        with torch.no_grad():
+            return self.perturbed(torch.zeros_like(self.embeds), exact=True)
 
     @property
     def reach(self) -> Tensor:
         """bool (batch, time, 1): the tokens that a perturbation may move: a document's own, but not the last one.
 
-        The last is the end of the document, which is the same everywhere (Miyato et al.'s code leaves it out, too).
+        The last is its end, which Miyato et al.'s code leaves out, too. Under BPT3C (`backprop_tokens`) those of the
+        tail alone, since no gradient tells what moving the others would do.
         """
         mask: Tensor = self.documents.attention_mask.bool()
-        ends = torch.zeros_like(mask[:, :1])
-        return (mask & torch.cat([mask[:, 1:], ends], dim=1)).unsqueeze(-1)
+        reach = mask & torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
+        if (tail := self.network.backprop_tokens) is not None:
+            from_end = mask.flip(1).long().cumsum(1).flip(1)  # (batch, time): tokens from here on
+            reach = reach & (from_end <= tail)
+        return reach.unsqueeze(-1)
 
     @property
     def counted(self) -> Tensor:

@@ -19,14 +19,15 @@ class VAT(Term):
     and its gradient are 0 at s, that gradient is xi times the Hessian times d, and takes no second derivative. p(s) is
     a constant: the gradient goes into p(s + r) alone.
 
-    The direction is computed in float32 whatever the precision of the training is: at these xi the KL is the difference
-    of two nearly equal predictions, and bfloat16 leaves nothing of it.
+    The direction is computed without autocast: at these xi the KL is the difference of two nearly equal predictions,
+    and bfloat16 leaves nothing of it.
 
     With `diagnose`, "vat_kl_ratio" is logged: the KL at r over the KL at a random move of the same norm. Near 1, the
-    direction is no better than chance.
+    direction is no better than chance; the KL grows with the square of a move, so that the ratio of a right direction
+    is of the order of the perturbed numbers, thousands.
 
     Args:
-        norm: of the perturbation, in the units of the token vectors.
+        norm: of the perturbation, as `AT` has it.
         xi: how far from s the gradient is taken.
         power_steps: of the iteration.
         unlabeled: take unlabeled documents, too; false: the labeled ones alone.
@@ -41,7 +42,7 @@ class VAT(Term):
 
     def __init__(
         self,
-        norm: float = 5.0,
+        norm: float = 1.0,
         xi: float = 0.1,
         power_steps: int = 1,
         unlabeled: bool = True,
@@ -58,40 +59,37 @@ class VAT(Term):
 
     def __call__(self, step: Step) -> Tensor:
         readings = [step.reading(kind) for kind in sorted({LABELED, *self.batches})]
-        moved, by_chance, count = [], [], []
-        for reading in readings:
-            towards = self.towards(reading)
-            counted = reading.counted.to(torch.float32)
-            moved.append((self._kl(reading, self.norm * towards) * counted).sum())
-            count.append(counted.sum())
-            if step.diagnose:
-                with torch.no_grad():
-                    chance = random_unit(reading.reach, reading.embeds)
-                    by_chance.append((self._kl(reading, self.norm * chance) * counted).sum())
-        total = torch.stack(moved).sum()
-        if step.diagnose:
-            step.parts["vat_kl_ratio"] = total.detach() / torch.stack(by_chance).sum().clamp(min=1e-12)
-        return total / torch.stack(count).sum().clamp(min=1)
+        directions = [self.towards(reading) for reading in readings]
+        if step.diagnose and self.direction == "adversarial":
+            by_chance = [random_unit(reading.reach, reading.embeds) for reading in readings]
+            of_ours, of_chance = (self._exact_kl(readings, moves) for moves in (directions, by_chance))
+            step.parts["vat_kl_ratio"] = of_ours / of_chance.clamp(min=1e-30)
+        multilabel = step.network.multilabel
+        moved = [reading.perturbed(self.norm * d) for reading, d in zip(readings, directions, strict=True)]
+        clean = torch.cat([reading.logits.detach() for reading in readings])
+        values = kl_divergence(clean, torch.cat(moved), multilabel)  # (documents,)
+        counted = torch.cat([reading.counted for reading in readings]).to(values.dtype)
+        return (values * counted).sum() / counted.sum().clamp(min=1)
 
     def towards(self, reading: Reading) -> Tensor:
         """The direction, (batch, time, embedding_size), each document's of norm 1."""
         direction = random_unit(reading.reach, reading.embeds)
         if self.direction == "random":
             return direction
-        device = reading.embeds.device.type
-        lower = torch.is_autocast_enabled(device)
-        with torch.autocast(device, enabled=False):
-            clean = reading.logits.detach()
-            if lower:  # of the same precision as what it is compared with
-                with torch.no_grad():
-                    clean = reading.perturbed(torch.zeros_like(direction))
-            for _ in range(self.power_steps):
-                moved = (self.xi * direction).requires_grad_()
-                kl = kl_divergence(clean, reading.perturbed(moved), reading.network.multilabel)
-                (gradient,) = torch.autograd.grad(kl.sum(), moved)
-                direction = unit(gradient, reading.reach)
+        clean = reading.exact_logits()
+        for _ in range(self.power_steps):
+            moved = (self.xi * direction).requires_grad_()
+            kl = kl_divergence(clean, reading.perturbed(moved, exact=True), reading.network.multilabel)
+            (gradient,) = torch.autograd.grad(kl.sum(), moved)
+            direction = unit(gradient, reading.reach)
         return direction
 
-    def _kl(self, reading: Reading, perturbation: Tensor) -> Tensor:
-        """(batch,)"""
-        return kl_divergence(reading.logits.detach(), reading.perturbed(perturbation), reading.network.multilabel)
+    @torch.no_grad()
+    def _exact_kl(self, readings: list[Reading], directions: list[Tensor]) -> Tensor:
+        """The sum over documents: in float64, since a random move's KL is near what float32 makes of none at all."""
+        sums = []
+        for reading, direction in zip(readings, directions, strict=True):
+            moved = reading.perturbed(self.norm * direction, exact=True).double()
+            kl = kl_divergence(reading.exact_logits().double(), moved, reading.network.multilabel)
+            sums.append((kl * reading.counted).sum())
+        return torch.stack(sums).sum()
