@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from collections.abc import Callable
 from itertools import takewhile
 from pathlib import Path
@@ -15,11 +16,16 @@ from lit_sft.cli import LitCLI
 from lit_sft.errors import UserError
 from lit_sft.recipe_file import recipe_in
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+from baselines import as_flags, plans_in
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/**/*.yaml"))
 STAGES = [path for path in CONFIGS if re.fullmatch(r"configs/(?!(?:data|model|trainer|logger|debug)/)[^/]+/.*", path)]
 RUNNABLE = [path for path in CONFIGS if path.count("/") == 1] + STAGES  # recipes, and stages on their own
+SEARCHES = [path for path in ROOT.glob("scripts/search/*.yaml") if not path.stem.endswith("parts")]  # of baselines.py
 OPTIONS = {"data": "--data", "model": "--model", "trainer": "--trainer", "logger": "--trainer.logger"}
 
 Parse = Callable[[list[str]], list[Namespace]]
@@ -87,6 +93,17 @@ def fit_commands(text: str) -> list[list[str]]:
 def test_every_config_parses_where_it_belongs(path: str, parse: Parse) -> None:
     folder = Path(path).parts[1]
     assert parse(["fit", OPTIONS.get(folder, "--config"), path])
+
+
+@pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.name)
+def test_every_method_of_a_search_parses_with_its_config(path: Path, parse: Parse) -> None:
+    """Its grid's last point, on the config that the file's own command names."""
+    command = re.search(r"scripts/baselines\.py [^\n]*?--config (\S+)", header(path.read_text(encoding="utf-8")))
+    assert command
+    for plan in plans_in(path):
+        for method, grid in plan.grids.items():
+            if not method.startswith("tfidf"):
+                assert parse(["fit", "--config", command[1], *as_flags(grid[-1])])
 
 
 @pytest.mark.parametrize("path", [path for path in CONFIGS if "/debug/" in path])
