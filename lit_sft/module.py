@@ -175,7 +175,7 @@ class LitSFT(StepRates):
         loss = self.objective(self.net, batch, self._state)
         self._state = loss.state
         size = sum(b.num_tokens for b in batch.values())
-        total, mean = weighted(self.trainer, loss.total, loss.weight)
+        total, mean = weighted(self.trainer, loss.shares or [(loss.total, loss.weight)])
         self.log("train/loss", mean, batch_size=size, prog_bar=self._bar_needs_loss())
         if len(loss.parts) > 1:
             self.log_dict({f"train/{name}": value for name, value in loss.parts.items()}, batch_size=size)

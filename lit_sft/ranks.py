@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ def of_all_ranks(trainer: Trainer, own: dict[str, Any]) -> list[dict[str, Any]]:
     return ranks
 
 
-def weighted(trainer: Trainer, total: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+def weighted(trainer: Trainer, shares: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor]:
     """A process's loss as its share of the mean over all of them, and that mean, detached.
 
     DDP averages the gradients of n processes. With the loss l_r of process r a mean over w_r tokens or documents, the
@@ -42,16 +43,17 @@ def weighted(trainer: Trainer, total: Tensor, weight: Tensor | None) -> tuple[Te
 
     Args:
         trainer: whose processes share the batch.
-        total: scalar, l_r.
-        weight: scalar, w_r; None: all count alike.
+        shares: of a loss that is a sum of such means: scalar l_r and scalar w_r of each; None: all count alike.
     """
+    losses = torch.stack([loss for loss, _ in shares])  # (shares,)
     if trainer.world_size == 1:
+        total = losses.sum()
         return total, total.detach()
-    own = total.new_ones(()) if weight is None else weight.to(total.dtype)
-    sums = torch.stack([own, own * total.detach()])
+    own = torch.stack([loss.new_ones(()) if w is None else w.to(losses.dtype) for loss, w in shares])
+    sums = torch.stack([own, own * losses.detach()])
     torch.distributed.all_reduce(sums)
     whole = sums[0].clamp(min=torch.finfo(sums.dtype).tiny)
-    return total * (trainer.world_size * own / whole), sums[1] / whole
+    return (losses * (trainer.world_size * own / whole)).sum(), (sums[1] / whole).sum()
 
 
 def of_this_rank(trainer: Trainer, ranks: list[dict[str, Any]]) -> dict[str, Any]:

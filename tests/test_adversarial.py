@@ -53,6 +53,12 @@ def step_of(network: Network, documents: Batch, other: Batch | None = None, diag
     return Step(network, given, None, lambda logits: Supervised().loss(logits, documents.labels), diagnose)
 
 
+def value(term: Term, step: Step) -> Tensor:
+    """A term's mean, without what it is a mean over."""
+    found = term(step)
+    return found[0] if isinstance(found, tuple) else found
+
+
 def alone(documents: Batch, row: int) -> Batch:
     """One document without any padding."""
     length = int(documents.attention_mask[row].sum())
@@ -147,7 +153,7 @@ def test_vats_loss_is_half_the_quadratic_form_for_a_small_norm() -> None:
     norm, values = 1e-3, []
     step = step_of(network, documents)
     torch.manual_seed(3)
-    loss = VAT(norm=norm, unlabeled=False)(step)
+    loss = value(VAT(norm=norm, unlabeled=False), step)
     torch.manual_seed(3)
     towards = VAT(norm=norm).towards(step.reading("labeled"))
     for row in range(4):
@@ -163,7 +169,7 @@ def test_no_gradient_goes_into_the_clean_prediction_nor_into_the_direction() -> 
     step = step_of(network, documents)
     weight = network.classifier.linear.weight  # type: ignore[union-attr]
     torch.manual_seed(3)
-    loss = VAT(norm=1.0, unlabeled=False)(step)
+    loss = value(VAT(norm=1.0, unlabeled=False), step)
     (gradient,) = torch.autograd.grad(loss, weight)
     torch.manual_seed(3)
     reading = step.reading("labeled")
@@ -260,8 +266,8 @@ def test_entmin_is_the_mean_over_all_documents() -> None:
     other.input_ids = other.input_ids.flip(0)
     step = step_of(network, documents, other)
     values = [entropy(step.reading(kind).logits) for kind in ("labeled", "unlabeled_documents")]
-    torch.testing.assert_close(EntMin()(step), torch.cat(values).mean())
-    torch.testing.assert_close(EntMin(unlabeled=False)(step), values[0].mean())
+    torch.testing.assert_close(value(EntMin(), step), torch.cat(values).mean())
+    torch.testing.assert_close(value(EntMin(unlabeled=False), step), values[0].mean())
 
 
 @pytest.mark.parametrize("classes", CLASSES)
@@ -273,7 +279,7 @@ def test_pseudo_labels_by_a_loop(classes: int, relative: bool) -> None:
     least = float(probabilities.amax(1).median()) - 1e-9  # half of them reach it
     threshold = least / float(probabilities.amax(1).mean()) if relative else least
     losses = [-float(row.max().log()) if row.max() >= least else 0.0 for row in probabilities]
-    loss = PseudoLabels(threshold, relative, word_dropout=0.0)(step)
+    loss = value(PseudoLabels(threshold, relative, word_dropout=0.0), step)
     assert loss.item() == pytest.approx(sum(losses) / 4)
     assert step.parts["pseudo_labeled"].item() == pytest.approx(sum(loss > 0 for loss in losses) / 4)
     assert 0 < sum(loss > 0 for loss in losses) < 4
@@ -281,10 +287,10 @@ def test_pseudo_labels_by_a_loop(classes: int, relative: bool) -> None:
 
 def test_a_pseudo_label_is_said_again_with_words_left_out() -> None:
     network, documents = sharp().train(), batch()
-    losses = {PseudoLabels(0.0, word_dropout=0.5)(step_of(network, documents)).item() for _ in range(5)}
+    losses = {value(PseudoLabels(0.0, word_dropout=0.5), step_of(network, documents)).item() for _ in range(5)}
     assert len(losses) == 5
     (label,) = torch.autograd.grad(
-        PseudoLabels(0.0, word_dropout=0.5)(step_of(network, documents)),
+        value(PseudoLabels(0.0, word_dropout=0.5), step_of(network, documents)),
         network.classifier.linear.bias,  # type: ignore[union-attr]
     )
     assert label.abs().sum() > 0
@@ -311,8 +317,8 @@ def test_a_documents_loss_is_the_same_alone_and_in_a_padded_batch(
 
     monkeypatch.setattr(torch, "randn_like", start)
     network, documents = sharp(classes).eval(), batch(classes)
-    together = make()(step_of(network, documents))
-    each = [make()(step_of(network, alone(documents, row))) for row in range(4)]
+    together = value(make(), step_of(network, documents))
+    each = [value(make(), step_of(network, alone(documents, row))) for row in range(4)]
     torch.testing.assert_close(together, torch.stack(each).mean(), rtol=1e-6, atol=1e-9)
 
 
@@ -323,8 +329,8 @@ def test_what_is_no_document_counts_nothing(term: Term, monkeypatch: pytest.Monk
     network, documents = sharp().eval(), batch()
     fields = (documents.input_ids, documents.attention_mask, documents.targets, documents.labels)
     short = Batch(*(t[:3] for t in fields))
-    with_none = term(step_of(network, short, Batch(*fields, indices=torch.tensor([0, 1, 2, -1]))))
-    torch.testing.assert_close(with_none, term(step_of(network, short, short)))
+    with_none = value(term, step_of(network, short, Batch(*fields, indices=torch.tensor([0, 1, 2, -1]))))
+    torch.testing.assert_close(with_none, value(term, step_of(network, short, short)))
 
 
 # their sum
@@ -346,6 +352,8 @@ def test_mixed_is_the_weighted_sum_and_a_ramp_rises_from_the_first_step() -> Non
         assert plain.logits is not None
         assert torch.equal(loss.logits, plain.logits)
         assert loss.weight == 4
+    torch.testing.assert_close(torch.stack([share for share, _ in loss.shares]).sum(), loss.total)
+    assert [float(count) for _, count in loss.shares if count is not None] == [4, 4, 8]
     assert objective.batches == {"labeled", "unlabeled_documents"}
     assert objective.heads == {"classifier"}
     assert Mixed([AT()]).batches == {"labeled"}
@@ -366,8 +374,8 @@ def test_diagnostics_are_what_they_say() -> None:
     assert [loss.parts[f"predicted_{k}"].item() for k in range(3)] == shares.tolist()
     torch.manual_seed(1)
     step = step_of(network, documents, other, diagnose=True)
-    vat = VAT(norm=1.0)(step)
-    rest = step.loss(step.reading("labeled").logits) + EntMin(unlabeled=False)(step)
+    vat = value(VAT(norm=1.0), step)
+    rest = step.loss(step.reading("labeled").logits) + value(EntMin(unlabeled=False), step)
     norms = []
     for part in (vat, rest):
         network.zero_grad()
@@ -383,7 +391,7 @@ def test_where_there_is_one_direction_alone_the_ratio_is_1() -> None:
     network, documents = sharp(encoder={"embedding_size": 1}), batch()
     documents.attention_mask = torch.arange(6).expand(4, 6) < 2  # two tokens, of which one may move
     step = step_of(network, documents, diagnose=True)
-    VAT(norm=1e-3, unlabeled=False)(step)
+    value(VAT(norm=1e-3, unlabeled=False), step)
     assert step.parts["vat_kl_ratio"].item() == pytest.approx(1.0, rel=0.02)
 
 
@@ -407,7 +415,7 @@ def test_the_ratio_is_of_float64_under_bfloat16() -> None:
         torch.manual_seed(5)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             step = step_of(network, documents, diagnose=True)
-            VAT(norm=1e-3, unlabeled=False)(step)
+            value(VAT(norm=1e-3, unlabeled=False), step)
         ratios.append(step.parts["vat_kl_ratio"].item())
     assert ratios[1] == pytest.approx(ratios[0], rel=0.2)
 
@@ -467,4 +475,4 @@ def test_pseudo_labels_refuse_multi_label_data() -> None:
     network = build()
     network.classifier = ClassifierHead(network.encoder.output_size, 3, multilabel=True).double()
     with pytest.raises(ValueError, match="multi-label"):
-        PseudoLabels()(step_of(network, batch()))
+        value(PseudoLabels(), step_of(network, batch()))

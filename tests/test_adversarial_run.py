@@ -116,11 +116,12 @@ def test_a_mistake_in_a_term_is_one_line(
 
 @needs_gloo
 def test_two_processes_train_with_terms_as_one_does(configs: Configs) -> None:
-    """Directions are a document's own, and adversarial losses weigh as the supervised one."""
+    """Batches that two can't halve: AT weighs as the supervised loss, the others by their own documents."""
     config = exact(configs, "finetune")
     options = yaml.safe_load(config.read_text(encoding="utf-8"))
-    terms = [spec("AT", norm=0.3), spec("EntMin", unlabeled=False, weight=0.1)]
-    options["model"]["objective"] = json.loads(mixed(*terms))
+    options["data"]["max_unlabeled_documents"] = 5
+    options["model"]["objective"]["init_args"]["terms"] = [spec("AT", norm=0.3), spec("EntMin", weight=0.1)]
+    options["model"]["objective"]["class_path"] = "lit_sft.objectives.Mixed"  # with the class weights of `exact`
     config.write_text(yaml.safe_dump(options), encoding="utf-8")
     one, two = train(config, "one", 1), train(config, "two", 2)
     assert len(one) > 10

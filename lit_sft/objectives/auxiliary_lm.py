@@ -25,7 +25,8 @@ class AuxiliaryLM(Term):
         super().__init__(weight, ramp_steps)
         self.mle = MLE(reset_probability=reset_probability)
 
-    def __call__(self, step: Step) -> Tensor:
+    def __call__(self, step: Step) -> tuple[Tensor, Tensor]:
         loss = self.mle(step.network, step.batch, step.state)
         step.state = loss.state
-        return loss.total
+        assert loss.weight is not None
+        return loss.total, loss.weight

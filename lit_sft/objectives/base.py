@@ -22,6 +22,8 @@ class Loss:
     weight: Tensor | None = None  # scalar, what `total` is a mean over (tokens, documents): shares of several processes
     state: LSTMState | None = None  # detached, to be handed to the next step on the same stream
     logits: Tensor | None = None  # (documents, num_outputs), detached
+    # where `total` is a sum of means over different things: each of them, and what it is a mean over
+    shares: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
 
 
 class Objective(ABC):

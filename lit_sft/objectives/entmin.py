@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lit_sft.objectives.divergence import entropy
+from lit_sft.objectives.reading import mean_over
 from lit_sft.objectives.term import DOCUMENTS, LABELED, Step, Term
 
 
@@ -27,8 +28,7 @@ class EntMin(Term):
         if unlabeled:
             self.batches = frozenset({DOCUMENTS})
 
-    def __call__(self, step: Step) -> Tensor:
+    def __call__(self, step: Step) -> tuple[Tensor, Tensor]:
         readings = [step.reading(kind) for kind in sorted({LABELED, *self.batches})]
         values = torch.cat([entropy(reading.logits, step.network.multilabel) for reading in readings])
-        counted = torch.cat([reading.counted for reading in readings]).to(values.dtype)
-        return (values * counted).sum() / counted.sum().clamp(min=1)
+        return mean_over(values, readings)

@@ -13,7 +13,7 @@ from lit_sft.models.encoder import LSTMState
 from lit_sft.models.network import Network
 from lit_sft.objectives.base import Loss
 from lit_sft.objectives.divergence import log_probabilities
-from lit_sft.objectives.reading import Reading
+from lit_sft.objectives.reading import Reading, mean_over
 from lit_sft.objectives.supervised import Supervised
 from lit_sft.objectives.term import DOCUMENTS, LABELED, Step, Term
 
@@ -30,9 +30,6 @@ class Mixed(Supervised):
     Every `diagnose_every` steps these are logged: "unlabeled_share", the norm of the gradient of the terms that read
     unlabeled text over the sum of it and the rest's norm (if near 1, labels no longer count); "predicted_0" and so on,
     the share of the unlabeled documents that are given each class; and what the terms measure of themselves.
-
-    Several processes weigh their terms as they weigh their supervised losses: give each of them labeled documents, in
-    every batch.
 
     Args:
         terms: what is added.
@@ -66,12 +63,16 @@ class Mixed(Supervised):
         diagnose = self.diagnose_every > 0 and self.step % self.diagnose_every == 0
         step = Step(network, batch, state, lambda logits: self.loss(logits, documents.labels), diagnose)
         loss = self.of_reading(step.reading(LABELED))
+        loss.shares = [(loss.total, loss.weight)]
         unlabeled: list[Tensor] = []  # by what the terms read
         rest = [loss.total]
         for term in self.terms:
-            value = term(step)
+            found = term(step)
+            value, count = found if isinstance(found, tuple) else (found, loss.weight)
             loss.parts[term.name] = value.detach()
-            (unlabeled if term.batches else rest).append(term.factor(self.step) * value)
+            value = term.factor(self.step) * value
+            loss.shares.append((value, count))
+            (unlabeled if term.batches else rest).append(value)
         if diagnose and unlabeled:
             step.parts["unlabeled_share"] = share_of_gradient(sum_of(unlabeled), sum_of(rest), network.parameters())
         if diagnose and DOCUMENTS in self.batches and not network.multilabel:
@@ -100,4 +101,5 @@ def predicted_shares(reading: Reading) -> dict[str, Tensor]:
     """Share of the documents that are given each class, by "predicted_CLASS"."""
     classes = log_probabilities(reading.logits.detach(), False)[:, 0]  # (batch, num_classes)
     given = F.one_hot(classes.argmax(-1), classes.shape[-1]).to(classes.dtype)
-    return {f"predicted_{number}": reading.mean(column) for number, column in enumerate(given.unbind(1))}
+    shares = (mean_over(column, [reading])[0] for column in given.unbind(1))
+    return {f"predicted_{number}": share for number, share in enumerate(shares)}

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lit_sft.models.dropout import check_dropout
 from lit_sft.objectives.divergence import log_probabilities
-from lit_sft.objectives.reading import Reading
+from lit_sft.objectives.reading import Reading, mean_over
 from lit_sft.objectives.term import DOCUMENTS, LABELED, Step, Term
 
 
@@ -48,7 +48,7 @@ class PseudoLabels(Term):
         self.threshold, self.relative = threshold, relative
         self.word_dropout = check_dropout("word_dropout", word_dropout)
 
-    def __call__(self, step: Step) -> Tensor:
+    def __call__(self, step: Step) -> tuple[Tensor, Tensor]:
         if step.network.multilabel:
             raise ValueError("PseudoLabels takes the most probable class, and multi-label data have none")
         clean = step.reading(DOCUMENTS)
@@ -57,9 +57,9 @@ class PseudoLabels(Term):
         if self.relative:
             labeled = step.reading(LABELED)
             sure = log_probabilities(labeled.logits.detach(), False)[:, 0].exp().amax(-1)
-            least = self.threshold * labeled.mean(sure)
+            least = self.threshold * mean_over(sure, [labeled])[0]
         kept = (probability >= least).to(probability.dtype)
         other = Reading.of(step.network, clean.documents, self.word_dropout)
         losses = F.nll_loss(log_probabilities(other.logits, False)[:, 0], label, reduction="none")
-        step.parts["pseudo_labeled"] = clean.mean(kept)
-        return clean.mean(kept * losses)
+        step.parts["pseudo_labeled"], _ = mean_over(kept, [clean])
+        return mean_over(kept * losses, [clean])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -83,10 +84,12 @@ class Reading:
         counted: Tensor = self.documents.indices >= 0
         return counted
 
-    def mean(self, values: Tensor) -> Tensor:
-        """Mean of values (batch,) over documents; 0 where there is none."""
-        counted = self.counted.to(values.dtype)
-        return (values * counted).sum() / counted.sum().clamp(min=1)
+
+def mean_over(values: Tensor, readings: Sequence[Reading]) -> tuple[Tensor, Tensor]:
+    """Mean of values (documents of all readings,) over documents, 0 where there is none; and their number."""
+    counted = torch.cat([reading.counted for reading in readings]).to(values.dtype)
+    count = counted.sum()
+    return (values * counted).sum() / count.clamp(min=1), count
 
 
 def unit(direction: Tensor, reach: Tensor) -> Tensor:

@@ -69,8 +69,11 @@ class Term(ABC):
         self.weight, self.ramp_steps = weight, ramp_steps
 
     @abstractmethod
-    def __call__(self, step: Step) -> Tensor:
-        """Scalar, to be minimised. No value is read back from the device."""
+    def __call__(self, step: Step) -> Tensor | tuple[Tensor, Tensor]:
+        """Scalar, to be minimised, and what it is a mean over, a scalar by which several processes weigh their shares.
+
+        Without the latter they weigh it as the supervised loss. No value is read back from the device.
+        """
 
     def factor(self, number: int) -> float:
         """The weight at an optimizer step, counted from 0; the first step of a ramp has the first share of it."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lit_sft.objectives.at import Direction
 from lit_sft.objectives.divergence import kl_divergence
-from lit_sft.objectives.reading import Reading, random_unit, unit
+from lit_sft.objectives.reading import Reading, mean_over, random_unit, unit
 from lit_sft.objectives.term import DOCUMENTS, LABELED, Step, Term
 
 
@@ -57,7 +57,7 @@ class VAT(Term):
         if unlabeled:
             self.batches = frozenset({DOCUMENTS})
 
-    def __call__(self, step: Step) -> Tensor:
+    def __call__(self, step: Step) -> tuple[Tensor, Tensor]:
         readings = [step.reading(kind) for kind in sorted({LABELED, *self.batches})]
         directions = [self.towards(reading) for reading in readings]
         if step.diagnose and self.direction == "adversarial":
@@ -68,8 +68,7 @@ class VAT(Term):
         moved = [reading.perturbed(self.norm * d) for reading, d in zip(readings, directions, strict=True)]
         clean = torch.cat([reading.logits.detach() for reading in readings])
         values = kl_divergence(clean, torch.cat(moved), multilabel)  # (documents,)
-        counted = torch.cat([reading.counted for reading in readings]).to(values.dtype)
-        return (values * counted).sum() / counted.sum().clamp(min=1)
+        return mean_over(values, readings)
 
     def towards(self, reading: Reading) -> Tensor:
         """The direction, (batch, time, embedding_size), each document's of norm 1."""
