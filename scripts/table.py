@@ -106,7 +106,8 @@ def main() -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({k: f"{v:.3f}" if isinstance(v, float) else v for k, v in row.items()} for row in lines)
+    shown = [{k: v for k, v in row.items() if v == v} for row in lines]  # not NaN, the deviation of one seed
+    writer.writerows({k: f"{v:.3f}" if isinstance(v, float) else v for k, v in row.items()} for row in shown)
     write_atomically(arguments.out, text.getvalue())
     print(table(lines, arguments.reference))
 
