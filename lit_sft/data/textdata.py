@@ -131,8 +131,8 @@ class TextData:
             remove_test_copies=remove_test_copies,
         )
         positive = {"max_length": max_length, "batch_size": batch_size, "bptt": bptt, "min_frequency": min_frequency}
-        _check_at_least(1, **positive, max_tokens=max_tokens, max_documents=max_documents)
-        _check_at_least(1, max_unlabeled_documents=max_unlabeled_documents)
+        positive |= {"max_tokens": max_tokens, "max_documents": max_documents}
+        _check_at_least(1, **positive, max_unlabeled_documents=max_unlabeled_documents)
         _check_at_least(0, num_workers=num_workers)
         cache = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
         options = (vocab_size, lowercase, min_frequency, replace or {}, cache)

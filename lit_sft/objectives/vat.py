@@ -61,9 +61,7 @@ class VAT(Term):
         readings = [step.reading(kind) for kind in sorted({LABELED, *self.batches})]
         directions = [self.towards(reading) for reading in readings]
         if step.diagnose and self.direction == "adversarial":
-            by_chance = [random_unit(reading.reach, reading.embeds) for reading in readings]
-            of_ours, of_chance = (self._exact_kl(readings, moves) for moves in (directions, by_chance))
-            step.parts["vat_kl_ratio"] = of_ours / of_chance.clamp(min=1e-30)
+            step.parts["vat_kl_ratio"] = self._kl_ratio(readings, directions)
         multilabel = step.network.multilabel
         moved = [reading.perturbed(self.norm * d) for reading, d in zip(readings, directions, strict=True)]
         clean = torch.cat([reading.logits.detach() for reading in readings])
@@ -84,11 +82,16 @@ class VAT(Term):
         return direction
 
     @torch.no_grad()
-    def _exact_kl(self, readings: list[Reading], directions: list[Tensor]) -> Tensor:
-        """The sum over documents: in float64, since a random move's KL is near what float32 makes of none at all."""
+    def _kl_ratio(self, readings: list[Reading], directions: list[Tensor]) -> Tensor:
+        """The KL at the directions over that at random ones, each the sum over documents.
+
+        In float64, since a random move's KL is near what float32 makes of none at all.
+        """
         sums = []
         for reading, direction in zip(readings, directions, strict=True):
-            moved = reading.perturbed(self.norm * direction, exact=True).double()
-            kl = kl_divergence(reading.exact_logits().double(), moved, reading.network.multilabel)
-            sums.append((kl * reading.counted).sum())
-        return torch.stack(sums).sum()
+            clean, moves = reading.exact_logits().double(), (direction, random_unit(reading.reach, reading.embeds))
+            moved = [reading.perturbed(self.norm * move, exact=True).double() for move in moves]
+            kl = torch.stack([kl_divergence(clean, logits, reading.network.multilabel) for logits in moved])
+            sums.append((kl * reading.counted).sum(1))  # (2,)
+        ours, by_chance = torch.stack(sums).sum(0).unbind()
+        return ours / by_chance.clamp(min=1e-30)
