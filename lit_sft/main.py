@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"lit_sft: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("lit_sft: interrupted; fit goes on with --ckpt_path last", file=sys.stderr)
+        print("lit_sft: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # who reads our output has stopped, as `head` does: no more can be told
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,16 @@ FIGURES = {
     "classifier": ("loss", "accuracy", "macro_f1", "auroc", "mcc", "ece"),
     "multilabel": ("loss", "accuracy", "micro_f1", "macro_f1", "auroc", "average_precision", "ece"),
 }
+
+
+LESS_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "ece")
+
+
+def better(figure: str) -> Literal["min", "max"]:
+    """Whether less or more of a figure such as ``val/macro_f1`` is better; less of an unknown one, as in Lightning."""
+    name = figure.removeprefix("val/").removeprefix("lm_")
+    known = {name for names in FIGURES.values() for name in names} | {"precision", "recall"}
+    return "max" if name.split("/")[0] in known.difference(LESS_IS_BETTER) else "min"
 
 
 class LanguageModelMetrics(nn.Module):

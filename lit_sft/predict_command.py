@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from lit_sft.data.formats import STREAM_ROWS
 from lit_sft.data.readers import iter_rows
 from lit_sft.errors import UserError, nearest
 from lit_sft.predictor import load
@@ -55,8 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ckpt_path", required=True, help="a run's folder or a checkpoint file; A,B: the mean of both")
     parser.add_argument("--input", required=True, help="a file, or - for standard input")
     parser.add_argument("--output", required=True, help="a file for JSON lines, or - for standard output")
-    formats = ("txt", "csv", "tsv", "jsonl", "file", "fasttext", "wikitext")
-    parser.add_argument("--format", choices=formats, help="of standard input (default: txt)")
+    parser.add_argument("--format", choices=list(STREAM_ROWS), help="of standard input (default: txt)")
     parser.add_argument("--text_column", help='the column that holds the text (default: "text")')
     parser.add_argument("--no_header", action="store_true", help="CSV and TSV columns are named 0, 1, and so on")
     parser.add_argument("--encoding", default="utf-8")

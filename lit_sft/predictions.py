@@ -14,7 +14,7 @@ import pyarrow.parquet
 import torch
 from torch import Tensor
 
-from lit_sft.data.prepare import write_atomically
+from lit_sft.atomic import write_atomically
 from lit_sft.errors import UserError
 
 FILE = "predictions.parquet"

@@ -27,11 +27,11 @@ from pathlib import Path
 import yaml
 from jsonargparse import Namespace
 
+from lit_sft.atomic import write_atomically
 from lit_sft.checkpoint_io import saved
 from lit_sft.checkpoints import resolve
 from lit_sft.cli import check
 from lit_sft.data.corpus_config import PYDOCS
-from lit_sft.data.prepare import write_atomically
 from lit_sft.errors import UserError, nearest
 from lit_sft.options import read_yaml, values_of
 from lit_sft.processes import run_process

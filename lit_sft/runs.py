@@ -14,7 +14,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_sft.data.prepare import write_atomically
+from lit_sft.atomic import write_atomically
 from lit_sft.errors import UserError
 
 LOGS = Path("logs")

@@ -14,7 +14,9 @@ from lit_sft.objectives import Objective, Term
 
 # What of a stranger's config is followed: plain values of our own options. The optimizer is not: only a fit needs it;
 # nor what belongs to the machine: seed, cache and worker processes.
-MODEL_OPTIONS = ("stage", "pooling", "head_dropout", "head_hidden_size", "tie_weights_up_to", "adaptive_cutoffs")
+MODEL_OPTIONS = (
+    *("stage", "pooling", "head_dropout", "head_hidden_size", "tie_weights_up_to", "adaptive_cutoffs", "loss_chunk"),
+)
 CLASS_OPTIONS = {"encoder": Encoder, "objective": Objective}
 LOCAL_DATA_OPTIONS = ("seed", "cache_dir", "num_workers")
 OWN_PACKAGE = "lit_sft."

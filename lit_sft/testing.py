@@ -18,6 +18,8 @@ from lit_sft.runs import RECORD, read_record, record_of_test, write_test
 def keep_test(trainer: Trainer, module: LitSFT, source: Checkpoint, folder: Path, data: dict[str, Any]) -> None:
     """Write the figures and predictions of a finished test; those of a record that has them already stay.
 
+    Nothing is written of a test that read a part of the data, so that none passes for the whole.
+
     Args:
         trainer: after its test.
         module: what was tested.
@@ -27,6 +29,9 @@ def keep_test(trainer: Trainer, module: LitSFT, source: Checkpoint, folder: Path
     """
     tested = module.tested
     assert tested is not None
+    if sum(trainer.num_test_batches) < sum(len(loader) for loader in trainer.test_dataloaders):  # type: ignore[union-attr]
+        rank_zero_info("a part of the test data was read (trainer.limit_test_batches): nothing is written")
+        return
     path = record_of_test(folder, source.path, source.config.get("data", {}), data)
     if path.name == RECORD and "test" in read_record(folder):
         rank_zero_info(f"{path} has test figures already: it stays")

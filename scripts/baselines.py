@@ -41,8 +41,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
 
+from lit_sft.atomic import write_atomically
 from lit_sft.data.datamodule import TextDataModule
-from lit_sft.data.prepare import write_atomically
 from lit_sft.data.tokens import TokenArray
 from lit_sft.main import main as lit_sft
 from lit_sft.predictions import FILE, Predictions, read_predictions

@@ -69,7 +69,8 @@ def pretrained(parts: Parts, flags: Flags) -> Path:
     """The folder of the pretraining with these flags, run if it isn't there yet."""
     if parts.init_from is not None and parts.is_own_pretraining(flags):
         return parts.init_from
-    name = _name(flags)
+    config = {"config": parts.pretrain.read_text(encoding="utf-8")}  # changed, it is another pretraining
+    name = _name(flags | config)
     for folder in sorted(Path("logs", name).glob("version_*")):
         if (folder / "metrics.json").is_file():
             return folder

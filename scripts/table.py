@@ -22,8 +22,8 @@ import numpy as np
 from paired import error_intervals, predictions_file, side
 from report import line
 
+from lit_sft.atomic import write_atomically
 from lit_sft.checkpoints import read_config, stage_folders
-from lit_sft.data.prepare import write_atomically
 from lit_sft.errors import UserError
 from lit_sft.runs import read_record
 from lit_sft.starting import names_in

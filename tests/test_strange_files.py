@@ -18,9 +18,9 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from refusals import commands, refused
 
 from lit_sft import load
+from lit_sft.atomic import write_atomically
 from lit_sft.checkpoints import resolve
 from lit_sft.data import pydocs
-from lit_sft.data.prepare import write_atomically
 from lit_sft.data.tokens import read_tokens
 from lit_sft.errors import UserError
 from lit_sft.runs import read_record

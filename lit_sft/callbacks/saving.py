@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from lit_sft.checkpoint_io import AtomicCheckpointIO
+from lit_sft.metrics import better
 from lit_sft.processes import STOPPING
 from lit_sft.ranks import agreed
 
@@ -27,14 +28,14 @@ class BestCheckpoint(ModelCheckpoint):
 
     Args:
         monitor: a validation figure, such as ``val/loss`` or ``val/macro_f1``.
-        mode: ``min`` where less is better, ``max`` where more is.
+        mode: ``min`` where less is better, ``max`` where more is; None: as it is for that figure.
     """
 
-    def __init__(self, monitor: str = "val/loss", mode: Literal["min", "max"] = "min") -> None:
+    def __init__(self, monitor: str = "val/loss", mode: Literal["min", "max"] | None = None) -> None:
         super().__init__(
             filename="best",
             monitor=monitor,
-            mode=mode,
+            mode=mode or better(monitor),
             save_top_k=1,
             enable_version_counter=False,
             auto_insert_metric_name=False,

@@ -5,27 +5,46 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal
 
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.utilities import rank_zero_info
 
 from lit_sft.errors import UserError, nearest
-from lit_sft.metrics import FIGURES
+from lit_sft.metrics import FIGURES, better
 
 
 class EarlyStop(EarlyStopping):
-    """Ends the stage when the monitored figure has not improved in ``patience`` validations; 0 never does."""
+    """Ends the stage when the monitored figure has not improved in ``patience`` validations; 0 never does.
+
+    Args:
+        monitor, mode: as ``BestCheckpoint`` has them.
+        patience: in validations.
+        min_delta: the least change that is an improvement.
+    """
 
     def __init__(
         self,
         monitor: str = "val/loss",
-        mode: Literal["min", "max"] = "min",
+        mode: Literal["min", "max"] | None = None,
         patience: int = 0,
         min_delta: float = 0.0,
     ) -> None:
         if patience < 0:
             raise ValueError(f"early_stopping.patience={patience} must be at least 0")
         super().__init__(
-            monitor=monitor, mode=mode, patience=patience or 10**9, min_delta=min_delta, check_on_train_epoch_end=False
+            monitor=monitor,
+            mode=mode or better(monitor),
+            patience=patience or 10**9,
+            min_delta=min_delta,
+            check_on_train_epoch_end=False,
+            check_finite=patience > 0,
         )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say why the training ends; Lightning would also tell each time that the figure improves, or nothing."""
+        if self.stopping_reason_message:
+            reason = self.stopping_reason_message.removesuffix(" Signaling Trainer to stop.")
+            rank_zero_info(f"early stopping: {reason}")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The count goes on; the patience is the resumed run's own option and not the checkpoint's."""

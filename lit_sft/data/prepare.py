@@ -11,12 +11,10 @@ words while their tokenizer is trained, not with the text.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
 import os
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,6 +23,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from lit_sft.atomic import write_atomically
 from lit_sft.data.corpus import Corpus, load_corpus
 from lit_sft.data.corpus_config import CorpusConfig
 from lit_sft.data.extension import EXTEND, NO_BASE, extended
@@ -223,27 +222,6 @@ def default_cache_dir() -> Path:
     named = os.environ.get("LIT_SFT_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(named or Path(base) / "lit_sft").expanduser()
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that no reader ever sees half of it; text in UTF-8.
-
-    Raises:
-        UserError: the folder can't be written to.
-    """
-    # Not tempfile: its files are for their owner only.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise UserError(f"{path}: can't be written: {error.strerror or error}") from error
 
 
 def _key(*parts: Any) -> str:

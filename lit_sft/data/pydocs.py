@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
+import io
 import json
 import os
 import platform
@@ -20,7 +21,6 @@ import re
 import subprocess
 import sys
 import sysconfig
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import Progress
 
+from lit_sft.atomic import write_atomically
 from lit_sft.data import pydocs_text
 from lit_sft.data.documents import Documents
 from lit_sft.errors import UserError
@@ -258,21 +259,9 @@ def _build(roots: dict[str, Path], versions: dict[str, str]) -> pa.Table:
 
 
 def _write(table: pa.Table, path: Path) -> None:
-    """Write in one step: another process sees the whole file or none."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                pq.write_table(table, file)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink()
-            raise
-    except OSError as error:
-        raise UserError(
-            f"cache folder {path.parent} cannot be written ({error.strerror}); choose another one"
-        ) from error
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    write_atomically(path, buffer.getvalue())
 
 
 def _from_table(table: pa.Table) -> PyDocs:

@@ -34,7 +34,7 @@ class TextData:
         unlabeled: more text for the language model, which reads the labeled training documents in any case; text files
             are a document a line, ``file:PATH`` is a document a file, ``wikitext:FILE`` the articles of WikiText.
         val: validation data; without it a seeded part of ``labeled`` is held out, with every label in it.
-        test: test data; nothing but ``test`` reads it.
+        test: test data: ``test`` alone measures on it; a fit counts, or leaves out, its copies in the training text.
         text_column, label_column: which hold the text ("text", or the only column of strings) and the label ("label").
         header: whether CSV and TSV files start with column names; without them columns are "0", "1", and so on.
         encoding: of text, CSV, TSV and JSONL files.

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lit_sft.models.network import Network
 from lit_sft.objectives.reading import Reading, random_unit, unit
 from lit_sft.objectives.term import LABELED, Step, Term
 
@@ -38,6 +39,9 @@ class AT(Term):
         if not norm >= 0:
             raise ValueError(f"norm={norm} must be at least 0")
         self.norm, self.direction = norm, direction
+
+    def prepare(self, network: Network) -> None:
+        Reading.check(network)
 
     def __call__(self, step: Step) -> Tensor:
         reading = step.reading(LABELED)

@@ -57,6 +57,10 @@ class Mixed(Supervised):
         self.batches = frozenset({LABELED}).union(*(term.batches for term in terms))
         self.heads = frozenset({"classifier"}).union(*(term.heads for term in terms))
 
+    def prepare(self, network: Network) -> None:
+        for term in self.terms:
+            term.prepare(network)
+
     def __call__(self, network: Network, batch: Mapping[str, Any], state: LSTMState | None) -> Loss:
         """`batch["labeled"]` as for `Supervised`, and an entry for each other kind in `batches`."""
         documents = batch[LABELED]

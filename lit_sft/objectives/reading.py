@@ -14,6 +14,7 @@ from lit_sft.models.dropout import apply_mask, dropout_mask
 from lit_sft.models.encoder import EncoderOutput
 from lit_sft.models.heads import at_least_float32
 from lit_sft.models.network import Masks, Network
+from lit_sft.models.twoway import TwoWayEncoder
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,15 @@ class Reading:
             from_end = mask.flip(1).long().cumsum(1).flip(1)  # (batch, time): tokens from here on
             reach = reach & (from_end <= tail)
         return reach.unsqueeze(-1)
+
+    @staticmethod
+    def check(network: Network) -> None:
+        """Raise a ValueError where `reach` would leave out of one half of the encoder what has a gradient in it."""
+        if network.backprop_tokens is not None and isinstance(network.encoder, TwoWayEncoder):
+            raise ValueError(
+                "AT and VAT don't go with backprop_tokens in a TwoWayEncoder, whose two halves have their gradients at "
+                "two ends of a document: leave out backprop_tokens, or make it one direction"
+            )
 
     @property
     def counted(self) -> Tensor:

@@ -75,6 +75,9 @@ class Term(ABC):
         Without the latter they weigh it as the supervised loss. No value is read back from the device.
         """
 
+    def prepare(self, network: Network) -> None:  # noqa: B027 - may be left
+        """Called when the network is built. Raises a ValueError where it doesn't suit the term."""
+
     def factor(self, number: int) -> float:
         """The weight at an optimizer step, counted from 0; the first step of a ramp has the first share of it."""
         return self.weight * (min(1.0, (number + 1) / self.ramp_steps) if self.ramp_steps else 1.0)

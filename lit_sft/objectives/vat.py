@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lit_sft.models.network import Network
 from lit_sft.objectives.at import Direction
 from lit_sft.objectives.divergence import kl_divergence
 from lit_sft.objectives.reading import Reading, mean_over, random_unit, unit
@@ -56,6 +57,9 @@ class VAT(Term):
         self.norm, self.xi, self.power_steps, self.direction = norm, xi, power_steps, direction
         if unlabeled:
             self.batches = frozenset({DOCUMENTS})
+
+    def prepare(self, network: Network) -> None:
+        Reading.check(network)
 
     def __call__(self, step: Step) -> tuple[Tensor, Tensor]:
         readings = [step.reading(kind) for kind in sorted({LABELED, *self.batches})]
