@@ -15,14 +15,14 @@ from lightning.pytorch.utilities import rank_zero_info
 from lit_sft.checkpoints import read_checkpoint, resolve
 from lit_sft.cli import LitCLI
 from lit_sft.errors import UserError
-from lit_sft.mean_predictions import column_order, mean_predictions
-from lit_sft.metrics import ClassificationMetrics
-from lit_sft.multilabel import MultilabelMetrics
+from lit_sft.evaluation.mean_predictions import column_order, mean_predictions
+from lit_sft.evaluation.metrics import ClassificationMetrics
+from lit_sft.evaluation.multilabel import MultilabelMetrics
+from lit_sft.evaluation.predictions import Predictions, predictions_in
+from lit_sft.evaluation.tested import tested_by
 from lit_sft.options import values_of
-from lit_sft.predictions import Predictions, predictions_in
-from lit_sft.recipe_record import told
+from lit_sft.recipes.record import told
 from lit_sft.runs import TESTED, package_versions, run_name, write_record
-from lit_sft.tested import tested_by
 
 
 @dataclass(frozen=True)

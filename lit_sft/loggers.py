@@ -10,7 +10,7 @@ import lightning as L
 from jsonargparse import Namespace
 
 from lit_sft.atomic import write_atomically
-from lit_sft.confusion import log_confusion
+from lit_sft.evaluation.confusion import log_confusion
 from lit_sft.runs import LOGS
 
 NAMES = ("name", "run_name")  # what W&B, MLflow and others show; a user's own names stay

@@ -71,8 +71,8 @@ def _run(arguments: list[str]) -> None:
         predict_command(arguments[1:])
     elif command in ("fit", "validate", "test"):
         _quiet()
-        from lit_sft.recipe import run_recipe
-        from lit_sft.recipe_file import recipe_in
+        from lit_sft.recipes.file import recipe_in
+        from lit_sft.recipes.run import run_recipe
 
         recipe = recipe_in(arguments) if command == "fit" else None
         if recipe is not None:

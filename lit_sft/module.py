@@ -19,7 +19,8 @@ from lit_sft.data.extension import EXTEND
 from lit_sft.data.streams import StreamBatch
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.errors import UserError
-from lit_sft.evaluation import Evaluation
+from lit_sft.evaluation.passes import Evaluation
+from lit_sft.evaluation.tested import Tested, clean_targets, gather
 from lit_sft.models import Encoder, LSTMEncoder, LSTMState, Network
 from lit_sft.objectives import MLE, Objective, Supervised
 from lit_sft.optim import Schedule, WarmupCosine, build_optimizer, clip_gradients, steps_of_fit, take_options
@@ -27,7 +28,6 @@ from lit_sft.random_states import go_on_drawing, random_states
 from lit_sft.ranks import of_all_ranks, of_this_rank, weighted
 from lit_sft.starting import InitFrom, read_sources
 from lit_sft.step_rates import StepRates
-from lit_sft.tested import Tested, clean_targets, gather
 from lit_sft.transfer import first_misfit, load_pretrained, see_frequencies
 from lit_sft.watch import Watcher
 

@@ -18,13 +18,13 @@ from lit_sft.data.batches import Direction
 from lit_sft.data.buckets import DocumentBatch, DocumentDataset, Truncation
 from lit_sft.data.tokens import TokenArray
 from lit_sft.errors import UserError
-from lit_sft.mean_predictions import column_order, mean_thresholds
+from lit_sft.evaluation.mean_predictions import column_order, mean_thresholds
+from lit_sft.evaluation.thresholds import applying
 from lit_sft.models import Encoder
 from lit_sft.module import LitSFT
 from lit_sft.objectives import MLE, Objective, Supervised
 from lit_sft.options import one_line
 from lit_sft.stored_options import own_class, stored_config
-from lit_sft.thresholds import applying
 
 TEXTS_AT_ONCE = 2048  # sorted by length together; memory stays at this many, whatever the input's size
 TOKENS_AT_ONCE = 16_384

@@ -9,9 +9,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_sft.checkpoints import Checkpoint
+from lit_sft.evaluation.predictions import FILE
 from lit_sft.module import LitSFT
-from lit_sft.predictions import FILE
-from lit_sft.recipe_record import told
+from lit_sft.recipes.record import told
 from lit_sft.runs import RECORD, read_record, record_of_test, write_test
 
 
@@ -29,7 +29,8 @@ def keep_test(trainer: Trainer, module: LitSFT, source: Checkpoint, folder: Path
     """
     tested = module.tested
     assert tested is not None
-    if sum(trainer.num_test_batches) < sum(len(loader) for loader in trainer.test_dataloaders):  # type: ignore[union-attr]
+    loaders: Any = trainer.test_dataloaders
+    if sum(trainer.num_test_batches) < sum(len(loader) for loader in loaders):
         rank_zero_info("a part of the test data was read (trainer.limit_test_batches): nothing is written")
         return
     path = record_of_test(folder, source.path, source.config.get("data", {}), data)

@@ -44,8 +44,8 @@ from sklearn.metrics import accuracy_score, f1_score
 from lit_sft.atomic import write_atomically
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.data.tokens import TokenArray
+from lit_sft.evaluation.predictions import FILE, Predictions, read_predictions
 from lit_sft.main import main as lit_sft
-from lit_sft.predictions import FILE, Predictions, read_predictions
 from lit_sft.runs import LOGS, new_run, versions
 
 CELL = ("method", "labels", "val", "seed", "options")

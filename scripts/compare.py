@@ -1,6 +1,7 @@
 """A finished recipe's test result beside the same labels from scratch and with TF-IDF + logistic regression.
 
     python scripts/compare.py logs/quickstart/version_0 --scratch configs/quickstart/scratch.yaml
+    python scripts/compare.py logs/mine/version_0 --scratch configs/own/finetune.yaml
 
 One seed, for a first look; scripts/baselines.py makes the table with seeds and intervals.
 """
@@ -26,19 +27,23 @@ def compare(run: Path, scratch: Path) -> dict[str, dict[str, float]]:
     """Test figures of the three rows: the same labels, the same validation data to choose on."""
     finetune = stage_folders(run)[-1]
     config = yaml.safe_load((finetune / "config.yaml").read_text(encoding="utf-8"))
-    rows: dict[str, dict[str, float]] = {"pretrained": read_record(finetune)["test"]}
+    record = read_record(finetune)
+    if "test" not in record:
+        raise SystemExit(f"{finetune} was not tested: python -m lit_sft test --ckpt_path {finetune} --data.test FILE")
+    rows: dict[str, dict[str, float]] = {"pretrained": record["test"]}
     seed, options = config["seed_everything"], {k: v for k, v in config["data"].items() if k != "seed"}
     with tempfile.TemporaryDirectory() as temporary:
         same_data = Path(temporary) / "data.yaml"
         same_data.write_text(yaml.safe_dump({"data": options}), encoding="utf-8")
         arguments = ["--config", str(scratch), "--config", str(same_data), f"--seed_everything={seed}"]
-        folder = run_network(arguments, "quickstart-scratch", test=True)
+        folder = run_network(arguments, f"{run.resolve().parent.name}-scratch", test=True)
     rows["from scratch"] = record_of(folder)["test"]
     data = TextDataModule(**options, seed=seed)
     data.prepare_data()
     data.setup()
-    tried = [linear_model(data, {"C": c, "min_df": 1}) for c in INVERSE_STRENGTHS]
-    rows["TF-IDF + LR"] = max(tried, key=lambda figures: figures["val_macro_f1"])
+    tried = {c: linear_model(data, {"C": c, "min_df": 1}, splits=("val",)) for c in INVERSE_STRENGTHS}
+    best = max(tried, key=lambda c: tried[c]["val_macro_f1"])
+    rows["TF-IDF + LR"] = linear_model(data, {"C": best, "min_df": 1}, splits=("test",))
     return rows
 
 

@@ -30,10 +30,10 @@ from scipy import stats
 
 from lit_sft.checkpoints import stage_folders
 from lit_sft.errors import UserError
-from lit_sft.intervals import AT_ONCE, RESAMPLES, Interval, mean_interval, percentiles, resamples
-from lit_sft.predictions import FILE, Predictions, read_predictions
-from lit_sft.weighted import Figures, weighted_figures
-from lit_sft.weighted_multilabel import weighted_multilabel_figures
+from lit_sft.evaluation.intervals import AT_ONCE, RESAMPLES, Interval, mean_interval, percentiles, resamples
+from lit_sft.evaluation.predictions import FILE, Predictions, read_predictions
+from lit_sft.evaluation.weighted import Figures, weighted_figures
+from lit_sft.evaluation.weighted_multilabel import weighted_multilabel_figures
 
 FIGURES = ("accuracy", "macro_f1", "loss")
 TOSSES = 10_000

@@ -274,7 +274,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         seen.append(command[3:])
         return main(command[3:])
 
-    monkeypatch.setattr("lit_sft.recipe.run_process", run)
+    monkeypatch.setattr("lit_sft.recipes.run.run_process", run)
     return seen
 
 

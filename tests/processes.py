@@ -16,7 +16,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["lit_sft.cli", "lit_sft.recipe"])
+SERVER.set_forkserver_preload(["lit_sft.cli", "lit_sft.recipes.run"])
 
 
 @dataclass(frozen=True)

@@ -23,17 +23,25 @@ FORBIDDEN = {
     "lit_sft.models": ("lightning", "lit_sft.data", "lit_sft.objectives", "lit_sft.callbacks", "lit_sft.module"),
     "lit_sft.objectives": ("lightning", "lit_sft.data", "lit_sft.callbacks", "lit_sft.module", "torchmetrics"),
     "lit_sft.data": ("lit_sft.models", "lit_sft.objectives", "lit_sft.module", "lit_sft.callbacks", "lit_sft.runs"),
-    "lit_sft.metrics": ("lightning", "lit_sft"),
+    "lit_sft.evaluation.metrics": ("lightning", "lit_sft"),
     "lit_sft.optim": ("lightning", "lit_sft"),
     "lit_sft.checkpoints": ("lightning", "lit_sft.module", "lit_sft.callbacks", "lit_sft.runs"),
-    "lit_sft.module": ("lit_sft.callbacks", "lit_sft.runs", "lit_sft.recipe", "lit_sft.predictor"),
-    "lit_sft.callbacks": ("lit_sft.recipe", "lit_sft.predictor", "lit_sft.module"),
-    "lit_sft.recipe_file": ("lightning", "torch", "lit_sft.module", "lit_sft.models", "lit_sft.callbacks"),
-    "lit_sft.recipe": ("lightning", "torch", "lit_sft.module", "lit_sft.models", "lit_sft.callbacks"),
+    "lit_sft.module": ("lit_sft.callbacks", "lit_sft.runs", "lit_sft.recipes", "lit_sft.predictor"),
+    "lit_sft.callbacks": ("lit_sft.recipes", "lit_sft.predictor", "lit_sft.module"),
+    "lit_sft.recipes": ("lightning", "torch", "lit_sft.module", "lit_sft.models", "lit_sft.callbacks"),
+    "lit_sft.evaluation": (
+        "lit_sft.module",
+        "lit_sft.callbacks",
+        "lit_sft.cli",
+        "lit_sft.recipes",
+    ),
     "lit_sft.errors": ("lit_sft", "torch", "lightning"),
 }
 # Who joins the rooms, and by whom alone it may be imported.
-JOINERS = {"lit_sft.cli": {"lit_sft.main", "lit_sft.recipe", "lit_sft.ensemble"}, "lit_sft.main": {"lit_sft.__main__"}}
+JOINERS = {
+    "lit_sft.cli": {"lit_sft.main", "lit_sft.recipes.run", "lit_sft.ensemble"},
+    "lit_sft.main": {"lit_sft.__main__"},
+}
 
 
 def tree(path: Path) -> ast.Module:

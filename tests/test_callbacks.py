@@ -188,12 +188,45 @@ def test_changed_options_are_those_that_decide_a_result() -> None:
 
 @pytest.mark.parametrize(("patience", "epochs"), [(0, 4), (2, 3)])
 def test_early_stopping_waits_for_its_patience_and_never_at_zero(
-    patience: int, epochs: int, files: Files, shared_cache: Path, tmp_path: Path
+    patience: int,
+    epochs: int,
+    files: Files,
+    shared_cache: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO")
     stop = EarlyStop("val/loss", "max", patience, min_delta=100.0)  # nothing ever improves by so much
     trainer = trainer_of(tmp_path, max_epochs=4, limit_val_batches=1.0, callbacks=[stop])
     trainer.fit(module_of("finetune"), datamodule=data_of(files, shared_cache))
     assert trainer.current_epoch == epochs
+    told = [record.message for record in caplog.records if "early stopping" in record.message]
+    assert len(told) == (patience > 0)
+    assert all("val/loss did not improve in the last 2 records" in message for message in told)
+
+
+@pytest.mark.parametrize("patience", [0, 1])
+def test_a_figure_that_is_no_number_ends_a_fit_that_waits_for_it_alone(patience: int) -> None:
+    stop = EarlyStop("val/auroc", patience=patience)
+    assert stop._evaluate_stopping_criteria(torch.tensor(math.nan))[0] is bool(patience)
+
+
+@pytest.mark.parametrize("kind", [BestCheckpoint, EarlyStop])
+def test_what_is_better_follows_from_the_figure(kind: type[BestCheckpoint | EarlyStop]) -> None:
+    less = [
+        "val/loss",
+        "val/perplexity",
+        "val/bits_per_byte",
+        "val/ece",
+        "val/lm_loss",
+        "val/lm_perplexity",
+        "val/my_own",
+    ]
+    more = ["val/accuracy", "val/macro_f1", "val/micro_f1", "val/auroc", "val/average_precision", "val/mcc"]
+    more += ["val/precision/spam", "val/recall/loss"]
+    assert [kind(name).mode for name in less] == ["min"] * len(less)
+    assert [kind(name).mode for name in more] == ["max"] * len(more)
+    assert kind("val/accuracy", "min").mode == "min"
 
 
 def test_the_patience_of_a_resumed_run_is_its_own() -> None:

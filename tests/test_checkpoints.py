@@ -281,6 +281,11 @@ def test_the_users_class_wins_over_the_checkpoints(trained: Trained, edited: Edi
         stored_config(read_checkpoint(path), {})
 
 
+def test_a_model_is_evaluated_with_the_memory_that_it_was_trained_with(edited: Edited) -> None:
+    path = edited(lambda ours: ours["config"]["model"].update(loss_chunk=7))
+    assert stored_config(read_checkpoint(path), {})["model"]["loss_chunk"] == 7
+
+
 AT = {"class_path": "lit_sft.objectives.AT", "init_args": {"norm": 2.0}}
 
 

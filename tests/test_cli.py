@@ -14,8 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lit_sft import load
 from lit_sft.data.tokenization import Tokenizer
-from lit_sft.metrics import FIGURES
-from lit_sft.predictions import read_predictions
+from lit_sft.evaluation.metrics import FIGURES
+from lit_sft.evaluation.predictions import read_predictions
 
 RUN = Path("logs/tiny-finetune/version_0")
 

@@ -11,10 +11,10 @@ import pytest
 import yaml
 from jsonargparse import Namespace
 
-from lit_sft import recipe as recipes
 from lit_sft.cli import LitCLI
 from lit_sft.errors import UserError
-from lit_sft.recipe_file import recipe_in
+from lit_sft.recipes import run as recipes
+from lit_sft.recipes.file import recipe_in
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 

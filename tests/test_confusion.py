@@ -14,9 +14,9 @@ from sklearn.utils.class_weight import compute_class_weight
 from training import data_of, module_of, trainer_of
 
 from lit_sft import load
-from lit_sft.confusion import confusion_table
 from lit_sft.errors import UserError
-from lit_sft.metrics import ClassificationMetrics
+from lit_sft.evaluation.confusion import confusion_table
+from lit_sft.evaluation.metrics import ClassificationMetrics
 from lit_sft.objectives import Supervised
 from lit_sft.runs import write_record
 

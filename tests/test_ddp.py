@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lit_sft.checkpoints import read_checkpoint
 from lit_sft.errors import UserError
-from lit_sft.predictions import read_predictions
+from lit_sft.evaluation.predictions import read_predictions
 from lit_sft.ranks import of_this_rank
 
 pytestmark = pytest.mark.skipif(

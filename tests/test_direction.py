@@ -21,8 +21,8 @@ from lit_sft.data.readers import iter_rows
 from lit_sft.data.streams import StreamDataset
 from lit_sft.data.tokens import TokenArray
 from lit_sft.errors import UserError
+from lit_sft.evaluation.predictions import read_predictions
 from lit_sft.models import LMHead, LSTMEncoder, Network
-from lit_sft.predictions import read_predictions
 
 BOTH: list[Any] = ["forward", "backward"]
 

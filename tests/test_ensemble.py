@@ -20,8 +20,8 @@ import lit_sft
 from lit_sft import predictor
 from lit_sft.data.readers import iter_rows
 from lit_sft.errors import UserError
-from lit_sft.mean_predictions import mean_predictions
-from lit_sft.predictions import Predictions, read_predictions
+from lit_sft.evaluation.mean_predictions import mean_predictions
+from lit_sft.evaluation.predictions import Predictions, read_predictions
 
 NAMES = sorted(SUBJECTS)
 

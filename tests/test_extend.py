@@ -318,7 +318,7 @@ def test_a_recipe_that_adapts_a_given_run_goes_on_where_it_was_killed(
     start = ("--model.init_from", general)
     assert fit_recipe("--name", "whole", *start).code == 0
     with monkeypatch.context() as patch:
-        patch.setattr("lit_sft.recipe.run_process", half_of_it)
+        patch.setattr("lit_sft.recipes.run.run_process", half_of_it)
         assert fit_recipe("--name", "cut", *start).code == 137
     done = fit_recipe("--name", "cut", "--ckpt_path", "last")
     assert done.code == 0, done.err

@@ -15,7 +15,7 @@ import yaml
 from conftest import Command, Configs, Fit, made, read
 
 from lit_sft.callbacks import Health
-from lit_sft.metrics import ClassificationMetrics
+from lit_sft.evaluation.metrics import ClassificationMetrics
 from lit_sft.models import LSTMState, Network
 from lit_sft.objectives import Loss, Supervised
 

@@ -11,13 +11,13 @@ import torch
 from scipy import stats
 from sklearn import metrics as reference
 
-from lit_sft.intervals import RESAMPLES, Interval, bootstrap, mean_interval, percentiles, resamples
-from lit_sft.metrics import ClassificationMetrics, LanguageModelMetrics
-from lit_sft.multilabel import MultilabelMetrics
-from lit_sft.predictions import Predictions
-from lit_sft.stretches import Stretches, row_sums
-from lit_sft.weighted import auroc, weighted_figures
-from lit_sft.weighted_multilabel import weighted_multilabel_figures
+from lit_sft.evaluation.intervals import RESAMPLES, Interval, bootstrap, mean_interval, percentiles, resamples
+from lit_sft.evaluation.metrics import ClassificationMetrics, LanguageModelMetrics
+from lit_sft.evaluation.multilabel import MultilabelMetrics
+from lit_sft.evaluation.predictions import Predictions
+from lit_sft.evaluation.stretches import Stretches, row_sums
+from lit_sft.evaluation.weighted import auroc, weighted_figures
+from lit_sft.evaluation.weighted_multilabel import weighted_multilabel_figures
 
 
 def predictions(count: int, classes: int, seed: int = 0, decimals: int | None = None, missing: int = -1) -> Predictions:

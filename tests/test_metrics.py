@@ -12,7 +12,7 @@ import torch
 from sklearn import metrics as reference
 from torch import Tensor
 
-from lit_sft.metrics import ClassificationMetrics, LanguageModelMetrics
+from lit_sft.evaluation.metrics import ClassificationMetrics, LanguageModelMetrics
 
 NAMES = ["a", "b", "c", "d"]
 

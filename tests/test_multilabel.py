@@ -13,11 +13,11 @@ from sklearn import metrics as reference
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 
+from lit_sft.evaluation.multilabel import MultilabelMetrics
+from lit_sft.evaluation.thresholds import applying, best_thresholds
 from lit_sft.models.heads import class_probabilities, num_outputs
-from lit_sft.multilabel import MultilabelMetrics
 from lit_sft.objectives import Supervised
 from lit_sft.objectives.supervised import weights_by_counts
-from lit_sft.thresholds import applying, best_thresholds
 
 NAMES = ["a", "b", "c", "d"]
 

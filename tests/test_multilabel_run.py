@@ -19,7 +19,7 @@ from lit_sft import load
 from lit_sft.checkpoints import checkpoint_in, read_checkpoint, read_entries
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.errors import UserError
-from lit_sft.predictions import read_predictions
+from lit_sft.evaluation.predictions import read_predictions
 
 RUN = Path("logs/multi/version_0")
 NAMES = list(SUBJECTS)

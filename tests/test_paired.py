@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from paired import clean_parts, compared, intervals, main, mcnemar, randomisation, side
 
 from lit_sft.errors import UserError
-from lit_sft.intervals import percentiles
-from lit_sft.predictions import FILE, Predictions
+from lit_sft.evaluation.intervals import percentiles
+from lit_sft.evaluation.predictions import FILE, Predictions
 
 SIZE, CLASSES = 90, 3
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lit_sft.errors import UserError
-from lit_sft.predictions import Collector, Predictions, gathered, predictions_in, read_predictions
+from lit_sft.evaluation.predictions import Collector, Predictions, gathered, predictions_in, read_predictions
 
 NAMES = ["a", "b, c", "ü"]
 

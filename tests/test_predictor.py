@@ -19,7 +19,7 @@ from lit_sft import Predictor, load, predictor
 from lit_sft.checkpoints import read_checkpoint, resolve
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.errors import UserError
-from lit_sft.metrics import ClassificationMetrics
+from lit_sft.evaluation.metrics import ClassificationMetrics
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +175,19 @@ def test_standard_input_and_output_work_alike(
     assert result.code == 0
     assert [json.loads(line) is None for line in result.out.splitlines()] == [False, True, False]
     assert result.err == ""
+
+
+def test_standard_input_of_labels_and_texts_gives_the_texts(
+    cli: Command, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = []
+    for form, text in (("txt", "the owl\nthe oak\n"), ("label_text", "bird the owl\ntree the oak\n")):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+        where = ("--ckpt_path", trained.finetune, "--input", "-", "--output", "-", "--format", form)
+        result = cli("predict", *where, *(["--separator", " "] if form == "label_text" else []))
+        assert result.code == 0
+        rows.append(result.out)
+    assert rows[0] == rows[1]
 
 
 def test_a_file_without_header_and_of_another_encoding_is_read(cli: Command, trained: Trained) -> None:

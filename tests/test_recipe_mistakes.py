@@ -7,9 +7,9 @@ import pytest
 import yaml
 from conftest import Command, Configs, Fit
 
-from lit_sft import recipe as recipes
 from lit_sft.errors import UserError
-from lit_sft.recipe_file import recipe_in
+from lit_sft.recipes import run as recipes
+from lit_sft.recipes.file import recipe_in
 
 RUN = Path("logs/tiny/version_0")
 

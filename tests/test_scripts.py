@@ -22,7 +22,7 @@ from table import rows_of
 from table import table as runs_table
 
 from lit_sft.data.datamodule import TextDataModule
-from lit_sft.predictions import FILE, Predictions, read_predictions
+from lit_sft.evaluation.predictions import FILE, Predictions, read_predictions
 
 SEARCH = Path(__file__).parents[1] / "scripts" / "search" / "pydocs.yaml"
 
@@ -131,7 +131,7 @@ def test_the_rows_of_a_comparison_read_the_data_of_the_run(fit_recipe: Fit, conf
     assert fit_recipe(*flags).code == 0
     rows = compare(Path("logs/tiny/version_0"), configs.finetune)
     assert list(rows) == ["pretrained", "from scratch", "TF-IDF + LR"]
-    scratch = read(Path("logs/quickstart-scratch/version_0/config.yaml"))
+    scratch = read(Path("logs/tiny-scratch/version_0/config.yaml"))
     assert scratch["data"] == read(Path("logs/tiny/version_0/finetune/config.yaml"))["data"]
     assert scratch["data"]["labels_per_class"] == 7
     assert scratch["seed_everything"] == 4

@@ -15,9 +15,9 @@ from conftest import Command, Configs, Files, Trained, read, write_csv
 from training import data_of, module_of, trainer_of
 
 from lit_sft.checkpoints import read_checkpoint
-from lit_sft.metrics import ClassificationMetrics
-from lit_sft.predictions import Predictions, read_predictions
-from lit_sft.tested import clean_targets
+from lit_sft.evaluation.metrics import ClassificationMetrics
+from lit_sft.evaluation.predictions import Predictions, read_predictions
+from lit_sft.evaluation.tested import clean_targets
 
 COPIED = (0, 3, 4, 11, 25)  # of the 30 test documents
 
@@ -90,8 +90,19 @@ def test_a_stopped_test_leaves_predictions_that_the_next_one_replaces(
     (run / "predictions.parquet").write_bytes(b"half")
     assert cli("test", "--ckpt_path", run).code == 0
     whole = read_predictions(run / "predictions.parquet")
-    assert cli("test", "--ckpt_path", run, "--trainer.limit_test_batches", "1").code == 0
-    assert len(read_predictions(run / "predictions.parquet")) == len(whole) == 30
+    assert len(whole) == 30
+
+
+def test_a_part_of_the_test_data_is_no_test(trained: Trained, cli: Command, tmp_path: Path) -> None:
+    run = shutil.copytree(trained.finetune, tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    for limit in ("1", "0.5"):
+        result = cli("test", "--ckpt_path", run, "--trainer.limit_test_batches", limit, "--data.max_documents", "4")
+        assert result.code == 0
+        assert "a part of the test data was read" in result.log
+        assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+    assert cli("test", "--ckpt_path", run).code == 0
+    assert len(read_predictions(run / "predictions.parquet")) == 30
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])

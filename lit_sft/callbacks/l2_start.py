@@ -1,4 +1,4 @@
-"""Weight decay towards the pretrained weights in place of zero."""
+"""A pull towards the pretrained weights, in place of weight decay's towards zero."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class L2Start(L.Callback):
     Its gradient, strength * (w - w0), is added once a step, before clipping, so that the loss is reported without it;
     weights that are frozen are left alone. w0 is in every checkpoint, for runs that go on. Heads start anew, mostly:
     the optimizer's ``weight_decay`` draws theirs to zero, but the encoder's too; leave it 0 for the paper's L2-SP.
+    An optimizer that rescales gradients (Adam) rescales this one too: there ``strength`` is not the paper's alpha.
 
     Args:
         strength: alpha of the paper, at least 0.

@@ -16,7 +16,7 @@ from lit_sft.atomic import write_atomically
 from lit_sft.callbacks.saving import BestCheckpoint
 from lit_sft.callbacks.throughput import Throughput
 from lit_sft.checkpoints import read_config
-from lit_sft.confusion import log_confusion
+from lit_sft.evaluation.confusion import log_confusion
 from lit_sft.runs import RECORD, package_versions, write_record
 from lit_sft.tensorboard_text import log_text
 

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from lit_sft.checkpoint_io import AtomicCheckpointIO
-from lit_sft.metrics import better
+from lit_sft.evaluation.metrics import better
 from lit_sft.processes import STOPPING
 from lit_sft.ranks import agreed
 

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_sft.errors import UserError, nearest
-from lit_sft.metrics import FIGURES, better
+from lit_sft.evaluation.metrics import FIGURES, better
 
 
 class EarlyStop(EarlyStopping):

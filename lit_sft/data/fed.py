@@ -1,4 +1,5 @@
-"""What a run was fed with, and whether the test split was among it: such a run is transductive.
+"""Provenance: digests of all text that weights and tokenizer have seen. If the test split was among it, a run is
+transductive.
 
 Its figures say how well it does on text that it has seen (without labels, or with them), and not on new text. The mark
 is set where half of the test documents stand in the training text (the gate counts them), where a source given as

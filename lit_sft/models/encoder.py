@@ -135,7 +135,7 @@ class LSTMEncoder(Encoder):
         last_size: units of the last layer, and of the output; None: `hidden_size`. With the embedding's, a tied softmax
             needs no projection (Merity et al. 2018, section 4.5), which at AWD-LSTM's rate of 30 doesn't learn.
 
-    Both kinds take a token's whole vector, any token's: `<eos>` and `<unk>` too, and padding, which nothing reads.
+    `type_dropout` and `word_dropout` zero a token's whole vector, special tokens included.
 
     Raises:
         ValueError: a size below 1 or a dropout outside [0, 1), by the option's name.

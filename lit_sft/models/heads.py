@@ -41,7 +41,7 @@ def num_outputs(num_classes: int, multilabel: bool = False) -> int:
 def class_probabilities(logits: Tensor, multilabel: bool = False) -> Tensor:
     """Logits (batch, num_outputs) -> probabilities (batch, num_classes), at least float32.
 
-    Of one class out of all they sum to 1; `multilabel`: each class applies or not, whatever the others do.
+    Each row sums to 1; `multilabel`: an independent sigmoid a class.
     """
     logits = at_least_float32(logits)
     if multilabel:

@@ -18,7 +18,8 @@ class AT(Term):
     """The supervised loss at s + r, r = norm * g / ||g||, g its gradient at the token vectors s (Miyato et al. 2017).
 
     s is after dropout, ||g|| the L2 norm over all of a document's tokens but its last, and r a constant to the
-    gradient (equations 3 and 4 there). The direction is computed without autocast.
+    gradient (equations 3 and 4 there). g is that of the clean pass itself, in the precision of the training: at s it is
+    no small difference, unlike `VAT`'s (on IMDb, bfloat16's has a cosine of 0.999 to float32's).
 
     Args:
         norm: of the perturbation, in the units of the token vectors: what is large depends on how long these are. (The
@@ -51,9 +52,9 @@ class AT(Term):
         """The direction, (batch, time, embedding_size), each document's of norm 1."""
         if self.direction == "random":
             return random_unit(reading.reach, reading.embeds)
-        if reading.embeds.requires_grad and not reading.autocast:
+        if reading.embeds.requires_grad and not reading.narrow:
             (gradient,) = torch.autograd.grad(step.loss(reading.logits), reading.embeds, retain_graph=True)
             return unit(gradient, reading.reach)
-        moved = torch.zeros_like(reading.embeds, requires_grad=True)  # under autocast, or above frozen token vectors
+        moved = torch.zeros_like(reading.embeds, requires_grad=True)  # in float16, or above frozen token vectors
         (gradient,) = torch.autograd.grad(step.loss(reading.perturbed(moved, exact=True)), moved)
         return unit(gradient, reading.reach)

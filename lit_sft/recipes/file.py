@@ -9,7 +9,7 @@ from typing import Any
 
 from lit_sft.errors import UserError
 from lit_sft.options import read_config_file, values_of
-from lit_sft.recipe_record import RECORD_KEYS
+from lit_sft.recipes.record import RECORD_KEYS
 
 KEYS = {"stages", "test"}
 NAME = re.compile(r"[A-Za-z0-9_][\w-]*")

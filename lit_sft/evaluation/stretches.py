@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from lit_sft.weighted import Figures
+from lit_sft.evaluation.weighted import Figures
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Stretches:
     Attributes:
         nll: float (rows,), nats of its targets together.
         targets: int64 (rows,), their number.
-        bytes_per_target: see :meth:`lit_sft.metrics.LanguageModelMetrics.compute`.
+        bytes_per_target: see :meth:`lit_sft.evaluation.metrics.LanguageModelMetrics.compute`.
     """
 
     nll: np.ndarray
@@ -29,7 +29,7 @@ class Stretches:
         return len(self.nll)
 
     def figures(self, weights: np.ndarray) -> Figures:
-        """The figures of :class:`lit_sft.metrics.LanguageModelMetrics` where rows count several times, or not at all.
+        """The figures of :class:`LanguageModelMetrics` where rows count several times, or not at all.
 
         Args:
             weights: float64 (rows, weightings).

@@ -9,7 +9,7 @@ from jsonargparse import Namespace
 from lit_sft.data.batches import Direction
 from lit_sft.data.extension import EXTEND, NO_BASE, check_extendable
 from lit_sft.errors import UserError
-from lit_sft.recipe_file import Recipe, Stage
+from lit_sft.recipes.file import Recipe, Stage
 from lit_sft.resume import check_same_tokenizer
 from lit_sft.starting import (
     Source,

@@ -1,7 +1,7 @@
-"""The figures of lit_sft.metrics where documents count several times, or not at all: for many weightings at once.
+"""The figures of metrics.py where documents count several times, or not at all: for many weightings at once.
 
 A bootstrap resample of a test set, and its part without copies of training documents, are weightings of its documents:
-how often each is there. The definitions are those of :class:`lit_sft.metrics.ClassificationMetrics` on the documents
+how often each is there. The definitions are those of :class:`ClassificationMetrics` on the documents
 so repeated, and a test holds them to it; computed from sums over documents, 2,000 resamples take seconds.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from lit_sft.predictions import Predictions
+from lit_sft.evaluation.predictions import Predictions
 
 BINS = 15  # of the calibration error
 MATRIX_GROUPS = 32  # up to so many groups, a product with their members is faster than sorting

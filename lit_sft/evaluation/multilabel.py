@@ -12,7 +12,7 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision, binary_calibration_error
 from torchmetrics.utilities.data import dim_zero_cat
 
-from lit_sft.thresholds import DEFAULT, applying, best_thresholds
+from lit_sft.evaluation.thresholds import DEFAULT, applying, best_thresholds
 
 OUTCOMES = ("tn", "fp", "fn", "tp")
 

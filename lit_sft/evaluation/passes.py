@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from lit_sft.data.buckets import DocumentBatch
 from lit_sft.data.streams import StreamBatch
-from lit_sft.metrics import ClassificationMetrics, LanguageModelMetrics
+from lit_sft.evaluation.metrics import ClassificationMetrics, LanguageModelMetrics
+from lit_sft.evaluation.multilabel import MultilabelMetrics
+from lit_sft.evaluation.predictions import Collector
+from lit_sft.evaluation.stretches import row_sums
 from lit_sft.models import LSTMState, Network
 from lit_sft.models.heads import at_least_float32
-from lit_sft.multilabel import MultilabelMetrics
-from lit_sft.predictions import Collector
-from lit_sft.stretches import row_sums
+from lit_sft.objectives.divergence import log_probabilities
 
 
 class Evaluation(nn.Module):
@@ -64,7 +65,7 @@ class Evaluation(nn.Module):
         if batch.indices[0] < 0:  # nothing of this batch is for this process
             return
         probabilities = network.class_probabilities(logits)
-        losses = _losses(logits, probabilities, batch.labels)
+        losses = _losses(logits, batch.labels)
         self.classes.update(probabilities, batch.labels, losses)
         if self.kept:
             predicted = self.classes.predicted(probabilities)
@@ -98,7 +99,7 @@ class Evaluation(nn.Module):
         """Every figure of the pass by its name.
 
         Args:
-            bytes_per_target: see :meth:`lit_sft.metrics.LanguageModelMetrics.compute`.
+            bytes_per_target: see :meth:`lit_sft.evaluation.metrics.LanguageModelMetrics.compute`.
         """
         found = {} if self.lm is None else self.lm.compute(bytes_per_target)
         if self.classes is None:
@@ -107,12 +108,12 @@ class Evaluation(nn.Module):
         return {f"lm_{name}": value for name, value in found.items()} | self.classes.compute()
 
 
-def _losses(logits: Tensor, probabilities: Tensor, labels: Tensor) -> Tensor:
-    """As :func:`document_losses`; multi-label, without the rounding of a probability near 1."""
+def _losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """As :func:`document_losses`, without the rounding of a probability near 0 or 1."""
     if labels.ndim == 2:
         logits = at_least_float32(logits)
         return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none").mean(1)
-    return document_losses(probabilities, labels)
+    return F.nll_loss(log_probabilities(logits, multilabel=False)[:, 0], labels, reduction="none")
 
 
 def document_losses(probabilities: Tensor, labels: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from lit_sft.errors import UserError
-from lit_sft.evaluation import document_losses
-from lit_sft.predictions import Predictions
-from lit_sft.thresholds import applying
+from lit_sft.evaluation.passes import document_losses
+from lit_sft.evaluation.predictions import Predictions
+from lit_sft.evaluation.thresholds import applying
 
 
 def column_order(names: list[str], others: list[str]) -> list[int]:

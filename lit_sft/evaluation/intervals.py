@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from lit_sft.weighted import Figures
+from lit_sft.evaluation.weighted import Figures
 
 RESAMPLES = 2000
 LEVEL = 0.95

@@ -1,15 +1,15 @@
-"""As lit_sft.weighted, where a document has any number of labels: the figures of lit_sft.multilabel, weighted."""
+"""As weighted.py, where a document has any number of labels: the figures of multilabel.py, weighted."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from lit_sft.predictions import Predictions
-from lit_sft.weighted import BINS, Figures, auroc, bins_of, group_sums, precision_and_recall
+from lit_sft.evaluation.predictions import Predictions
+from lit_sft.evaluation.weighted import BINS, Figures, auroc, bins_of, group_sums, precision_and_recall
 
 
 def weighted_multilabel_figures(predictions: Predictions, weights: np.ndarray, counts_only: bool = False) -> Figures:
-    """Every figure of :class:`lit_sft.multilabel.MultilabelMetrics` under each weighting, (weightings,).
+    """Every figure of :class:`lit_sft.evaluation.multilabel.MultilabelMetrics` under each weighting, (weightings,).
 
     Args:
         predictions: of the documents; ``labels`` and ``predicted`` are (documents, classes).

@@ -35,9 +35,9 @@ from lit_sft.data.corpus_config import PYDOCS
 from lit_sft.errors import UserError, nearest
 from lit_sft.options import read_yaml, values_of
 from lit_sft.processes import run_process
-from lit_sft.recipe_check import check_starts
-from lit_sft.recipe_file import Recipe, Stage
-from lit_sft.recipe_record import joined_record, told
+from lit_sft.recipes.check import check_starts
+from lit_sft.recipes.file import Recipe, Stage
+from lit_sft.recipes.record import joined_record, told
 from lit_sft.runs import (
     LOGS,
     RECORD,

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from lit_sft.data.streams import StreamDataset
 from lit_sft.data.textdata import TextData
-from lit_sft.intervals import Interval, bootstrap
-from lit_sft.predictions import Collector, Predictions, gathered, predictions_in
+from lit_sft.evaluation.intervals import Interval, bootstrap
+from lit_sft.evaluation.predictions import Collector, Predictions, gathered, predictions_in
+from lit_sft.evaluation.stretches import Stretches
+from lit_sft.evaluation.weighted import Figures, weighted_figures
+from lit_sft.evaluation.weighted_multilabel import weighted_multilabel_figures
 from lit_sft.ranks import of_all_ranks
-from lit_sft.stretches import Stretches
-from lit_sft.weighted import Figures, weighted_figures
-from lit_sft.weighted_multilabel import weighted_multilabel_figures
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Several stages, one after the other, each an ordinary fit in a process of its own."""
