@@ -14,10 +14,16 @@ from conftest import Files
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from toy_network import build
 from training import Losses, PowerCut, data_of, module_of, trainer_of
 
 from lit_sft.callbacks import BestCheckpoint, EarlyStop, LastCheckpoint, RunRecord, Throughput
 from lit_sft.callbacks.record import changed_options
+from lit_sft.callbacks.stopping import check_monitors
+from lit_sft.errors import UserError
+from lit_sft.evaluation.metrics import FIGURES
+from lit_sft.evaluation.passes import Evaluation
+from lit_sft.models import ClassifierHead
 from lit_sft.optim import WarmupCosine
 
 CONFIG = {"seed_everything": 3, "model": {"stage": "finetune", "note": "a text\nof two lines"}}
@@ -209,6 +215,32 @@ def test_early_stopping_waits_for_its_patience_and_never_at_zero(
 def test_a_figure_that_is_no_number_ends_a_fit_that_waits_for_it_alone(patience: int) -> None:
     stop = EarlyStop("val/auroc", patience=patience)
     assert stop._evaluate_stopping_criteria(torch.tensor(math.nan))[0] is bool(patience)
+
+
+@pytest.mark.parametrize("heads", [{"lm"}, {"classifier"}, {"lm", "classifier"}])
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_what_can_be_monitored_is_what_is_measured(heads: set[str], multilabel: bool) -> None:
+    network = build(3)
+    if "classifier" not in heads:
+        network.classifier = None
+    elif multilabel:
+        network.classifier = ClassifierHead(network.encoder.output_size, 3, multilabel=True).double()
+    if "lm" not in heads:
+        network.lm_head = None
+    evaluation = Evaluation(network, ["a", "b", "c"])
+    if "classifier" in heads:
+        labels = torch.tensor([[0, 1, 1], [1, 0, 0]]) if multilabel else torch.tensor([0, 2])
+        evaluation.classes.update(torch.full((2, 3), 1 / 3), labels, torch.ones(2))  # type: ignore[union-attr]
+    if "lm" in heads:
+        evaluation.lm.update(torch.ones(2, 2), torch.ones(2, 2).long())  # type: ignore[union-attr]
+    measured = set(evaluation.figures(1.0))
+    for name in {*FIGURES["lm"], *FIGURES["classifier"], *FIGURES["multilabel"], "lm_loss", "lm_perplexity", *measured}:
+        try:
+            check_monitors([EarlyStop(f"val/{name}")], frozenset(heads), multilabel)
+        except UserError:
+            assert name not in measured
+        else:
+            assert name in measured
 
 
 @pytest.mark.parametrize("kind", [BestCheckpoint, EarlyStop])

@@ -57,11 +57,9 @@ def check_monitors(callbacks: Iterable[Callback], heads: frozenset[str], multila
     The test is to tell about new text: whatever chooses by it makes it training data. Lightning would tell of a missing
     figure after the first validation; an epoch of a language model can take an hour.
     """
-    classifier = FIGURES["multilabel" if multilabel else "classifier"]
-    figures = {"lm": FIGURES["lm"], "classifier": classifier}
-    known = [f"val/{name}" for head in figures if head in heads for name in figures[head]]
-    if len(heads) > 1:
-        known += [f"val/lm_{name}" for name in FIGURES["lm"]]
+    known = [f"val/{name}" for name in FIGURES["multilabel" if multilabel else "classifier"] if "classifier" in heads]
+    if "lm" in heads:  # beside a classifier under names of their own
+        known += [f"val/{'lm_' if known else ''}{name}" for name in FIGURES["lm"]]
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None) or ""
         if monitor.startswith("test/"):

@@ -1,0 +1,201 @@
+"""The terms' values, and how `Mixed` adds them, against loops over single documents."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_adversarial import alone, logits_at, plain_loss, sharp, step_of, value
+from torch import Tensor
+from toy_network import Batch, batch, build
+
+from lit_sft.models import ClassifierHead, Network, TwoWayEncoder
+from lit_sft.models.dropout import dropout_mask
+from lit_sft.objectives import AT, VAT, EntMin, Mixed, PseudoLabels, Supervised, Term
+from lit_sft.objectives.reading import Reading
+from lit_sft.objectives.term import Step
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def others(classes: int = 3) -> Batch:
+    """Unlabeled documents, unlike those of `batch`; the last row stands for none."""
+    documents = batch(classes)
+    documents.input_ids = torch.where(documents.attention_mask, 12 - documents.input_ids, 0)
+    documents.indices = torch.tensor([5, 6, 7, -1])
+    return documents
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """(1, num_outputs) -> (classes,), by a softmax, or for one output by a sigmoid."""
+    if logits.shape[-1] > 1:
+        return logits.softmax(-1)[0]
+    positive = logits.sigmoid()[0, 0]
+    return torch.stack([1 - positive, positive])
+
+
+def predicted(network: Network, documents: Batch, vectors: Tensor | None = None) -> list[Tensor]:
+    """Probabilities of each document that is one, read alone."""
+    found = []
+    for row in range(4):
+        if documents.indices[row] >= 0:
+            document = alone(documents, row)
+            embeds = network.encoder.embedding(document.input_ids)
+            if vectors is not None:
+                embeds = vectors[row : row + 1, : embeds.shape[1]]
+            found.append(probabilities(logits_at(network, document, embeds)))
+    return found
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("unlabeled", [True, False])
+def test_entropy_minimisation_is_the_mean_entropy_of_documents(classes: int, unlabeled: bool) -> None:
+    network, labeled, other = sharp(classes).eval(), batch(classes), others(classes)
+    rows = predicted(network, labeled) + (predicted(network, other) if unlabeled else [])
+    expected = torch.stack([-(p * p.log()).sum() for p in rows]).mean()
+    torch.testing.assert_close(value(EntMin(unlabeled), step_of(network, labeled, other)), expected)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("relative", [True, False])
+def test_pseudo_labels_are_those_of_the_clean_pass_where_it_is_sure(classes: int, relative: bool) -> None:
+    network, labeled, other = sharp(classes).eval(), batch(classes), others(classes)
+    surest = max(range(4), key=lambda row: predicted(network, labeled)[row].max().item())
+    for column in (labeled.input_ids, labeled.attention_mask):
+        column[:] = column[surest].clone()  # a mean above the unlabeled documents' lowest
+    step = step_of(network, labeled, other)
+    clean = predicted(network, other)
+    lowest, second, _ = sorted(p.max().item() for p in clean)
+    least = (lowest + second) / 2  # two of the three documents reach it
+    mean = torch.stack([p.max() for p in predicted(network, labeled)]).mean().item()
+    threshold = least / (mean if relative else 1.0)
+    torch.manual_seed(4)
+    found = value(PseudoLabels(threshold, relative, word_dropout=0.4), step)
+    torch.manual_seed(4)
+    embeds = network.encoder.embedding(other.input_ids)
+    words = dropout_mask(0.4, (4, 6, 1), dtype=embeds.dtype)
+    assert words is not None
+    assert (words == 0).any()
+    noisy = predicted(network, other, embeds * words)
+    losses = [-q[p.argmax()].log() if p.max() >= least else p.new_zeros(()) for p, q in zip(clean, noisy, strict=True)]
+    torch.testing.assert_close(found, torch.stack(losses).mean())
+    assert step.parts["pseudo_labeled"].item() == pytest.approx(2 / 3)
+    # the gradient is that of the noisy pass alone
+    weight = network.classifier.linear.weight  # type: ignore[union-attr]
+    (gradient,) = torch.autograd.grad(found, weight)
+    torch.testing.assert_close(gradient, torch.autograd.grad(torch.stack(losses).mean(), weight)[0])
+
+
+def test_vat_is_a_mean_over_labeled_and_unlabeled_documents() -> None:
+    network, labeled, other = sharp().eval(), batch(), others()
+    step = step_of(network, labeled, other)
+    torch.manual_seed(3)
+    found = value(VAT(norm=0.8), step)
+    torch.manual_seed(3)
+    values = []
+    for documents, reading in ((labeled, step.reading("labeled")), (other, step.reading("unlabeled_documents"))):
+        moved = reading.embeds + 0.8 * VAT(norm=0.8).towards(reading)
+        for p, q in zip(predicted(network, documents), predicted(network, documents, moved), strict=True):
+            values.append((p * (p.log() - q.log())).sum())
+    assert len(values) == 7
+    torch.testing.assert_close(found, torch.stack(values).mean())
+
+
+@pytest.mark.parametrize("term", [EntMin(unlabeled=False), VAT(norm=0.5, unlabeled=False)])
+def test_multi_label_terms_are_means_over_documents_and_labels(term: Term) -> None:
+    network, documents = sharp().eval(), batch()
+    network.classifier = ClassifierHead(network.encoder.output_size, 3, multilabel=True).double()
+    documents.labels = torch.tensor([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]])
+    step = step_of(network, documents)
+    reading = step.reading("labeled")
+    torch.manual_seed(3)
+    found = value(term, step)
+    torch.manual_seed(3)
+    p = torch.distributions.Bernoulli(logits=reading.logits)
+    if isinstance(term, VAT):
+        q = torch.distributions.Bernoulli(logits=reading.perturbed(0.5 * term.towards(reading)))
+        torch.testing.assert_close(found, torch.distributions.kl_divergence(p, q).mean())
+    else:
+        torch.testing.assert_close(found, p.entropy().mean())
+
+
+@pytest.mark.parametrize("number", [0, 1, 3, 4, 50])
+def test_mixed_is_the_weighted_sum_with_its_ramps(number: int) -> None:
+    network, labeled, other = sharp().eval(), batch(), others()
+    terms: list[Term] = [AT(norm=0.5, weight=0.7), EntMin(weight=2.0, ramp_steps=4)]
+    mixed = Mixed(terms, diagnose_every=0)
+    mixed.step = number
+    found = mixed(network, {"labeled": labeled, "unlabeled_documents": other}, None)
+    ramp = min(1.0, (number + 1) / 4)
+    parts = [value(term, step_of(network, labeled, other)) for term in terms]
+    rows = zip(predicted(network, labeled), labeled.labels, strict=True)
+    supervised = torch.stack([-p[label].log() for p, label in rows]).mean()
+    torch.testing.assert_close(found.total, supervised + 0.7 * parts[0] + 2.0 * ramp * parts[1])
+    torch.testing.assert_close(found.parts["supervised"], supervised)
+    torch.testing.assert_close(found.parts["at"], parts[0])  # as they are, without weight and ramp
+    torch.testing.assert_close(found.parts["entmin"], parts[1])
+    assert set(found.parts) == {"supervised", "at", "entmin"}
+    assert math.isclose(sum(share.item() for share, _ in found.shares), found.total.item())
+
+
+def test_the_diagnostics_are_shares_of_gradient_and_of_documents() -> None:
+    network, labeled, other = sharp().eval(), batch(), others()
+    mixed = Mixed([AT(norm=0.5), EntMin(weight=3.0)], diagnose_every=2)
+    mixed.step = 4
+    given = {"labeled": labeled, "unlabeled_documents": other}
+    parts = mixed(network, given, None).parts
+    step = step_of(network, labeled, other)
+    losses = (3.0 * value(EntMin(), step), Supervised()(network, given, None).total + value(AT(norm=0.5), step))
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    norms = []
+    for loss in losses:
+        gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        norms.append(math.sqrt(sum(g.square().sum().item() for g in gradients if g is not None)))
+    assert parts["unlabeled_share"].item() == pytest.approx(norms[0] / sum(norms), rel=1e-5)
+    choices = [p.argmax().item() for p in predicted(network, other)]
+    for number in range(3):
+        assert parts[f"predicted_{number}"].item() == pytest.approx(choices.count(number) / 3)
+    mixed.step = 5
+    assert "unlabeled_share" not in mixed(network, given, None).parts
+
+
+@pytest.mark.parametrize("tail", [1, 2, 4, 9])
+def test_a_perturbation_stays_within_the_tail_that_has_a_gradient(tail: int) -> None:
+    network, documents = sharp(), batch()
+    network.backprop_tokens = tail
+    reach = Reading.of(network, documents).reach.squeeze(-1)
+    for row, length in enumerate(documents.attention_mask.sum(1).tolist()):
+        expected = [length - tail <= place < length - 1 for place in range(6)]  # all of the tail but the end
+        assert reach[row].tolist() == expected
+
+
+def test_adversarial_training_in_two_ways_is_autograd_written_out() -> None:
+    encoder = TwoWayEncoder(12, embedding_size=4, hidden_size=5)
+    network = Network(encoder, classifier=ClassifierHead(encoder.output_size, 3)).double().eval()
+    documents = batch()
+    step: Step = step_of(network, documents)
+    reading = step.reading("labeled")
+    found = AT().towards(reading, step)
+    embeds = reading.embeds.detach().requires_grad_()
+    logits = network.classify(documents, network.draw_masks(4, 6), embeds)
+    (gradient,) = torch.autograd.grad(F.cross_entropy(logits, documents.labels), embeds)
+    for row, length in enumerate(documents.attention_mask.sum(1).tolist()):
+        own = gradient[row].clone()
+        own[length - 1 :] = 0.0
+        torch.testing.assert_close(found[row], own / own.norm())
+
+
+def test_a_plain_loss_by_hand_is_that_of_supervised() -> None:
+    """What the loops here are built on."""
+    for classes in (2, 3):
+        network, documents = build(classes).eval(), batch(classes)
+        rows: list[Any] = [alone(documents, row) for row in range(4)]
+        values = [plain_loss(logits_at(network, r, network.encoder.embedding(r.input_ids)), r.labels) for r in rows]
+        found = Supervised()(network, {"labeled": documents}, None).total
+        torch.testing.assert_close(found, torch.stack(values).mean())
