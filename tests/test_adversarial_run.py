@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from test_ddp import exact, train
 from test_ddp import pytestmark as needs_gloo
 
 import lit_sft
+from lit_sft.evaluation.predictions import read_predictions
 from lit_sft.objectives import vat
 from lit_sft.objectives.reading import random_unit
 
@@ -64,7 +66,11 @@ def test_every_term_from_a_config_to_a_tested_model(
     ]
     assert [term["class_path"] for term in chosen] == [f"lit_sft.objectives.{name}" for name in TERMS]
     assert cli("test", "--ckpt_path", run).code == 0
-    assert json.loads((run / "metrics.json").read_text(encoding="utf-8"))["test"]["accuracy"] >= 0
+    record = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    tested = read_predictions(run / "predictions.parquet")
+    assert record["test"]["accuracy"] == pytest.approx((tested.predicted == tested.labels).mean())
+    assert record["test"]["lm_perplexity"] == pytest.approx(math.exp(record["test"]["lm_loss"]))
+    assert set(record["test"]) == set(record["test_interval"]) == set(record["test_clean"])
     assert cli("validate", "--ckpt_path", run).code == 0
     assert len(lit_sft.load(run).predict(["the owl near the oak"])) == 1
 

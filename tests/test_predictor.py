@@ -1,6 +1,7 @@
 """Prediction: a row for each input in its order, the same numbers as in testing, an output that is whole or absent."""
 
 import csv
+import inspect
 import io
 import json
 import subprocess
@@ -12,14 +13,18 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from conftest import SUBJECTS, Command, Endless, Files, Trained
+from conftest import SUBJECTS, Command, Configs, Endless, Files, Trained
 from lightning.pytorch.callbacks import LambdaCallback
 
 from lit_sft import Predictor, load, predictor
 from lit_sft.checkpoints import read_checkpoint, resolve
+from lit_sft.data.buckets import truncate
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.errors import UserError
 from lit_sft.evaluation.metrics import ClassificationMetrics
+from lit_sft.evaluation.predictions import read_predictions
+from lit_sft.module import LitSFT
+from lit_sft.stored_options import CLASS_OPTIONS, MODEL_OPTIONS
 
 
 @pytest.fixture(scope="module")
@@ -130,9 +135,38 @@ def test_document_vectors_are_pooled_hidden_states(model: Predictor, texts: list
     assert np.abs(logits.softmax(-1).detach().numpy() - probabilities(model.predict(texts))).max() < 1e-5
 
 
-def test_a_pretraining_checkpoint_gives_vectors_of_no_classifier_and_no_labels(trained: Trained) -> None:
+def test_a_pretraining_checkpoint_gives_mean_states_and_no_labels(trained: Trained, texts: list[str]) -> None:
+    model = load(trained.pretrain)
+    encoder, tokenizer = model.module.net.encoder, model.module.tokenizer
+    assert tokenizer is not None
+    assert model.autocast_to is None
+    for text, vector in zip(texts[:5], model.encode(texts[:5]), strict=True):
+        tail = truncate(tokenizer.encode_batch([text])[0], model.max_length, model.truncation).tolist()
+        ids = [tokenizer.eos_id, *tail, tokenizer.eos_id]
+        hidden = encoder.embedding(torch.tensor([ids]))
+        for layer in encoder.layers:  # type: ignore[union-attr]
+            hidden, _ = layer(hidden)
+        assert np.abs(vector - hidden[0].mean(0).detach().numpy()).max() < 1e-6
     with pytest.raises(UserError, match="a pretraining checkpoint can't classify"):
         load(trained.pretrain).predict(["the owl"])
+
+
+def test_a_classifier_of_other_options_is_loaded_as_it_was_trained(
+    cli: Command, configs: Configs, trained: Trained, texts: list[str]
+) -> None:
+    options = ["--model.pooling=last", "--model.head_hidden_size=5", f"--model.init_from={trained.pretrain}"]
+    assert cli("fit", "--config", configs.finetune, *options, "--trainer.max_epochs=1", "--name", "own").code == 0
+    assert cli("test", "--ckpt_path", "logs/own/version_0").code == 0
+    tested = read_predictions(Path("logs/own/version_0/predictions.parquet"))
+    model = load("logs/own/version_0")
+    assert isinstance(model.module.net.classifier.linear, torch.nn.Sequential)  # type: ignore[union-attr]
+    order = np.argsort(tested.documents)
+    assert np.abs(probabilities(model.predict(texts)) - tested.probabilities[order]).max() < 1e-6
+
+
+def test_every_option_of_a_model_is_stored_or_needed_in_a_fit_alone() -> None:
+    fit = {"init_from", "optimizer", "schedule", "layer_decay", "backprop_tokens", "remap_vocabulary"}
+    assert set(inspect.signature(LitSFT).parameters) == fit | set(MODEL_OPTIONS) | set(CLASS_OPTIONS)
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "nonsense"])

@@ -29,7 +29,8 @@ from lit_sft.errors import UserError
 def preparation(
     cache: Path, kind: str = "bpe", vocab_size: int = 300, min_frequency: int = 2, **options: Any
 ) -> Preparation:
-    return Preparation(CorpusConfig(**options), kind, vocab_size, False, min_frequency, {}, cache)
+    lowercase, replace = options.pop("lowercase", False), options.pop("replace", {})
+    return Preparation(CorpusConfig(**options), kind, vocab_size, lowercase, min_frequency, replace, cache)
 
 
 def prepared(cache: Path, **options: Any) -> Prepared:
@@ -162,7 +163,16 @@ def test_a_changed_file_is_never_served_stale(option: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "options", [{"kind": "word"}, {"vocab_size": 280}, {"min_frequency": 90}, {"split_seed": 3}, {"val_fraction": 0.4}]
+    "options",
+    [
+        {"kind": "word"},
+        {"vocab_size": 280},
+        {"min_frequency": 90},
+        {"split_seed": 3},
+        {"val_fraction": 0.4},
+        {"lowercase": True},
+        {"replace": {"whale": "seal"}},
+    ],
 )
 def test_every_option_of_preparation_has_a_cache_entry_of_its_own(
     options: dict[str, Any], files: Files, tmp_path: Path

@@ -1,0 +1,159 @@
+"""scripts/baselines.py: what is searched, what is chosen, and what is run with it; the runs themselves are made up."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+import baselines
+from baselines import Cells, Results, fill, plans_in, read_lines
+
+SEARCH = """
+7:
+  small_val: 3
+  seeds: 3
+  search_seeds: 2
+  fixed: {trainer.max_epochs: 2}
+  pretrained: {model.optimizer.lr: [0.1, 0.2]}
+  other: {model.optimizer.lr: [0.3], model.init_from: [logs/other, logs/third]}
+  scratch: {model.optimizer.lr: [0.4, 0.5]}
+  tfidf: {C: [1, 10]}
+all:
+  seeds: 1
+  search_seeds: 1
+  pretrained: {model.optimizer.lr: [0.1]}
+  other: {model.optimizer.lr: [0.1]}
+  scratch: {model.optimizer.lr: [0.1]}
+  tfidf: {C: [1]}
+"""
+# What makes a point good: validation figures by (macro_f1, accuracy), where the two disagree which is better.
+GOOD = {"0.1": (0.4, 0.9), "0.2": (0.5, 0.8), "logs/other": (0.3, 0.3), "logs/third": (0.2, 0.2)}
+GOOD |= {"0.4": (0.3, 0.3), "0.5": (0.2, 0.2), "1": (0.1, 0.1), "10": (0.6, 0.6)}
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any]]:
+    """What was run, as flags; nothing of it is."""
+    done: list[dict[str, Any]] = []
+
+    def figures(point: str, seed: int, test: bool) -> dict[str, Any]:
+        f1, accuracy = (value + 0.01 * seed for value in GOOD[point])
+        record = {"val": {"macro_f1": f1, "accuracy": accuracy}}
+        return record | ({"test": {"macro_f1": f1 / 2, "accuracy": accuracy / 2}} if test else {})
+
+    def network(arguments: list[str], name: str, test: bool) -> Path:
+        flags = dict(flag.removeprefix("--").split("=", 1) for flag in arguments if "=" in flag)
+        point = flags["model.init_from"] if "-other-" in name else flags["model.optimizer.lr"]
+        if point not in GOOD:
+            point = flags["model.optimizer.lr"]
+        folder = tmp_path / "logs" / name / f"version_{len(done)}"
+        (folder / "checkpoints").mkdir(parents=True)
+        done.append({"name": name, "test": test, "flags": flags, "folder": folder})
+        record = figures(point, int(flags["seed_everything"]), test)
+        (folder / "metrics.json").write_text(json.dumps(record))
+        return folder
+
+    def linear(data: Any, options: dict[str, Any], folder: Path | None, splits: tuple[str, ...]) -> dict[str, float]:
+        done.append({"name": "tfidf", "test": "test" in splits, "flags": options, "data": data, "folder": folder})
+        record = figures(str(options["C"]), data[0], "test" in splits)
+        return {f"{split}_{name}": value for split in record for name, value in record[split].items()}
+
+    monkeypatch.setattr(baselines, "run_network", network)
+    monkeypatch.setattr(baselines, "linear_model", linear)
+    monkeypatch.setattr(Cells, "_data", lambda self, *subset: subset)
+    monkeypatch.chdir(tmp_path)
+    return done
+
+
+def filled(tmp_path: Path, metric: str = "macro_f1", **options: Any) -> list[dict[str, str]]:
+    search, out = tmp_path / "search.yaml", tmp_path / "out.csv"
+    search.write_text(SEARCH)
+    given = argparse.Namespace(config=Path("config.yaml"), init_from="logs/lm", metric=metric, out=out)
+    plans = plans_in(search, options.get("labels"))
+    fill(Cells(given), Results(out), plans, options.get("vals", ["full"]), options.get("methods"))
+    return read_lines(out)
+
+
+def test_every_point_is_searched_and_the_best_mean_runs_on_every_seed(
+    runs: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    rows = filled(tmp_path, labels=["7"])
+    best = {"pretrained": 0.2, "other": "logs/other", "scratch": 0.4, "tfidf": 10}
+    for method, point in best.items():
+        mine = [row for row in rows if row["method"] == method]
+        searched, tested = mine[:4], mine[4:]
+        assert [(row["seed"], row["test_macro_f1"], row["run"]) for row in searched] == [
+            ("0", "", ""),
+            ("1", "", ""),
+        ] * 2
+        assert len({row["options"] for row in searched}) == 2
+        assert [row["seed"] for row in tested] == ["0", "1", "2"]
+        for seed, row in enumerate(tested):
+            assert point in json.loads(row["options"]).values()
+            assert Path(row["run"]).is_dir()
+            assert not (Path(row["run"]) / "checkpoints").exists()
+            f1 = GOOD[str(point)][0] + 0.01 * seed
+            assert (float(row["val_macro_f1"]), float(row["test_macro_f1"])) == pytest.approx((f1, f1 / 2))
+    assert [run["test"] for run in runs] == ([False] * 4 + [True] * 3) * 4
+
+
+def test_the_metric_chooses(runs: list[dict[str, Any]], tmp_path: Path) -> None:
+    rows = filled(tmp_path, metric="accuracy", labels=["7"], methods=["pretrained"])
+    assert {json.loads(row["options"])["model.optimizer.lr"] for row in rows[4:]} == {0.1}
+    assert {row["method"] for row in rows} == {"pretrained"}
+
+
+def test_a_cell_is_an_ordinary_run_of_its_method_labels_and_seed(runs: list[dict[str, Any]], tmp_path: Path) -> None:
+    filled(tmp_path)
+    by_method: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        by_method.setdefault(run["name"].removeprefix("baselines-out-"), []).append(run)
+    common = {"trainer.max_epochs": "2", "data.labels_per_class": "7"}
+    first = by_method["pretrained-7"][0]["flags"]
+    assert first == common | {"model.optimizer.lr": "0.1", "seed_everything": "0", "model.init_from": "logs/lm"}
+    assert {run["flags"]["model.init_from"] for run in by_method["other-7"]} == {"logs/other", "logs/third"}
+    assert all("model.init_from" not in run["flags"] for run in by_method["scratch-7"] + by_method["scratch-all"])
+    whole = by_method["pretrained-all"][0]["flags"]
+    assert whole == {"model.optimizer.lr": "0.1", "seed_everything": "0", "model.init_from": "logs/lm"}
+    linear = by_method["tfidf"]
+    assert [run["data"] for run in linear[:2]] == [(0, 7, None), (1, 7, None)]
+    assert linear[-1]["data"] == (0, None, None)
+    assert linear[0]["flags"] == {"C": 1}  # without the networks' fixed options
+
+
+def test_what_is_there_is_not_run_again(runs: list[dict[str, Any]], tmp_path: Path) -> None:
+    first = filled(tmp_path)
+    count = len(runs)
+    assert filled(tmp_path) == first
+    assert len(runs) == count
+    out = tmp_path / "out.csv"
+    lines = out.read_text().splitlines(keepends=True)
+    out.write_text("".join(lines[:-3]))  # cut off
+    again = filled(tmp_path)
+    assert len(runs) == count + 3
+    plain = [{k: v for k, v in row.items() if k != "run"} for row in again]
+    assert plain == [{k: v for k, v in row.items() if k != "run"} for row in first]
+
+
+def test_a_small_validation_set_is_drawn_where_the_plan_has_one(runs: list[dict[str, Any]], tmp_path: Path) -> None:
+    rows = filled(tmp_path, vals=["small"], methods=["pretrained", "tfidf"])
+    assert {(row["labels"], row["val"]) for row in rows} == {("7", "small")}
+    assert all(run["flags"]["data.val_labels_per_class"] == "3" for run in runs if run["name"] != "tfidf")
+    assert {run["data"][2] for run in runs if run["name"] == "tfidf"} == {3}
+
+
+def test_a_method_that_starts_from_a_pretraining_asks_for_one(tmp_path: Path) -> None:
+    search = tmp_path / "search.yaml"
+    search.write_text(SEARCH)
+    given = argparse.Namespace(config=Path("c.yaml"), init_from=None, metric="accuracy", out=tmp_path / "out.csv")
+    with pytest.raises(SystemExit, match="pretrained starts from a pretraining: give --init_from"):
+        fill(Cells(given), Results(given.out), plans_in(search), ["full"], ["pretrained"])
+    assert np.array_equal(read_lines(given.out), [])
