@@ -66,16 +66,20 @@ def train(stage: str, files: Files, cache: Path, folder: Path, options: dict[str
     return folder
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+OPTIONS = [
+    {"accumulate_grad_batches": 2, "val_check_interval": 3, "num_workers": 2, "max_epochs": 2},
+    {"check_val_every_n_epoch": 2},
+    {"limit_train_batches": 5, "log_every_n_steps": 3},
+]
+OF_STREAMS = [
+    {"direction": "backward", "accumulate_grad_batches": 2, "max_epochs": 2},
+    {"random_bptt": True, "accumulate_grad_batches": 2, "max_epochs": 2},
+]
+
+
 @pytest.mark.parametrize(
-    "options",
-    [
-        {"accumulate_grad_batches": 2, "val_check_interval": 3, "num_workers": 2, "max_epochs": 2},
-        {"check_val_every_n_epoch": 2},
-        {"limit_train_batches": 5, "log_every_n_steps": 3},
-        {"direction": "backward", "accumulate_grad_batches": 2, "max_epochs": 2},
-        {"random_bptt": True, "accumulate_grad_batches": 2, "max_epochs": 2},
-    ],
+    ("stage", "options"),
+    [("pretrain", given) for given in OPTIONS + OF_STREAMS] + [("finetune", given) for given in OPTIONS],
     ids=str,
 )
 def test_every_checkpoint_leads_to_the_same_end(

@@ -177,20 +177,18 @@ CHANGES[TwoWayEncoder] = {
 # What the network itself hands to its parts: sizes, the shared embedding and the kind of labels.
 WIRING = {"vocab_size", "embedding", "input_size", "num_outputs", "multilabel"}
 # What an option is compared with, where it isn't the module without any.
+OF_KIND: dict[type, dict[str, Any]] = {
+    **{kind: {"schedule": kind()} for kind in (WarmupCosine, OneCycle, SlantedTriangular)},
+    **{kind: {"objective": kind()} for kind in (Probe, AdversarialMLE)},
+    **{kind: term(kind) for kind in (AT, VAT, EntMin, AuxiliaryLM)},
+    TwoWayEncoder: {"encoder": {"kind": TwoWayEncoder}},
+    Mixed: term(AT),
+    PseudoLabels: term(PseudoLabels, threshold=0.0),
+}
 BASES: dict[tuple[type, str], dict[str, Any]] = {
-    **{
-        (kind, name): {"schedule": kind()}
-        for kind in (WarmupCosine, OneCycle, SlantedTriangular)
-        for name in CHANGES[kind]
-    },
+    **{(kind, name): base for kind, base in OF_KIND.items() for name in CHANGES[kind]},
     (LMHead, "adaptive_cutoffs"): {"tie_weights_up_to": 0},
     (LitSFT, "adaptive_cutoffs"): {"tie_weights_up_to": 0},
-    **{(TwoWayEncoder, name): {"encoder": {"kind": TwoWayEncoder}} for name in CHANGES[TwoWayEncoder]},
-    **{(Probe, name): {"objective": Probe()} for name in CHANGES[Probe]},
-    **{(AdversarialMLE, name): {"objective": AdversarialMLE()} for name in CHANGES[AdversarialMLE]},
-    **{(Mixed, name): term(AT) for name in CHANGES[Mixed]},
-    **{(kind, name): term(kind) for kind in (AT, VAT, EntMin, AuxiliaryLM) for name in CHANGES[kind]},
-    **{(PseudoLabels, name): term(PseudoLabels, threshold=0.0) for name in CHANGES[PseudoLabels]},
     (PseudoLabels, "relative"): term(PseudoLabels, threshold=0.9),
 }
 CASES = [

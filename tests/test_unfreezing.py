@@ -52,21 +52,20 @@ def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("epochs", "options", "starts"),
+    ("epochs", "averaged", "options", "starts"),
     [
-        (1.0, {}, (0, 8, 16, 24)),  # 8 batches an epoch
-        (0.5, {"gradient_clip_val": 0.1}, (0, 4, 8, 12)),
-        (0.2, {"accumulate_grad_batches": 3}, (0, 1, 1, 2)),  # 3 steps an epoch: 0.6, 1.2 and 1.8 of them
-        (0.5, {"limit_train_batches": 5, "accumulate_grad_batches": 2}, (0, 2, 3, 4)),  # 3 steps: 1.5, 3 and 4.5
-        (100.0, {}, (0, 800, 1600, 2400)),
+        (1.0, False, {}, (0, 8, 16, 24)),  # 8 batches an epoch
+        (0.5, True, {"gradient_clip_val": 0.1}, (0, 4, 8, 12)),
+        (0.2, False, {"accumulate_grad_batches": 3}, (0, 1, 1, 2)),  # 3 steps an epoch: 0.6, 1.2 and 1.8 of them
+        (0.5, False, {"limit_train_batches": 5, "accumulate_grad_batches": 2}, (0, 2, 3, 4)),  # 3: 1.5, 3 and 4.5
+        (100.0, True, {}, (0, 800, 1600, 2400)),
     ],
 )
-@pytest.mark.parametrize("averaged", [False, True])
 def test_a_group_is_bit_equal_until_its_step_and_then_changes_at_each(
     epochs: float,
+    averaged: bool,
     options: dict[str, Any],
     starts: tuple[int, ...],
-    averaged: bool,
     files: Files,
     shared_cache: Path,
     tmp_path: Path,
