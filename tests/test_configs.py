@@ -2,23 +2,19 @@
 
 import re
 import shlex
-import sys
 from collections.abc import Callable
 from itertools import takewhile
 from pathlib import Path
 
 import pytest
 import yaml
+from baselines import as_flags, plans_in
 from jsonargparse import Namespace
 
 from lit_sft.cli import LitCLI
 from lit_sft.errors import UserError
 from lit_sft.recipes import run as recipes
 from lit_sft.recipes.file import recipe_in
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
-from baselines import as_flags, plans_in
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

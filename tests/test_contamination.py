@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,12 @@ import pytest
 import torch
 import yaml
 from conftest import Command, Configs, Files, Fit, Trained, labeled_rows, read, sentence, write_csv
+from contamination import count, options_of
 
 from lit_sft.checkpoints import read_checkpoint
 from lit_sft.data.adopted import Adopted
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.errors import UserError
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
-from contamination import count, options_of
 
 TEST = [(sentence(label, random.Random(i), 40), label) for i, label in enumerate(["sea", "sky", "wood"] * 4)]
 

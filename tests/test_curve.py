@@ -1,13 +1,9 @@
 """Label efficiency: the crossing of a curve in closed form, intervals that hold it, and the picture."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
 from baselines import FIELDS, append_line
 from curve import curves, draw, equivalent, labels_for, table
 

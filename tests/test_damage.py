@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,16 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Command, Configs, Files, Trained
+from kill import unequal
 from refusals import commands, refused
 
 from lit_sft import load
 from lit_sft.checkpoint_io import AtomicCheckpointIO, saved
 from lit_sft.errors import UserError
 from lit_sft.resume import last_checkpoint, read_resumable
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
-from kill import unequal
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*going on from the one before"),

@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from conftest import Configs, Files
+from kill import differences, logged, newest, unbroken, unequal
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from processes import start
@@ -35,10 +36,6 @@ from lit_sft.callbacks import (
 from lit_sft.callbacks.averaging import TRAINED
 from lit_sft.objectives import MLE
 from lit_sft.optim import SlantedTriangular, WarmupCosine
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
-from kill import differences, logged, newest, unbroken, unequal
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import resource
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 import torch
 import yaml
 from conftest import Command, Configs, Files, Trained
+from kill import differences
 from lightning.pytorch import Trainer
 from processes import start
 from refusals import refused
@@ -24,10 +24,6 @@ from lit_sft.callbacks import LastCheckpoint
 from lit_sft.checkpoint_io import AtomicCheckpointIO
 from lit_sft.errors import UserError
 from lit_sft.resume import read_resumable
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
-from kill import differences
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 

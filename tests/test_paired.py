@@ -9,12 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from paired import clean_parts, compared, intervals, main, mcnemar, randomisation, side
 from scipy import stats
 from sklearn.metrics import f1_score
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
-from paired import clean_parts, compared, intervals, main, mcnemar, randomisation, side
 
 from lit_sft.errors import UserError
 from lit_sft.evaluation.intervals import percentiles

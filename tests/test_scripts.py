@@ -1,23 +1,19 @@
 """What makes the README's figures: the paired interval, the search's budget, and that rows read the same labels."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from conftest import Configs, Files, Fit, read
-from scipy import stats
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
 from baselines import FIELDS, append_line, linear_model, low_shot_positions, plans_in, read_lines, write_intervals
 from compare import compare
+from conftest import Configs, Files, Fit, read
 from parts import Parts, pretrained
 from parts import run as run_variant
 from parts import table as parts_table
 from report import intervals_file, paired_difference, table
+from scipy import stats
 from table import rows_of
 from table import table as runs_table
 

@@ -1,0 +1,128 @@
+"""When the last checkpoint is saved, and what a signal does: by a clock and signals of the test's own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import pytest
+from conftest import Files
+from lightning.pytorch.callbacks import Callback
+from training import data_of, module_of, trainer_of
+
+from lit_sft.callbacks import LastCheckpoint
+from lit_sft.callbacks import saving as module
+from lit_sft.callbacks.saving import StopOnSignal
+from lit_sft.processes import STOPPING, run_process
+
+
+class Clock(Callback):
+    """Twenty seconds a step."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.now += 20.0
+
+
+class Saved(LastCheckpoint):
+    """Notes the steps it is saved at."""
+
+    def save(self, trainer: L.Trainer) -> None:
+        super().save(trainer)
+        self.steps = [*getattr(self, "steps", []), trainer.global_step]
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({"every_minutes": 1.0}, [3, 6, 8]),  # the last is the training's end
+        ({"every_minutes": 0.5}, [2, 4, 6, 8]),
+        ({"every_minutes": 0}, [8]),
+        ({"every_minutes": 0, "every_steps": 3}, [3, 6, 8]),
+        ({"every_minutes": 2.0, "every_steps": 5}, [5, 8]),
+        ({}, [8]),  # every five minutes
+    ],
+    ids=str,
+)
+def test_the_last_checkpoint_is_saved_by_the_clock_and_by_steps(
+    options: dict[str, Any],
+    steps: list[int],
+    files: Files,
+    shared_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, saving = Clock(), Saved(**options)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    saving.dirpath = str(tmp_path)
+    trainer = trainer_of(tmp_path, max_epochs=1, limit_val_batches=0, log_every_n_steps=1, callbacks=[clock, saving])
+    trainer.fit(module_of("finetune"), data_of(files, shared_cache))
+    assert saving.steps == steps
+
+
+@pytest.mark.parametrize("options", [{"every_minutes": -1.0}, {"every_steps": -1}, {"keep": 0}], ids=str)
+def test_values_out_of_range_are_told(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="saving: every_minutes="):
+        LastCheckpoint(**options)
+
+
+def test_a_second_signal_stops_at_once_unless_it_is_the_same_press(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [50.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    stop = StopOnSignal(LastCheckpoint())
+    stop._receive(signal.SIGTERM, None)
+    now[0] += 0.5
+    stop._receive(signal.SIGTERM, None)  # a terminal's, and then a recipe's
+    now[0] += 2.0
+    with pytest.raises(SystemExit) as error:
+        stop._receive(signal.SIGTERM, None)
+    assert error.value.code == 128 + signal.SIGTERM
+
+
+CHILD = """
+import signal, sys, time
+from pathlib import Path
+signal.signal(signal.{name}, lambda *_: sys.exit({code}))
+Path("ready").touch()
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("code", [0, 7])
+def test_a_signal_is_handed_on_and_the_exit_code_comes_back(name: str, code: int, workplace: Path) -> None:
+    """A child that ends well was stopped all the same."""
+    number = getattr(signal, name)
+    before = [signal.getsignal(s) for s in STOPPING]
+
+    def send() -> None:
+        while not Path("ready").exists():
+            if ended.wait(0.02):
+                return
+        os.kill(os.getpid(), number)
+
+    ended = threading.Event()
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        found = run_process([sys.executable, "-c", CHILD.format(name=name, code=code)])
+    finally:
+        ended.set()
+        thread.join()
+    assert found == (code or 128 + number)
+    assert [signal.getsignal(s) for s in STOPPING] == before
+
+
+def test_a_child_ended_by_a_signal_has_the_shells_exit_code() -> None:
+    end = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    assert run_process([sys.executable, "-c", end]) == 137
+    assert run_process([sys.executable, "-c", "raise SystemExit(3)"]) == 3
+    assert run_process([sys.executable, "-c", ""]) == 0
