@@ -10,13 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_sft.models.encoder import LSTMState
-from lit_sft.models.heads import at_least_float32, class_probabilities
+from lit_sft.models.heads import at_least_float32
 from lit_sft.models.network import Network
 from lit_sft.objectives.base import Loss, Objective
 from lit_sft.objectives.penalties import Penalties
 from lit_sft.objectives.reading import Reading
-
-__all__ = ["NO_LABEL", "Supervised", "class_probabilities", "weights_by_counts"]
 
 NO_LABEL = -1
 
