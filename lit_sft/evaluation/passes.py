@@ -15,7 +15,6 @@ from lit_sft.evaluation.multilabel import MultilabelMetrics
 from lit_sft.evaluation.predictions import Collector
 from lit_sft.evaluation.stretches import row_sums
 from lit_sft.models import LSTMState, Network
-from lit_sft.models.heads import at_least_float32
 from lit_sft.objectives.divergence import log_probabilities
 
 
@@ -110,10 +109,10 @@ class Evaluation(nn.Module):
 
 def _losses(logits: Tensor, labels: Tensor) -> Tensor:
     """As :func:`document_losses`, without the rounding of a probability near 0 or 1."""
-    if labels.ndim == 2:
-        logits = at_least_float32(logits)
-        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none").mean(1)
-    return F.nll_loss(log_probabilities(logits, multilabel=False)[:, 0], labels, reduction="none")
+    multilabel = labels.ndim == 2
+    log_p = log_probabilities(logits, multilabel)  # (batch, choices, outcomes)
+    chosen = (labels if multilabel else labels[:, None]).long()  # (batch, choices)
+    return -log_p.gather(2, chosen.unsqueeze(2)).squeeze(2).mean(1)
 
 
 def document_losses(probabilities: Tensor, labels: Tensor) -> Tensor:
