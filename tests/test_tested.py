@@ -96,7 +96,7 @@ def test_a_stopped_test_leaves_predictions_that_the_next_one_replaces(
 def test_a_part_of_the_test_data_is_no_test(trained: Trained, cli: Command, tmp_path: Path) -> None:
     run = shutil.copytree(trained.finetune, tmp_path / "run")
     record = (run / "metrics.json").read_bytes()
-    for limit in ("1", "0.5"):
+    for limit in ("0.3", "0.5"):  # not "1", which typing's cache may make a batch or, as 1.0, all of them
         result = cli("test", "--ckpt_path", run, "--trainer.limit_test_batches", limit, "--data.max_tokens", "100")
         assert result.code == 0
         assert "a part of the test data was read" in result.log
