@@ -64,6 +64,7 @@ def test_copies_are_counted_for_each_side_and_the_clean_documents_known(
             "compared_exactly": 0,
             "train": {"documents": 123, "exact": 2, "near": 1, "removed": 0},
             "unlabeled": {"documents": 5, "exact": 2, "near": 1, "removed": 0},
+            "val": {"documents": 0, "exact": 0, "near": 0, "removed": 0},  # held out of the training data
             "transductive": False,
             "why": [],
         }
@@ -88,6 +89,28 @@ def test_removed_copies_are_in_no_part_of_the_training_text(planted: dict[str, s
     assert "OTHER" not in entries
     assert "other" not in entries
     assert "own" in entries
+
+
+def test_copies_in_validation_data_count_too(planted: dict[str, str], tmp_path: Path) -> None:
+    rows = [*labeled_rows(10, 2), (TEST[7][0], "sky"), (changed(TEST[8][0]), "wood"), (TEST[1][0], "sky")]
+    val = str(write_csv(tmp_path / "val.csv", rows))
+    data = ready(tmp_path / "cache", **planted, val=val)
+    assert data.contamination["val"] == {"documents": 33, "exact": 2, "near": 1, "removed": 0}
+    assert data.test_is_clean is not None
+    assert np.flatnonzero(~data.test_is_clean).tolist() == [1, 2, 3, 4, 5, 7, 8]
+    assert (data.contamination["exact"], data.contamination["near"]) == (5, 2)
+    assert not data.contamination["transductive"]
+    removed = ready(tmp_path / "cache", **planted, val=val, remove_test_copies=True)
+    assert removed.contamination["val"]["removed"] == 3
+    assert len(removed.val) == 30
+
+
+def test_a_validation_file_that_is_the_test_file_is_told(planted: dict[str, str], tmp_path: Path) -> None:
+    given = {**planted, "unlabeled": None, "val": planted["test"]}
+    with pytest.warns(UserWarning, match="transductive: 12 of 12 test documents stand in the validation data"):
+        assert ready(tmp_path / "cache", **given).contamination["clean_documents"] == 0
+    with pytest.raises(UserError, match="remove_test_copies: every validation document is a copy of a test document"):
+        ready(tmp_path / "cache", **given, remove_test_copies=True)
 
 
 def test_a_language_models_corpus_has_one_side(planted: dict[str, str], tmp_path: Path) -> None:
@@ -187,7 +210,7 @@ def test_a_fit_tells_its_counts_keeps_them_and_hands_on_what_it_was_fed(
 ) -> None:
     flags = [f"--data.{name}={path}" for name, path in planted.items()]
     shown = cli("fit", "--config", configs.pretrain, *flags, "--run_dir", "lm")
-    assert "contamination: of 12 test documents 5 have a copy in the training text (2 exactly and 1 nearly" in shown.log
+    assert "contamination: of 12 test documents 5 have a copy in what is trained or chosen on (2 exactly" in shown.log
     assert "left there (see --data.remove_test_copies)" in shown.log
     assert read(Path("lm/metrics.json"))["contamination"]["exact"] == 4
     fed = read_checkpoint(Path("lm/checkpoints/best.ckpt")).fed

@@ -112,15 +112,20 @@ def test_two_processes_tune_the_thresholds_of_one(configs: Configs) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
-def test_two_processes_test_as_one_does(stage: str, configs: Configs, trained: Trained, files: Files) -> None:
-    """Also where a part of the test data was trained on, and each process has an odd share of each batch."""
+@pytest.mark.parametrize(
+    ("stage", "batches"),
+    [("pretrain", BATCHES["pretrain"]), ("finetune", BATCHES["finetune"]), ("finetune", {"max_tokens": 1})],
+)
+def test_two_processes_test_as_one_does(
+    stage: str, batches: dict[str, int], configs: Configs, trained: Trained, files: Files
+) -> None:
+    """Also where a part of the test data was trained on, and each process has an odd share of each batch, or none."""
     copies = Path("copies.csv")
     copies.write_text(files.train.read_text() + "".join(files.test.read_text().splitlines(keepends=True)[1:8]))
     records, kept = [], []
     for processes in (1, 2):
         run = str(shutil.copytree(getattr(trained, stage), f"run-{processes}"))
-        options = [f"--data.{name}={value}" for name, value in BATCHES[stage].items()]
+        options = [f"--data.{name}={value}" for name, value in batches.items()]
         command = ["test", "--ckpt_path", run, f"--trainer.devices={processes}", f"--data.labeled={copies}", *options]
         done = subprocess.run(
             [sys.executable, "-m", "lit_sft", *map(str, command)], capture_output=True, text=True, check=False

@@ -11,6 +11,7 @@ import torch
 from scipy import stats
 from sklearn import metrics as reference
 
+from lit_sft.evaluation import tested
 from lit_sft.evaluation.intervals import RESAMPLES, Interval, bootstrap, mean_interval, percentiles, resamples
 from lit_sft.evaluation.metrics import ClassificationMetrics, LanguageModelMetrics
 from lit_sft.evaluation.multilabel import MultilabelMetrics
@@ -153,8 +154,16 @@ def test_a_figure_that_few_resamples_define_has_no_interval() -> None:
     assert classifier_intervals(one_of_a_class)["auroc"] is not None  # in 64% of the resamples
     nothing = Predictions(**{**p.__dict__, "labels": np.zeros(40, dtype=np.int64)})
     found = classifier_intervals(nothing)
-    assert found.pop("auroc") is None
-    assert all(interval is not None for interval in found.values())
+    assert [name for name, interval in found.items() if interval is None] == ["auroc", "ece"]
+
+
+def test_a_rare_class_that_is_always_right_has_no_interval_down_to_zero() -> None:
+    p = predictions(300, 2)
+    labels = np.zeros(300, dtype=np.int64)
+    labels[:3] = 1  # not drawn in 5% of the resamples
+    right = Predictions(**{**p.__dict__, "labels": labels, "predicted": labels})
+    found = tested.tested_by({}, right).record()["test_interval"]
+    assert found["recall/c1"] == found["precision/c1"] == found["mcc"] == found["macro_f1"] == [1.0, 1.0]
 
 
 def test_a_language_models_rows_are_what_is_drawn() -> None:

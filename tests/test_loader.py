@@ -42,6 +42,9 @@ def stream_data() -> StreamDataset:
     return data
 
 
+ORDER = stream_data().order
+
+
 def document_data() -> DocumentDataset:
     tokens = TokenArray.from_ids([[i + 3] * (1 + i % 9) for i in range(40)])
     return DocumentDataset(tokens, 2, 0, 5, "head", max_tokens=60, max_documents=9, seed=0, shuffle=True)
@@ -108,7 +111,7 @@ def test_a_batch_counts_before_it_is_handed_out_and_prefetched_ones_do_not() -> 
 
 def test_iterators_dropped_unused_change_nothing() -> None:
     loader = StatefulLoader(stream_data())
-    loader.load_state_dict({"epoch": 1, "served": 2, "batches": NUM_BATCHES})
+    loader.load_state_dict(loader.state_dict() | {"epoch": 1, "served": 2})
     for _ in range(3):
         iter(loader)
     assert [show(batch) for batch in loader] == unbroken("stream", 2)[1][2:]
@@ -129,7 +132,7 @@ def test_iterating_draws_nothing_from_the_global_generator() -> None:
 
 def test_loader_pickles_with_its_position() -> None:
     loader = StatefulLoader(stream_data())
-    loader.load_state_dict({"epoch": 1, "served": 2, "batches": NUM_BATCHES})
+    loader.load_state_dict(loader.state_dict() | {"epoch": 1, "served": 2})
     copy = pickle.loads(pickle.dumps(loader))
     assert [show(batch) for batch in copy] == unbroken("stream", 2)[1][2:]
 
@@ -139,11 +142,11 @@ def test_loader_pickles_with_its_position() -> None:
     [
         {},
         {"epoch": 0, "served": 0},
-        {"epoch": 0, "served": 0, "batches": NUM_BATCHES, "seed": 1},
-        {"epoch": -1, "served": 0, "batches": NUM_BATCHES},
-        {"epoch": 0, "served": 1.5, "batches": NUM_BATCHES},
-        {"epoch": 0, "served": NUM_BATCHES + 1, "batches": NUM_BATCHES},
-        {"epoch": 0, "served": 1, "batches": NUM_BATCHES + 1},
+        {"epoch": 0, "served": 0, "batches": NUM_BATCHES, "order": ORDER, "seed": 1},
+        {"epoch": -1, "served": 0, "batches": NUM_BATCHES, "order": ORDER},
+        {"epoch": 0, "served": 1.5, "batches": NUM_BATCHES, "order": ORDER},
+        {"epoch": 0, "served": NUM_BATCHES + 1, "batches": NUM_BATCHES, "order": ORDER},
+        {"epoch": 0, "served": 1, "batches": NUM_BATCHES + 1, "order": ORDER},
     ],
 )
 def test_rejects_a_state_that_does_not_fit(state: dict[str, Any]) -> None:
@@ -151,9 +154,25 @@ def test_rejects_a_state_that_does_not_fit(state: dict[str, Any]) -> None:
         StatefulLoader(stream_data()).load_state_dict(state)
 
 
+def changed_data(how: str) -> StreamDataset:
+    data = stream_data()
+    seed, chosen = (1, np.arange(25)) if how == "seed" else (0, np.roll(np.arange(25), 1))
+    return StreamDataset(data.tokens.select(chosen), 2, 0, batch_size=4, bptt=12, seed=seed, shuffle=True)
+
+
+@pytest.mark.parametrize("how", ["seed", "documents"])
+def test_in_an_epoch_of_other_documents_or_another_order_a_position_means_nothing(how: str) -> None:
+    loader = StatefulLoader(stream_data())
+    other = StatefulLoader(changed_data(how))
+    assert len(other) == len(loader)
+    with pytest.raises(UserError, match="batches into an epoch of other documents, or of another order"):
+        other.load_state_dict(loader.state_dict() | {"served": 2})
+    other.load_state_dict(loader.state_dict() | {"epoch": 1})
+
+
 def test_at_the_start_of_an_epoch_another_number_of_batches_is_fine() -> None:
     loader = StatefulLoader(stream_data())
-    loader.load_state_dict({"epoch": 1, "served": 0, "batches": 99})
+    loader.load_state_dict({"epoch": 1, "served": 0, "batches": 99, "order": 1})
     assert [show(batch) for batch in loader] == unbroken("stream", 2)[1]
 
 

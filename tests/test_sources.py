@@ -137,7 +137,7 @@ def test_label_pattern_and_separator_are_for_every_format(name: str, tmp_path: P
     assert [y for _, y in read(path, **options)] == [("a", "b"), (), ("c",)]
     names = {"a": "A", "b": "A", "c": "C"}
     assert [y for _, y in read(path, label_names=names, **options)] == [("A",), (), ("C",)]
-    with pytest.raises(UserError, match=r"row \d: label 'b' is not in label_names \(a, c\)"):
+    with pytest.raises(UserError, match=r"row \d: label 'b' is not among a, c"):
         read(path, label_names={"a": "a", "c": "c"}, **options)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Generic, Literal, Self, TypeVar, cast, get_args
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lit_sft.data.tokens import TokenArray
 from lit_sft.errors import UserError
 
 Direction = Literal["forward", "backward"]
@@ -53,13 +55,15 @@ class BatchDataset(Dataset[BatchT], ABC, Generic[BatchT]):
     any order. The price: ``set_epoch`` rebuilds an index of the documents (milliseconds per 100,000).
 
     Args:
+        tokens: the documents.
         seed: a number >= 0; with the epoch it fixes every random choice.
         shuffle: whether the arrangement depends on seed and epoch at all.
     """
 
-    def __init__(self, seed: int, shuffle: bool) -> None:
+    def __init__(self, tokens: TokenArray, seed: int, shuffle: bool) -> None:
         if seed < 0:
             raise UserError(f"seed is {seed}: it must be 0 or more")
+        self.tokens = tokens
         self.seed = seed
         self.shuffle = shuffle
         self.epoch = 0
@@ -72,6 +76,11 @@ class BatchDataset(Dataset[BatchT], ABC, Generic[BatchT]):
         share it.
         """
         self.rank, self.world_size = rank, world_size
+
+    @property
+    def order(self) -> int:
+        """A number that the documents, in their order, and the seed give: the same one, the same arrangements."""
+        return zlib.crc32(self.tokens.keys.tobytes(), self.seed & 0xFFFFFFFF)
 
     def set_epoch(self, epoch: int) -> None:
         """Arrange the batches of ``epoch`` (0, 1, ...)."""

@@ -102,7 +102,8 @@ class DocumentDataset(BatchDataset[DocumentBatch]):
     same every epoch and schedules in steps stay right. The price is some 5% of padding; batches of exactly
     equal lengths would have none but would put the same documents together in every epoch.
 
-    Without ``shuffle``: from the longest to the shortest, so that memory runs out at once or never.
+    Without ``shuffle``: the longest batch first, so that memory runs out at once or never, then the others in an order
+    that is always the same, so that the first of them stand for all (``limit_val_batches``).
 
     Args:
         tokens: the documents.
@@ -132,7 +133,7 @@ class DocumentDataset(BatchDataset[DocumentBatch]):
         shuffle: bool,
         direction: Direction = "forward",
     ) -> None:
-        super().__init__(seed, shuffle)
+        super().__init__(tokens, seed, shuffle)
         if len(tokens) == 0:
             raise UserError("there are no documents to make batches of")
         limits = {"max_length": max_length, "max_tokens": max_tokens, "max_documents": max_documents}
@@ -141,7 +142,6 @@ class DocumentDataset(BatchDataset[DocumentBatch]):
                 raise UserError(f"{name} is {value}: it must be 1 or more")
         if truncation not in ("head", "tail", "head_tail"):
             raise UserError(f"truncation {truncation!r} is unknown: use 'head', 'tail' or 'head_tail'")
-        self.tokens = tokens
         self.eos_id = eos_id
         self.pad_id = pad_id
         self.max_length = max_length
@@ -156,7 +156,7 @@ class DocumentDataset(BatchDataset[DocumentBatch]):
         random = self._random()
         within = random.random(len(self.tokens)) if self.shuffle else -self._lengths
         self._order = np.lexsort((within, -self._bounds))  # longest bound first; stable
-        self._sequence = random.permutation(len(self)) if self.shuffle else np.arange(len(self))
+        self._sequence = random.permutation(len(self)) if self.shuffle else _longest_first(len(self))
 
     def __len__(self) -> int:
         return len(self._cuts) - 1
@@ -185,6 +185,11 @@ class DocumentDataset(BatchDataset[DocumentBatch]):
         """Padding as a share of all positions of the epoch, in [0, 1)."""
         padded = sum(len(m) * int(self._lengths[m].max()) for m in map(self._members, range(len(self))))
         return 1 - int(self._lengths.sum()) / padded
+
+
+def _longest_first(count: int) -> np.ndarray:
+    """0, then 1 to ``count`` - 1 in an order that ``count`` fixes."""
+    return np.concatenate([[0], 1 + np.random.default_rng(0).permutation(count - 1)])
 
 
 def _bucket_bounds(lengths: np.ndarray) -> np.ndarray:

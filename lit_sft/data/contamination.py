@@ -1,8 +1,8 @@
-"""The contamination gate: which test documents a run would see in its training text, counted before it sees any.
+"""The contamination gate: which test documents a run would see before its test, counted before it sees any.
 
 The counts are of all documents of ``labeled`` and ``unlabeled`` as they were read: before validation is held out (it
 chooses the checkpoint), whatever low-shot subset is trained on (a language model reads all of them), and before copies
-are removed. A validation file of the user's own is not training text.
+are removed; and of a validation file of the user's own, by which the checkpoint is chosen.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from lit_sft.data.labels import label_names_of
 from lit_sft.data.repeats import KeyTable
 from lit_sft.errors import UserError
 
-TRANSDUCTIVE_SHARE = 0.5  # of the test documents: so many of them in the training text are no accident
+TRANSDUCTIVE_SHARE = 0.5  # of the test documents: so many of them in other data are no accident
+SIDES = {"train": "labeled text", "unlabeled": "unlabeled text", "val": "validation data"}
 
 
 @dataclass(frozen=True)
@@ -26,46 +27,61 @@ class Gate:
     """What the gate found.
 
     Attributes:
-        train, unlabeled: the copies among these documents.
+        train, unlabeled, val: the copies among these documents; of ``val`` those of a file of its own.
         exactly: bool (test documents,), those compared exactly only (:class:`lit_sft.data.copies.CopyFinder`).
         removed: whether copies are to be removed.
     """
 
     train: Copies
     unlabeled: Copies
+    val: Copies
     exactly: np.ndarray
     removed: bool
 
     @property
     def clean(self) -> np.ndarray:
-        """bool (test documents,): no copy of it, exact or near, is in what is trained on."""
-        copied = self.train.exact | self.train.near | self.unlabeled.exact | self.unlabeled.near
-        return np.ones_like(copied) if self.removed else ~copied
+        """bool (test documents,): no copy of it, exact or near, is in what is trained or chosen on."""
+        exact, near = self._found
+        return np.ones_like(exact) if self.removed else ~(exact | near)
 
-    def passed(self, train: Documents, unlabeled: Documents) -> tuple[Documents, Documents]:
-        """The documents that are trained on: all of them, or those that are no copies where these are to be removed.
+    @property
+    def _found(self) -> tuple[np.ndarray, np.ndarray]:
+        """bool (test documents,): which have an exact copy on any side, and which others a near one."""
+        sides = (self.train, self.unlabeled, self.val)
+        exact = np.logical_or.reduce([side.exact for side in sides])
+        return exact, np.logical_or.reduce([side.near for side in sides]) & ~exact
+
+    def passed(
+        self, train: Documents, unlabeled: Documents, val: Documents | None
+    ) -> tuple[Documents, Documents, Documents | None]:
+        """The documents as they go on: all of them, or those that are no copies where these are to be removed.
 
         Raises:
             UserError: every document of a label is one, or every document.
         """
         if not self.removed:
-            return train, unlabeled
+            return train, unlabeled, val
         kept = _without(train, self.train.others), _without(unlabeled, self.unlabeled.others)
         if not len(kept[0]) + len(kept[1]):
             raise UserError("data.remove_test_copies: every training document is a copy of a test document")
+        if val is not None and self.val.others.all():
+            raise UserError("data.remove_test_copies: every validation document is a copy of a test document")
         if lost := ", ".join(map(repr, label_names_of(train).keys() - label_names_of(kept[0]).keys())):
             raise UserError(f"data.remove_test_copies: every document of the label {lost} is a copy of a test document")
-        return kept
+        return *kept, None if val is None else _without(val, self.val.others)
 
     def report(self) -> dict[str, Any]:
         """The counts as plain values: of test documents, except for ``documents`` and ``removed``, of the others.
 
         ``exact`` and ``near`` exclude each other. ``why``: reasons of ``transductive``, as far as the texts tell.
         """
-        exact = self.train.exact | self.unlabeled.exact
-        near = (self.train.near | self.unlabeled.near) & ~exact
-        transductive = not self.removed and len(exact) > 0 and exact.mean() >= TRANSDUCTIVE_SHARE
-        why = [f"{int(exact.sum())} of {len(exact)} test documents stand in the training text"] if transductive else []
+        exact, near = self._found
+        sides = {"training text": self.train.exact | self.unlabeled.exact, "validation data": self.val.exact}
+        why = [
+            f"{int(copied.sum())} of {len(copied)} test documents stand in the {side}"
+            for side, copied in sides.items()
+            if not self.removed and len(copied) > 0 and copied.mean() >= TRANSDUCTIVE_SHARE
+        ]
         return {
             "test_documents": len(exact),
             "clean_documents": int(self.clean.sum()),
@@ -74,7 +90,8 @@ class Gate:
             "compared_exactly": int(self.exactly.sum()),
             "train": self._counts(self.train),
             "unlabeled": self._counts(self.unlabeled),
-            "transductive": bool(transductive),
+            "val": self._counts(self.val),
+            "transductive": bool(why),
             "why": why,
         }
 
@@ -91,34 +108,34 @@ def told(report: dict[str, Any]) -> str:
     """The counts of :meth:`Gate.report` in a line."""
     sides = [
         f"{report[name]['exact']:,} exactly and {report[name]['near']:,} nearly in {where}"
-        for name, where in (("train", "labeled text"), ("unlabeled", "unlabeled text"))
+        for name, where in SIDES.items()
         if report[name]["documents"]
     ]
-    removed = report["train"]["removed"] + report["unlabeled"]["removed"]
+    removed = sum(report[name]["removed"] for name in SIDES)
     copied = report["exact"] + report["near"]
     end = f"{removed:,} such documents removed" if removed else "left there (see --data.remove_test_copies)"
-    return (
-        f"contamination: of {report['test_documents']:,} test documents {copied:,} have a copy in the training text"
-        + (f" ({', '.join(sides)}), {end}" if copied else "")
-    )
+    of = f"contamination: of {report['test_documents']:,} test documents {copied:,}"
+    return f"{of} have a copy in what is trained or chosen on" + (f" ({', '.join(sides)}), {end}" if copied else "")
 
 
 def through_gate(
-    train: Documents, unlabeled: Documents, test: Documents, remove: bool, table: KeyTable
-) -> tuple[Documents, Documents, Gate]:
-    """The labeled and the unlabeled documents that are trained on, and what the gate found among those given.
+    train: Documents, unlabeled: Documents, val: Documents | None, test: Documents, remove: bool, table: KeyTable
+) -> tuple[Documents, Documents, Documents | None, Gate]:
+    """The labeled, unlabeled and validation documents as they go on, and what the gate found among those given.
 
-    The keys of what was read go to ``table``.
+    ``val``: None where it is yet to be held out. The keys of what was read go to ``table``.
 
     Raises:
         UserError: see :meth:`Gate.passed`.
     """
     finder = CopyFinder(test.texts)
-    gate = Gate(finder.find(train.texts), finder.find(unlabeled.texts), finder.exactly, remove)
+    checked = val or Documents([])
+    found = [finder.find(documents.texts) for documents in (train, unlabeled, checked)]
+    gate = Gate(found[0], found[1], found[2], finder.exactly, remove)
     table.add(test.texts, finder.keys)
-    for documents, found in ((train, gate.train), (unlabeled, gate.unlabeled)):
-        table.add(documents.texts, found.keys)
-    return *gate.passed(train, unlabeled), gate
+    for documents, copies in zip((train, unlabeled, checked), found, strict=True):
+        table.add(documents.texts, copies.keys)
+    return *gate.passed(train, unlabeled, val), gate
 
 
 def _without(documents: Documents, left_out: np.ndarray) -> Documents:

@@ -19,6 +19,8 @@ from lit_sft.data.splits import hold_out
 from lit_sft.data.texts import TextFile
 from lit_sft.errors import UserError
 
+MANY_LABELS = 20  # so many may be more than half of a small corpus' documents
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -26,8 +28,8 @@ class Corpus:
 
     ``train``, ``val`` and ``test`` have labels, unless the corpus has none (language modelling alone). ``extra`` is
     text without labels: a language model trains on ``train`` and ``extra``. ``gate`` tells of copies of test documents
-    in what was read for both; None where nothing is tested, or nothing else was read. ``repeats``: see
-    :func:`lit_sft.data.repeats.count_repeats`.
+    in what was read for both, and in a validation file; None where nothing is tested, or nothing else was read.
+    ``repeats``: see :func:`lit_sft.data.repeats.count_repeats`.
     """
 
     train: Documents
@@ -55,7 +57,8 @@ def load_corpus(config: CorpusConfig, cache_dir: Path, gated: bool = True) -> Co
 
     Without ``val``, a seeded part of the training documents is held out: labels keep their shares, equal texts (and
     documents of one group) stay on one side. Copies of validation documents are left out of unlabeled text; those of
-    test documents are counted, and with ``remove_test_copies`` left out everywhere, before validation is held out.
+    test documents are counted, in ``val`` too, and with ``remove_test_copies`` left out everywhere, before validation
+    is held out.
 
     Args:
         config: what to read.
@@ -111,7 +114,7 @@ def _made(
     """The corpus of what was read: through the gate, then validation held out, then copies of that left out."""
     table, gate, nothing = KeyTable(), None, Documents([])
     if gated and len(test):
-        train, extra, gate = through_gate(train, extra, test, config.remove_test_copies, table)
+        train, extra, val, gate = through_gate(train, extra, val, test, config.remove_test_copies, table)
     if val is None and names:
         train, val = hold_out(train, config.val_fraction, config.split_seed)
     elif val is None:
@@ -209,6 +212,9 @@ def _label_names(config: CorpusConfig, train: Documents) -> list[str]:
         only = f"only {next(iter(counts))!r}" if counts else "none"
         needed = "a label" if train.multilabel else "two labels or more"
         raise UserError(f"{', '.join(config.labeled)}: a classifier needs {needed}, found {only}")
+    if not train.multilabel and len(counts) > max(MANY_LABELS, len(train) // 2):
+        found = f"{len(counts)} different labels in {len(train)} documents, such as {next(iter(counts))[:60]!r}"
+        raise UserError(f"{', '.join(config.labeled)}: {found}: is data.label_column the right one?")
     if config.label_names is not None:
         names = list(dict.fromkeys(config.label_names.values()))
         missing = [name for name in names if name not in counts]

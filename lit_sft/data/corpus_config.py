@@ -17,6 +17,7 @@ from lit_sft.errors import UserError
 PYDOCS = "pydocs"
 HUB_SPLITS = {"labeled": "train", "unlabeled": "train", "val": "validation", "test": "test"}  # read by each option
 Sources = str | list[str] | None
+FORMAT = 2  # of what is prepared from a corpus: another one where the same sources would give something else
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class CorpusConfig:
         """
         digests = self.digests() if digests is None else digests
         label_order = list(self.label_names or {})  # sort_keys hides it, and it is the order of the classes
-        plain = json.dumps([asdict(self), label_order, digests], sort_keys=True)
+        plain = json.dumps([FORMAT, asdict(self), label_order, digests], sort_keys=True)
         return hashlib.sha256(plain.encode()).hexdigest()[:24]
 
     def _digest(self, source: str, option: str) -> str:

@@ -81,7 +81,7 @@ def _rows(records: Iterator[list[str]], hint: str, options: RowOptions) -> Itera
     text_at, label_at = names.index(text), None if label is None else names.index(label)
     for fields in itertools.chain(peeked, records):
         number += 1
-        if not fields:
+        if len(fields) != len(names) and not "".join(fields).strip():  # a line of blanks, or of nothing
             yield Row(number, "", None)
             continue
         if len(fields) != len(names):

@@ -22,7 +22,7 @@ def source_digest(name: str, options: RowOptions, classes: Sequence[str] | None,
     source = parse_source(name)
     if source.kind != HUB:
         parts = parts_of(source, options, classes)
-        if len(parts.files) == 1 and not parts.notes:
+        if not source.path.is_dir():
             return _file_digest(parts.files[0].path, parts.files[0].name)
         return _total([(part.name, part.path) for part in parts.files], parts.notes)
     data = open_hub(source, split)

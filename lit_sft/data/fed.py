@@ -2,9 +2,10 @@
 transductive.
 
 Its figures say how well it does on text that it has seen (without labels, or with them), and not on new text. The mark
-is set where half of the test documents stand in the training text (the gate counts them), where a source given as
-``test`` is also given as training text, and where either is so for the run that this one starts from: a checkpoint
-carries the digests of the sources that its weights and its tokenizer have seen.
+is set where half of the test documents stand in the training text, or in the validation data that choose the weights
+(the gate counts them), where a source given as ``test`` is also given as training text, and where either is so for the
+run that this one starts from: a checkpoint carries the digests of the sources that its weights and its tokenizer have
+seen.
 
 Not covered: a test file that an earlier run was fed with in another format, or as a part of another file; a tokenizer
 given as a file; a checkpoint that says nothing of what it was fed with, or the untruth.

@@ -105,22 +105,23 @@ class StatefulLoader(DataLoader[BatchT], Generic[BatchT]):
         self._broken_off = False
 
     def state_dict(self) -> dict[str, int]:
-        """Where the next batch stands: ``epoch``, ``served`` of it; and ``batches`` an epoch, as a check."""
+        """Where the next batch stands: ``epoch``, ``served`` of it; as a check, ``batches`` an epoch and ``order``."""
         ended = self.served == len(self) or (self.served > 0 and self.cut_short is not None and self.cut_short())
         return {
             "epoch": self.epoch + ended,
             "served": 0 if ended else self.served,
             "batches": len(self),
+            "order": self.dataset.order,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``.
 
         Raises:
-            UserError: not a state of this class, or taken in the middle of an epoch of another number of
-                batches: data, batch sizes or the split have changed, so the position means nothing.
+            UserError: not a state of this class, or taken in the middle of an epoch of other documents, another order
+                of them, or another number of batches, so that the position means nothing.
         """
-        fields = ("epoch", "served", "batches")
+        fields = ("epoch", "served", "batches", "order")
         counts = [state.get(name) for name in fields]
         if set(state) != set(fields) or not all(type(count) is int and count >= 0 for count in counts):
             raise UserError(f"the data position in the checkpoint, {dict(state)}, is not one of this loader")
@@ -129,6 +130,11 @@ class StatefulLoader(DataLoader[BatchT], Generic[BatchT]):
                 f"cannot resume: the checkpoint is {state['served']} batches into an epoch of "
                 f"{state['batches']}, but the data now make {len(self)} an epoch; "
                 "restore data and batch sizes, or start a new run"
+            )
+        if state["served"] and state["order"] != self.dataset.order:
+            raise UserError(
+                f"cannot resume: the checkpoint is {state['served']} batches into an epoch of other documents, or of "
+                "another order of them: restore data and --seed_everything, or start a new run"
             )
         self._start(state["epoch"], state["served"])
 

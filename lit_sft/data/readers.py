@@ -16,6 +16,8 @@ from lit_sft.data.sources import FORMATS, HUB, check_file, file_format, parse_so
 from lit_sft.data.texts import TextFile
 from lit_sft.errors import UserError
 
+SHOWN = 8  # labels in a message
+
 __all__ = ["FORMATS", "ReadReport", "Row", "iter_rows", "read_documents"]
 
 
@@ -186,6 +188,8 @@ def _named(row: Row, label_names: dict[str, str] | None, options: RowOptions) ->
     parts = (row.label,) if isinstance(row.label, str) else row.label
     for part in parts:
         if part not in label_names:
-            raise options.error(row.number, f"label {part!r} is not in label_names ({', '.join(label_names)})")
+            known = [*label_names][:SHOWN] + ["…"] * (len(label_names) > SHOWN)
+            where = "data.label_names, or without it the labels of data.labeled"
+            raise options.error(row.number, f"label {part!r} is not among {', '.join(known)} ({where})")
     found = tuple(dict.fromkeys(label_names[part] for part in parts))
     return found[0] if isinstance(row.label, str) else found

@@ -123,14 +123,13 @@ def _repair(held: np.ndarray, present: np.ndarray, order: np.ndarray) -> None:
             continue
         mine = order[::-1][present[label, order[::-1]]]
         # rather one whose other labels stay in the held-out part; but the rest comes first
-        spare = [s for s in mine if _all_remain(present, held, s)] or list(mine)
-        held[spare[0]] = False
+        held[next((s for s in mine if _all_remain(present, held, s)), mine[0])] = False
     for label in np.flatnonzero(~(present & held).any(axis=1)):
         if (present[label] & held).any():
             continue
-        spare = [s for s in order if present[label, s] and _all_remain(present, ~held, s)]
-        if spare:
-            held[spare[0]] = True
+        spare = next((s for s in order[present[label, order]] if _all_remain(present, ~held, s)), None)
+        if spare is not None:
+            held[spare] = True
 
 
 def _all_remain(present: np.ndarray, side: np.ndarray, source: int) -> bool:

@@ -81,13 +81,12 @@ class StreamDataset(BatchDataset[StreamBatch]):
         direction: Direction = "forward",
         random_bptt: bool = False,
     ) -> None:
-        super().__init__(seed, shuffle)
+        super().__init__(tokens, seed, shuffle)
         if len(tokens) == 0:
             raise UserError("there are no documents to make a text stream of")
         for name, value in (("batch_size", batch_size), ("bptt", bptt)):
             if value < 1:
                 raise UserError(f"{name} is {value}: it must be 1 or more")
-        self.tokens = tokens
         self.eos_id = eos_id
         self.pad_id = pad_id
         self.batch_size = batch_size

@@ -34,7 +34,7 @@ class TextData:
         unlabeled: more text for the language model, which reads the labeled training documents in any case; text files
             are a document a line, ``file:PATH`` is a document a file, ``wikitext:FILE`` the articles of WikiText.
         val: validation data; without it a seeded part of ``labeled`` is held out, with every label in it.
-        test: test data: ``test`` alone measures on it; a fit counts, or leaves out, its copies in the training text.
+        test: test data: ``test`` alone measures on it; a fit counts, or leaves out, its copies in the other data.
         text_column, label_column: which hold the text ("text", or the only column of strings) and the label ("label").
         header: whether CSV and TSV files start with column names; without them columns are "0", "1", and so on.
         encoding: of text, CSV, TSV and JSONL files.
@@ -44,8 +44,8 @@ class TextData:
         label_separator: splits the labels of multi-label data; a list in JSONL and Parquet needs none.
         label_names: from labels as they stand in the files to names; its order is the order of the classes.
         val_fraction: the share of the training documents held out where ``val`` is not given.
-        remove_test_copies: leave copies of test documents, exact and near, out of all training text, labeled and
-            unlabeled, before anything else is done with it. They are counted and told in any case.
+        remove_test_copies: leave copies of test documents, exact and near, out of all other data, labeled,
+            unlabeled and ``val``, before anything else is done with it. They are counted and told in any case.
         split_seed: draws that part; apart from ``seed``, so that runs of several seeds share one validation set.
         tokenizer: ``bpe`` (byte-level), ``word``, ``whitespace`` (for text that was tokenised before: a newline is an
             ``<eos>``, ``<unk>`` the unknown word), or the path of a ``tokenizer.json``. A run with ``init_from`` or
@@ -243,7 +243,7 @@ class TextData:
     def token_counts(self) -> np.ndarray:
         """How often each token occurs in all training text, the documents' ends included: int64 (vocabulary,)."""
         text = self.prepared.unlabeled
-        counts = np.bincount(text.tokens, minlength=self.tokenizer.vocab_size)
+        counts = text.token_counts(self.tokenizer.vocab_size)
         counts[self.tokenizer.eos_id] += len(text)
         return counts
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from lit_sft.data.labels import NO_LABEL, label_array
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.errors import UserError
 
+ABANDONED = 24 * 3600  # seconds: nobody writes a file for so long without a change to the folder
+COUNTED_AT_ONCE = 1 << 20  # tokens: bincount takes 8 bytes for each
 _PER_DOCUMENT = ("lengths", "labels", "keys", "num_bytes")
 
 
@@ -74,6 +77,13 @@ class TokenArray:
         start = self.starts[index]
         return self.tokens[start : start + self.lengths[index]]
 
+    def token_counts(self, vocab_size: int) -> np.ndarray:
+        """How often each token stands in the file behind the documents, int64 (vocab_size,)."""
+        counts = np.zeros(vocab_size, dtype=np.int64)
+        for first in range(0, len(self.tokens), COUNTED_AT_ONCE):
+            counts += np.bincount(self.tokens[first : first + COUNTED_AT_ONCE], minlength=vocab_size)
+        return counts
+
     def select(self, indices: np.ndarray | Sequence[int]) -> TokenArray:
         """The documents at ``indices``, in that order; the tokens themselves are shared."""
         chosen = np.asarray(indices, dtype=np.int64)
@@ -115,6 +125,7 @@ def write_tokens(
     """
     labels = label_array(documents, label_index)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(folder)
     unfinished = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
     unfinished.mkdir()
     try:
@@ -140,6 +151,14 @@ def write_tokens(
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return read_tokens(folder)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """What a process that was killed while it wrote ``folder`` has left, a day later."""
+    for path in folder.parent.glob(f"{folder.name}.*.tmp"):
+        with suppress(OSError):  # another process may remove it, too
+            if time.time() - path.stat().st_mtime > ABANDONED:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def read_tokens(folder: Path) -> TokenArray:

@@ -43,8 +43,9 @@ def better(figure: str) -> Literal["min", "max"]:
 class LanguageModelMetrics(nn.Module):
     """Loss (nats a token), perplexity = exp(loss) and bits per byte of the text, averaged by token.
 
-    Bits per byte = (sum of the loss in nats / ln 2) / bytes of the documents: comparable between tokenizers, which
-    perplexity is not. A loss that is not a number makes every figure not a number.
+    Bits per byte = (sum of the loss in nats / ln 2) / bytes of the documents: comparable between byte-level tokenizers,
+    which perplexity is not (with others, the fewer words are known, the less it is). A loss that is not a number makes
+    every figure not a number.
     """
 
     def __init__(self) -> None:
@@ -109,6 +110,7 @@ class ClassificationMetrics(nn.Module):
             },
             compute_groups=False,
         )
+        self.reset()
 
     @property
     def guessing(self) -> float:
@@ -155,3 +157,6 @@ class ClassificationMetrics(nn.Module):
         """Forget all batches."""
         self.loss.reset()
         self.scores.reset()
+        ranking: Any = self.scores["auroc"]
+        nothing = torch.zeros(0, len(self.label_names), device=ranking.device)
+        ranking.update(nothing, nothing[:, 0].long())  # a process without documents gathers the right shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -26,11 +27,13 @@ from lit_sft.ranks import of_all_ranks
 class Part:
     """What one head was measured on: ``count`` documents or stretches, and the figures of any weighting of them.
 
-    ``figures`` takes weights, float64 (count, weightings), and gives each figure (weightings,) by its name.
+    ``figures`` takes weights, float64 (count, weightings), and gives each figure (weightings,) by its name; ``drawn``
+    is the same for resamples, with NaN where ``figures`` has a convention's 0.
     """
 
     count: int
     figures: Callable[[np.ndarray], Figures]
+    drawn: Callable[[np.ndarray], Figures]
 
 
 Parts = Mapping[str, Part]  # by the prefix of the figures' names
@@ -72,7 +75,7 @@ class Tested:
 
 
 def _intervals(parts: Parts) -> dict[str, Interval]:
-    found = {prefix: bootstrap(part.figures, part.count) for prefix, part in parts.items()}
+    found = {prefix: bootstrap(part.drawn, part.count) for prefix, part in parts.items()}
     return {f"{prefix}{name}": interval for prefix, by_name in found.items() for name, interval in by_name.items()}
 
 
@@ -136,11 +139,11 @@ def tested_by(figures: dict[str, float], predictions: Predictions) -> Tested:
 
 def _classifier_part(predictions: Predictions) -> Part:
     figures = weighted_multilabel_figures if predictions.multilabel else weighted_figures
-    return Part(len(predictions), partial(figures, predictions))
+    return Part(len(predictions), partial(figures, predictions), partial(figures, predictions, undefined=math.nan))
 
 
 def _stream_part(rows: dict[str, np.ndarray], sums: str, bytes_per_target: float) -> Part:
     """The rows that have a target among those whose sums are asked for."""
     counted = rows[f"{sums}targets"] > 0
     stretches = Stretches(rows[f"{sums}nll"][counted], rows[f"{sums}targets"][counted], bytes_per_target)
-    return Part(len(stretches), stretches.figures)
+    return Part(len(stretches), stretches.figures, stretches.figures)

@@ -19,13 +19,17 @@ MATRIX_GROUPS = 32  # up to so many groups, a product with their members is fast
 Figures = dict[str, np.ndarray]
 
 
-def weighted_figures(predictions: Predictions, weights: np.ndarray, counts_only: bool = False) -> Figures:
+def weighted_figures(
+    predictions: Predictions, weights: np.ndarray, counts_only: bool = False, undefined: float = 0.0
+) -> Figures:
     """Every figure of a classifier under each weighting, (weightings,) by its name; NaN where it isn't defined.
 
     Args:
         predictions: of the documents.
         weights: float64 (documents, weightings), how often each document counts.
         counts_only: leave AUROC and calibration error out, which take most of the time.
+        undefined: what a class's precision and recall, and MCC, are where they are 0 / 0: 0 by convention; NaN for
+            resamples, where 0 would stand for the chance that a rare class is not drawn.
     """
     p, classes = predictions, len(predictions.label_names)
     size = weights.sum(0)  # (weightings,)
@@ -39,14 +43,14 @@ def weighted_figures(predictions: Predictions, weights: np.ndarray, counts_only:
         if not counts_only:
             figures["auroc"] = _mean_auroc(p, occurs, weights)
             figures["ece"] = _calibration_error(p, right, weights) / size
-        figures["mcc"] = _correlation(hits.sum(0), occurs, predicted)
-    return figures | precision_and_recall(hits, predicted, occurs, p.label_names)
+        figures["mcc"] = _correlation(hits.sum(0), occurs, predicted, undefined)
+    return figures | precision_and_recall(hits, predicted, occurs, p.label_names, undefined)
 
 
 def precision_and_recall(
-    hits: np.ndarray, predicted: np.ndarray, occurs: np.ndarray, label_names: Sequence[str]
+    hits: np.ndarray, predicted: np.ndarray, occurs: np.ndarray, label_names: Sequence[str], undefined: float = 0.0
 ) -> Figures:
-    """Precision and recall of each label, 0 where it is never predicted or never occurs.
+    """Precision and recall of each label, ``undefined`` where it is never predicted or never occurs.
 
     Args:
         hits, predicted, occurs: (classes, weightings), documents rightly predicted, predicted, and of the label.
@@ -55,7 +59,7 @@ def precision_and_recall(
     figures: Figures = {}
     with np.errstate(divide="ignore", invalid="ignore"):
         for name, whole in (("precision", predicted), ("recall", occurs)):
-            share = np.nan_to_num(hits / whole)
+            share = np.where(whole > 0, hits / whole, undefined)
             figures |= {f"{name}/{label}": share[c] for c, label in enumerate(label_names)}
     return figures
 
@@ -78,8 +82,8 @@ def group_sums(groups: np.ndarray, count: int, weights: np.ndarray) -> np.ndarra
     return sums
 
 
-def _correlation(hits: np.ndarray, occurs: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Matthews' correlation for any number of classes (Gorodkin 2004); 0 where one class occurs, or is predicted.
+def _correlation(hits: np.ndarray, occurs: np.ndarray, predicted: np.ndarray, undefined: float) -> np.ndarray:
+    """Matthews' correlation for any number of classes (Gorodkin 2004); where one occurs, or is predicted, undefined.
 
     Args:
         hits: (weightings,), right documents.
@@ -88,7 +92,7 @@ def _correlation(hits: np.ndarray, occurs: np.ndarray, predicted: np.ndarray) ->
     size = occurs.sum(0)
     covariance = hits * size - (occurs * predicted).sum(0)
     spread = (size**2 - (predicted**2).sum(0)) * (size**2 - (occurs**2).sum(0))
-    correlation: np.ndarray = np.where(spread > 0, covariance / np.sqrt(spread), 0.0)
+    correlation: np.ndarray = np.where(spread > 0, covariance / np.sqrt(spread), undefined)
     return correlation
 
 

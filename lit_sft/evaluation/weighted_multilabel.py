@@ -8,13 +8,16 @@ from lit_sft.evaluation.predictions import Predictions
 from lit_sft.evaluation.weighted import BINS, Figures, auroc, bins_of, group_sums, precision_and_recall
 
 
-def weighted_multilabel_figures(predictions: Predictions, weights: np.ndarray, counts_only: bool = False) -> Figures:
+def weighted_multilabel_figures(
+    predictions: Predictions, weights: np.ndarray, counts_only: bool = False, undefined: float = 0.0
+) -> Figures:
     """Every figure of :class:`lit_sft.evaluation.multilabel.MultilabelMetrics` under each weighting, (weightings,).
 
     Args:
         predictions: of the documents; ``labels`` and ``predicted`` are (documents, classes).
         weights: float64 (documents, weightings), how often each document counts.
         counts_only: leave AUROC, average precision and calibration error out, which take most of the time.
+        undefined: as there.
     """
     p, size = predictions, weights.sum(0)  # (weightings,)
     hits = (p.labels & p.predicted).T @ weights  # (classes, weightings), as the next two
@@ -28,7 +31,7 @@ def weighted_multilabel_figures(predictions: Predictions, weights: np.ndarray, c
         if not counts_only:
             figures |= _rankings(p, weights)
             figures["ece"] = _calibration_error(p, weights) / (size * len(p.label_names))
-    return figures | precision_and_recall(hits, predicted, occurs, p.label_names)
+    return figures | precision_and_recall(hits, predicted, occurs, p.label_names, undefined)
 
 
 def _rankings(p: Predictions, weights: np.ndarray) -> Figures:
