@@ -146,7 +146,7 @@ class LitSFT(StepRates):
             if self.init_from:
                 assert self.tokenizer is not None
                 remap = self.remap_vocabulary or data.preparation.kind == EXTEND
-                load_pretrained(self.net, read_sources(self.init_from), self.tokenizer, remap)
+                load_pretrained(self.net, read_sources(self.init_from), self.tokenizer, remap, self.label_names)
         self._initialized = True
         if "classifier" in self.objective.heads:
             documents = (batch.to(self.device) for batch in data.train_documents())
@@ -170,6 +170,7 @@ class LitSFT(StepRates):
         """One step of the objective; the stream's hidden state is carried over, without its gradient.
 
         None, with which Lightning goes on to the next batch, where the watcher refuses this one; its state is kept.
+        Of several processes the loss is logged over all of them, its parts as the first one has them.
         """
         self.objective.step = self.trainer.global_step
         loss = self.objective(self.net, batch, self._state)
@@ -179,7 +180,7 @@ class LitSFT(StepRates):
         self.log("train/loss", mean, batch_size=size, prog_bar=self._bar_needs_loss())
         if len(loss.parts) > 1:
             self.log_dict({f"train/{name}": value for name, value in loss.parts.items()}, batch_size=size)
-        return total if self._watcher.accepts(self.trainer, mean) else None
+        return total * self.share_of_step(batch_idx) if self._watcher.accepts(self.trainer, mean) else None
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -262,10 +263,6 @@ class LitSFT(StepRates):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         self.tested = gather(self.trainer, self.evaluation.kept, figures, self.label_names, data)
         self._log_figures("test_clean", self.tested.clean_figures)
-
-    def predict_step(self, batch: DocumentBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Class probabilities, (batch, classes), in the batch's order (its ``indices`` say which documents)."""
-        return self.net.class_probabilities(self.net.classify(batch, self.net.draw_masks(*batch.input_ids.shape)))
 
     def _log_metrics(self, split: Literal["val", "test"]) -> dict[str, float]:
         bytes_per_target = self.trainer.datamodule.bytes_per_target(split)  # type: ignore[attr-defined]

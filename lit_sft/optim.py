@@ -157,6 +157,8 @@ def fuse(optimizer: Optimizer) -> Optimizer:
     if "fused" not in inspect.signature(type(optimizer)).parameters:
         return optimizer
     defaults = optimizer.defaults
+    if any(parameter.device.type != "cpu" for parameter in optimizer.state):
+        return optimizer  # Adagrad has its step counts by now, and on the CPU, where a fused kernel can't have them
     chosen = any(defaults.get(name) is not None for name in ("fused", "foreach"))  # False is a choice too
     if chosen or defaults.get("differentiable") or defaults.get("capturable"):
         return optimizer

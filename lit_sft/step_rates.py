@@ -18,6 +18,9 @@ class StepRates(L.LightningModule):
     the rate that is scaled and not the loss, since clipping, or an optimizer like Adam, would undo a factor on that.
     Schedule, logged rate and checkpoint know nothing of it. With accumulated gradients the factor is the mean over the
     step's batches.
+
+    And makes the last step of an epoch, which may have fewer batches than ``accumulate_grad_batches``, the mean over
+    those that it has: Lightning divides by that number there, too.
     """
 
     def __init__(self) -> None:
@@ -28,6 +31,12 @@ class StepRates(L.LightningModule):
         if batch_idx % self.trainer.accumulate_grad_batches == 0:  # Lightning's own rule
             self._step_rates = []
         self._step_rates += [b.rate for b in batch.values() if hasattr(b, "rate")]
+
+    def share_of_step(self, batch_idx: int) -> float:
+        """What the loss of a batch is to be multiplied by, beside Lightning's 1 / ``accumulate_grad_batches``."""
+        accumulate, batches = self.trainer.accumulate_grad_batches, int(self.trainer.num_training_batches)
+        rest = batches % accumulate
+        return accumulate / rest if batch_idx >= batches - rest else 1.0
 
     def optimizer_step(
         self,

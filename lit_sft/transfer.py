@@ -17,7 +17,7 @@ from lit_sft.models.normalised import NormalisedEmbedding, folded
 from lit_sft.starting import Source, check_start
 from lit_sft.vocabulary import remapped
 
-ENCODER = "encoder."
+ENCODER, CLASSIFIER = "encoder.", "classifier."
 
 
 def see_frequencies(network: Network, data: TextData) -> None:
@@ -28,9 +28,15 @@ def see_frequencies(network: Network, data: TextData) -> None:
 
 
 def load_pretrained(
-    network: Network, sources: Sequence[Checkpoint], tokenizer: Tokenizer, remap: bool = False
+    network: Network,
+    sources: Sequence[Checkpoint],
+    tokenizer: Tokenizer,
+    remap: bool = False,
+    label_names: Sequence[str] = (),
 ) -> tuple[int, int]:
     """Copy a checkpoint's whole encoder, and those heads that fit by name and shape; others are left behind.
+
+    A classifier of other labels, or of the same in another order, is: its outputs mean something else.
 
     Of two checkpoints, the one that reads forward and the one that reads backward, the encoders alone, each into its
     stack of a ``TwoWayEncoder``.
@@ -41,6 +47,7 @@ def load_pretrained(
         tokenizer: of the run.
         remap: where it isn't the checkpoint's, take over the rows of the tokens that both have
             (:mod:`lit_sft.vocabulary`).
+        label_names: of the run.
 
     Returns:
         How many tensors were loaded, and how many of the network's own start fresh.
@@ -65,6 +72,8 @@ def load_pretrained(
                 )
             weights = remapped(weights, network, tokenizer, source)
         weights = folded(weights, network)
+        if (source.label_names, source.multilabel) != ([*label_names], network.multilabel):
+            weights = {name: w for name, w in weights.items() if not name.startswith(CLASSIFIER)}
         if misfit := first_misfit(own, weights, place):
             raise UserError(
                 f"the encoder doesn't fit {source.path}: {misfit}; give model.encoder the options of the pretraining"

@@ -312,4 +312,4 @@ def test_pseudo_labels_refuse_multi_label_data() -> None:
     network = build()
     network.classifier = ClassifierHead(network.encoder.output_size, 3, multilabel=True).double()
     with pytest.raises(ValueError, match="multi-label"):
-        value(PseudoLabels(), step_of(network, batch()))
+        Mixed([PseudoLabels()]).prepare(network)

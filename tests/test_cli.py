@@ -367,3 +367,11 @@ def test_another_tokenizer_file_on_resume_is_refused(cut_off: Path, fit: Fit, fi
     assert result.code == 2
     assert "--data.tokenizer other.json doesn't fit" in result.err
     assert fit("--ckpt_path", "last", "--data.tokenizer", cut_off / "tokenizer.json").code == 0
+
+
+def test_a_classifier_of_other_labels_is_left_behind(trained: Trained, fit: Fit) -> None:
+    """Also one of the same number of them: its outputs mean something else."""
+    turned = json.dumps({name: name for name in ("wood", "sky", "sea")})
+    for flags, fresh in ((), 0), (("--data.label_names", turned), 2):
+        result = fit("--model.init_from", trained.finetune, *flags, "--trainer.max_steps", "1")
+        assert f", {fresh} start fresh" in result.log

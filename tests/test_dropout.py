@@ -49,13 +49,6 @@ def test_no_dropout_is_no_mask_and_draws_no_number() -> None:
     assert apply_mask(x, None) is x
 
 
-def test_a_generator_makes_the_mask_repeatable() -> None:
-    masks = [locked_mask(0.3, (8, 16), generator=torch.Generator().manual_seed(7)) for _ in range(2)]
-    assert masks[0] is not None
-    assert masks[1] is not None
-    assert torch.equal(masks[0], masks[1])
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_a_mask_is_applied_in_the_dtype_of_the_activations(dtype: torch.dtype) -> None:
     mask = locked_mask(0.5, (8, 16), dtype=torch.float32)

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressB
 from training import Losses, PowerCut, data_of, module_of, trainer_of
 
 from lit_sft.callbacks import LogProgress, TerminalProgress
-from lit_sft.callbacks.pace import Pace, Watch, duration, number
+from lit_sft.callbacks.pace import FitProgress, Pace, duration, number
 from lit_sft.callbacks.progress import progress_for
 
 
@@ -191,8 +191,8 @@ def test_the_device_is_not_waited_for_at_every_step(
     files: Files, shared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[Any] = []
-    standing = Watch.standing
-    monkeypatch.setattr(Watch, "standing", lambda watch: read.append(None) or standing(watch))
+    standing = FitProgress.standing
+    monkeypatch.setattr(FitProgress, "standing", lambda watch: read.append(None) or standing(watch))
     for progress, shown in ((LogProgress(), False), (TQDMProgressBar(), True)):
         trainer = trainer_of(tmp_path, enable_progress_bar=True, callbacks=[progress])
         trainer.fit(module_of("pretrain"), datamodule=data_of(files, shared_cache))

@@ -45,7 +45,8 @@ def by_hand(module: LitSFT, data: Any, accumulate: int, epochs: int) -> tuple[li
         for number, batch in enumerate(loader):
             loss = module.objective(network, {"unlabeled": batch}, state)
             state = loss.state
-            (loss.total / accumulate).backward()
+            first = number - number % accumulate
+            (loss.total / (min(first + accumulate, len(loader)) - first)).backward()
             lengths.append(batch.input_ids.shape[1])
             if len(lengths) < accumulate and number + 1 < len(loader):
                 continue

@@ -34,7 +34,7 @@ FALLING = 0.99  # or the loss has come below this share of that of the validatio
 
 
 @dataclass(frozen=True)
-class Reading:
+class Measured:
     """A number that ought to be finite, and where it came from."""
 
     what: str
@@ -88,7 +88,7 @@ class Health(L.Callback, Watcher):
         self._in_a_row = 0
         self._collapsed, self._collapsed_since = 0, 0  # validations in a row; the step of the first
         self._val_loss: float | None = None  # of the last validation
-        self._unread: list[Reading] = []
+        self._unread: list[Measured] = []
         self._error: SickRun | None = None
         self._batch = 0
         self._places: list[Place] = []  # of this batch
@@ -122,11 +122,11 @@ class Health(L.Callback, Watcher):
             # What a gradient scaler sets too; a fused kernel looks at it on the device, and does nothing where it is 1.
             optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
 
-    def _reading(self, trainer: L.Trainer, what: str, value: Tensor) -> Reading:
+    def _reading(self, trainer: L.Trainer, what: str, value: Tensor) -> Measured:
         places = self._accumulated if "gradient" in what else self._places
-        return Reading(what, value, trainer.global_step, trainer.current_epoch, self._batch, tuple(places))
+        return Measured(what, value, trainer.global_step, trainer.current_epoch, self._batch, tuple(places))
 
-    def _note(self, reading: Reading, trainer: L.Trainer) -> None:
+    def _note(self, reading: Measured, trainer: L.Trainer) -> None:
         self._unread.append(reading)
         if is_ready(reading.value) or len(self._unread) >= UNREAD:
             self._read(trainer)

@@ -25,8 +25,8 @@ class L2Start(L.Callback):
 
     Raises:
         ValueError: a strength below 0.
-        UserError: at the start of a fit, a new run without ``init_from``, one that goes on without w0, or an encoder
-            that is frozen as a whole.
+        UserError: at the start of a fit, a new run without ``init_from``, one that goes on without w0, an encoder
+            that is frozen as a whole, or 16-mixed with an optimizer that unscales gradients itself.
     """
 
     def __init__(self, strength: float = 0.01) -> None:
@@ -42,6 +42,9 @@ class L2Start(L.Callback):
             raise UserError("L2Start: the encoder is frozen and stays as it was anyway: leave the callback out")
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        if scaled and any(getattr(optimizer, "_step_supports_amp_scaling", False) for optimizer in trainer.optimizers):
+            raise UserError("L2Start: under 16-mixed an optimizer with fused: true hides its gradients: leave it out")
         weights = dict(_encoder(module).named_parameters())
         if not self._start:
             if trainer.ckpt_path:

@@ -82,7 +82,7 @@ class Standing:
         return parts
 
 
-class Watch:
+class FitProgress:
     """Follows a fit. Nothing is read back from the device but where a :class:`Standing` is asked for.
 
     Args:

@@ -19,7 +19,7 @@ from rich.progress_bar import ProgressBar as Bar
 from rich.segment import Segment
 from rich.text import Text
 
-from lit_sft.callbacks.pace import LONG, MEDIUM, SHORT, Pace, Standing, Watch, duration
+from lit_sft.callbacks.pace import LONG, MEDIUM, SHORT, FitProgress, Pace, Standing, duration
 
 
 def progress_for(options: Any) -> list[Callback]:
@@ -67,7 +67,7 @@ class LogProgress(ProgressBar):
     # ---- training
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._watch = Watch(self.clock, module)
+        self._watch = FitProgress(self.clock, module)
         self._untold = False
         self._due = self.clock() + self.first_after
 
@@ -157,7 +157,7 @@ class TerminalProgress(RichProgressBar):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         super().on_train_start(trainer, module)
-        self._watch = Watch(self.clock, module)
+        self._watch = FitProgress(self.clock, module)
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._watch.epoch_starts()

@@ -25,7 +25,6 @@ def locked_mask(
     size: tuple[int, int],
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
-    generator: torch.Generator | None = None,
 ) -> Tensor | None:
     """Draw a mask for `size = (batch, units)`, to be used at every time step.
 
@@ -33,7 +32,7 @@ def locked_mask(
     None when `p` is 0, which draws no random number.
     """
     batch, units = size
-    return dropout_mask(p, (batch, 1, units), device, dtype, generator)
+    return dropout_mask(p, (batch, 1, units), device, dtype)
 
 
 def dropout_mask(
@@ -41,13 +40,12 @@ def dropout_mask(
     size: tuple[int, ...],
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
-    generator: torch.Generator | None = None,
 ) -> Tensor | None:
     """As `locked_mask`, of any shape `size`: whatever the mask is multiplied with is dropped entry by entry."""
     if check_dropout("p", p) == 0.0:
         return None
     mask = torch.empty(size, device=device, dtype=dtype)
-    return mask.bernoulli_(1.0 - p, generator=generator).div_(1.0 - p)
+    return mask.bernoulli_(1.0 - p).div_(1.0 - p)
 
 
 def apply_mask(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -19,8 +19,8 @@ class AdversarialMLE(MLE):
     """`MLE` at the token vectors s, plus `weight` times the same at s + r, under the same masks, from the same state.
 
     As `AT` for a classifier: r = norm * g / ||g||, g the gradient of the loss at s, ||g|| over a lane's tokens in the
-    batch (so that `norm` is for `data.bptt` tokens), r a constant to the gradient. A step takes about two of `MLE`.
-    What is reported as "lm", the penalties, and the state that is carried on are those of the clean pass.
+    batch (so that `norm` is for `data.bptt` tokens), r a constant to the gradient. A step takes about 2.5 of
+    `MLE`. What is reported as "lm", the penalties, and the state that is carried on are those of the clean pass.
 
     The direction comes from the clean pass's own graph, in the precision of the training: at s itself the gradient is
     no small difference, unlike `VAT`'s.

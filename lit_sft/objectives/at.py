@@ -17,8 +17,8 @@ Direction = Literal["adversarial", "random"]
 class AT(Term):
     """The supervised loss at s + r, r = norm * g / ||g||, g its gradient at the token vectors s (Miyato et al. 2017).
 
-    s is after dropout, ||g|| the L2 norm over all of a document's tokens but its last, and r a constant to the
-    gradient (equations 3 and 4 there). g is that of the clean pass itself, in the precision of the training: at s it is
+    s is after dropout, and r a constant to the gradient (equations 3 and 4 there); ||g|| is the L2 norm over all of a
+    document's tokens but its last. g is that of the clean pass itself, in the precision of the training: at s it is
     no small difference, unlike `VAT`'s (on IMDb, bfloat16's has a cosine of 0.999 to float32's).
 
     Args:

@@ -21,7 +21,6 @@ class Loss:
     parts: dict[str, Tensor] = field(default_factory=dict)  # detached scalars to be logged, by name
     weight: Tensor | None = None  # scalar, what `total` is a mean over (tokens, documents): shares of several processes
     state: LSTMState | None = None  # detached, to be handed to the next step on the same stream
-    logits: Tensor | None = None  # (documents, num_outputs), detached
     # where `total` is a sum of means over different things: each of them, and what it is a mean over
     shares: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
 
@@ -42,7 +41,8 @@ class Objective(ABC):
         """The loss of `batch`, which has an entry for each name in `batches`.
 
         `state` is what the last step on the same stream returned, None at the start. Masks come from
-        `network.draw_masks`, so that in eval mode no dropout is drawn. No value is read back from the device.
+        `network.draw_masks`, so that in eval mode no dropout is drawn. No value is read back from the device (but by an
+        adaptive softmax, which waits for the sizes of its clusters).
         """
 
     def prepare(self, network: Network) -> None:  # noqa: B027 - may be left

@@ -17,6 +17,8 @@ from lit_sft.objectives.reading import Reading, mean_over
 from lit_sft.objectives.supervised import Supervised
 from lit_sft.objectives.term import DOCUMENTS, LABELED, Step, Term
 
+SCALE = 1024.0
+
 
 class Mixed(Supervised):
     """L = supervised + sum_i weight_i ramp_i term_i, over batches of labeled and of unlabeled documents side by side.
@@ -92,11 +94,14 @@ def sum_of(values: list[Tensor]) -> Tensor:
 
 
 def share_of_gradient(part: Tensor, rest: Tensor, parameters: Iterable[Tensor]) -> Tensor:
-    """||grad part|| / (||grad part|| + ||grad rest||) over the parameters that are trained, a scalar."""
+    """||grad part|| / (||grad part|| + ||grad rest||) over the parameters that are trained, a scalar.
+
+    Both losses times `SCALE`, which cancels: in float16 the gradients of a small one would be zero.
+    """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     norms = []
     for loss in (part, rest):
-        gradients = torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True)
+        gradients = torch.autograd.grad(SCALE * loss, trained, retain_graph=True, allow_unused=True)
         norms.append(torch.stack([g.float().square().sum() for g in gradients if g is not None]).sum().sqrt())
     return norms[0] / (norms[0] + norms[1]).clamp(min=1e-30)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_sft.models.encoder import LSTMState
+from lit_sft.models.heads import at_least_float32
 from lit_sft.models.network import Masks, Network
 from lit_sft.objectives.base import Loss
 from lit_sft.objectives.supervised import Supervised
@@ -18,9 +19,9 @@ class Probe(Supervised):
     """`Supervised` for the classifier alone: what a pretraining is worth as it is, in seconds an epoch.
 
     The encoder is frozen and reads every training document once, before the first step and without dropout; what the
-    classifier pools of it stays in the device's memory (documents x pooled units, 4 bytes each). The head's own dropout
-    is drawn anew at every step. The vectors are a function of encoder and documents, so that a resumed run computes
-    them again; each of several processes has all of them.
+    classifier pools of it stays in the device's memory (documents x pooled units, 4 bytes each, 2 under bf16-mixed).
+    The head's own dropout is drawn anew at every step. The vectors are a function of encoder and documents, so that a
+    resumed run computes them again; each of several processes has all of them.
 
     Args:
         label_smoothing, class_weights: as `Supervised` has them.
@@ -62,9 +63,10 @@ class Probe(Supervised):
             raise ValueError("Probe needs a classifier, and see_documents before the first loss")
         mask = network.classifier.draw_mask(len(documents.labels))
         logits = network.classifier.of_pooled(self._vectors[documents.indices], mask)  # (batch, num_outputs)
+        logits = at_least_float32(logits)
         total = self.loss(logits, documents.labels)
         weight = self._document_weights(logits, documents.labels).sum()
-        return Loss(total, {"supervised": total.detach()}, weight, logits=logits.detach())
+        return Loss(total, {"supervised": total.detach()}, weight)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy, as weight averaging makes one, reads the documents for itself."""

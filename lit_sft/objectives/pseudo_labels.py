@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_sft.models.dropout import check_dropout
+from lit_sft.models.network import Network
 from lit_sft.objectives.divergence import log_probabilities
 from lit_sft.objectives.reading import Reading, mean_over
 from lit_sft.objectives.term import DOCUMENTS, LABELED, Step, Term
@@ -28,7 +29,7 @@ class PseudoLabels(Term):
         weight, ramp_steps: as `Term` has them.
 
     Raises:
-        ValueError: a threshold or a dropout outside [0, 1); at the call, multi-label data.
+        ValueError: a threshold or a dropout outside [0, 1); in `prepare`, multi-label data.
     """
 
     name = "pseudo_labels"
@@ -48,9 +49,11 @@ class PseudoLabels(Term):
         self.threshold, self.relative = threshold, relative
         self.word_dropout = check_dropout("word_dropout", word_dropout)
 
-    def __call__(self, step: Step) -> tuple[Tensor, Tensor]:
-        if step.network.multilabel:
+    def prepare(self, network: Network) -> None:
+        if network.multilabel:
             raise ValueError("PseudoLabels takes the most probable class, and multi-label data have none")
+
+    def __call__(self, step: Step) -> tuple[Tensor, Tensor]:
         clean = step.reading(DOCUMENTS)
         probability, label = log_probabilities(clean.logits.detach(), False)[:, 0].exp().max(-1)  # (batch,)
         least: float | Tensor = self.threshold

@@ -72,10 +72,11 @@ class Reading:
 
     @property
     def reach(self) -> Tensor:
-        """bool (batch, time, 1): the tokens that a perturbation may move: a document's own, but not the last one.
+        """bool (batch, time, 1): the tokens that a perturbation may move: all of a document's but the last one.
 
-        The last is its end, which Miyato et al.'s code leaves out, too. Under BPT3C (`backprop_tokens`) those of the
-        tail alone, since no gradient tells what moving the others would do.
+        The last is its end, which Miyato et al.'s code leaves out for VAT, too (there AT moves it as well; and in a
+        network of two directions each has a perturbation of its own, of the full norm). Under BPT3C
+        (`backprop_tokens`) those of the tail alone, since no gradient tells what moving the others would do.
         """
         mask: Tensor = self.documents.attention_mask.bool()
         reach = mask & torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)

@@ -83,14 +83,14 @@ class Supervised(Objective):
 
     def of_reading(self, reading: Reading) -> Loss:
         """The loss of labeled documents that are read already."""
-        logits, labels = reading.logits, reading.documents.labels
+        logits, labels = at_least_float32(reading.logits), reading.documents.labels  # the weight is a count
         total = self.loss(logits, labels)
         weight = self._document_weights(logits, labels).sum()
         parts = {"supervised": total.detach()}
         if self.penalties.on:
             counted = reading.documents.attention_mask.bool() & _labeled(labels).unsqueeze(1)  # (batch, time)
             total = self.penalties.add(total, parts, reading.encoded, counted)
-        return Loss(total, parts, weight, logits=logits.detach())
+        return Loss(total, parts, weight)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits (batch, num_outputs) -> scalar, at least float32.

@@ -21,7 +21,7 @@ class VAT(Term):
     a constant: the gradient goes into p(s + r) alone.
 
     The direction is computed without autocast: at these xi the KL is the difference of two nearly equal predictions,
-    and bfloat16 leaves nothing of it.
+    and bfloat16 leaves nothing of it. (TensorFloat-32, which cuDNN uses by default, leaves enough at an xi of 0.1.)
 
     With `diagnose`, "vat_kl_ratio" is logged: the KL at r over the KL at a random move of the same norm. Near 1, the
     direction is no better than chance; the KL grows with the square of a move, so that the ratio of a right direction
