@@ -208,8 +208,11 @@ class LitCLI(LightningCLI):
     def _find_source(self, config: Namespace, name: str, data: TextDataModule) -> None:
         """What this run goes on with (``ckpt_path``) or starts from (``init_from``); the data take its tokenizer."""
         given = Path(config.run_dir) if config.run_dir else None
-        if config.ckpt_path != "last" and given and (given / RECORD).is_file():
-            raise UserError(f"--run_dir {given} holds a finished run: give another folder, or leave it out")
+        if given and (given / RECORD).is_file():
+            raise UserError(
+                f"--run_dir {given} holds a finished run: give another folder, or leave it out (to train it further, "
+                f"--ckpt_path {given / 'checkpoints' / 'last.ckpt'} and more epochs)"
+            )
         if config.ckpt_path == "last":
             self.folder, self.resumed = resume_run(name, config.run_dir), True
             self.source = last_checkpoint(self.folder)

@@ -17,6 +17,7 @@ USAGE = """usage: python -m lit_sft COMMAND [options]
   fit       --config configs/quickstart.yaml              train: one stage, or a recipe's stages one after the other
             --config … --model.init_from RUN_OR_CKPT      start from pretrained weights
             --config … --ckpt_path last                   resume the newest unfinished run
+            --config … --name NAME --stages A,B           where it goes, logs/NAME; some of a recipe's stages
   validate  --ckpt_path RUN_OR_CKPT [--config …]          measure on the validation data
   test      --ckpt_path RUN_OR_CKPT [--config …]          measure on the test data
   predict   --ckpt_path RUN_OR_CKPT --input FILE_OR_- --output FILE_OR_-   a document a line in, JSON lines out

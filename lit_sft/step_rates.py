@@ -36,7 +36,7 @@ class StepRates(L.LightningModule):
         """What the loss of a batch is to be multiplied by, beside Lightning's 1 / ``accumulate_grad_batches``."""
         accumulate, batches = self.trainer.accumulate_grad_batches, int(self.trainer.num_training_batches)
         rest = batches % accumulate
-        return accumulate / rest if batch_idx >= batches - rest else 1.0
+        return accumulate / rest if rest and batch_idx >= batches - rest else 1.0
 
     def optimizer_step(
         self,

@@ -35,6 +35,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from contamination import data_options
 from paired import error_intervals, predictions_file
 from report import intervals_file, table
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -141,7 +142,8 @@ class Cells:
                 if self.arguments.init_from is None:
                     raise SystemExit(f"{method} starts from a pretraining: give --init_from")
                 flags.append(f"--model.init_from={self.arguments.init_from}")
-            folder = run_network(["--config", str(self.arguments.config), *flags], name, test)
+            configs = [part for path in self.arguments.config for part in ("--config", str(path))]
+            folder = run_network([*configs, *flags], name, test)
             record = record_of(folder)
             shutil.rmtree(folder / "checkpoints")  # a table leaves hundreds of runs behind
             figures = {f"{split}_{k}": record[split][k] for split in ("val", "test") if split in record for k in SHOWN}
@@ -149,11 +151,11 @@ class Cells:
         return kept | ({"run": folder} if test else {})
 
     def _data(self, seed: int, labels_per_class: int | None, val_labels_per_class: int | None) -> TextDataModule:
-        """The data module of the config, for the methods that read text."""
+        """The data module of the configs, for the methods that read text."""
         subsets = {"labels_per_class": labels_per_class, "val_labels_per_class": val_labels_per_class, "seed": seed}
-        options = yaml.safe_load(self.arguments.config.read_text(encoding="utf-8")).get("data") or {}
-        if isinstance(options, str):
-            options = yaml.safe_load((self.arguments.config.parent / options).read_text(encoding="utf-8"))
+        options: Options = {}
+        for path in self.arguments.config:
+            options |= data_options(path)
         data = TextDataModule(**options | subsets)
         data.prepare_data()
         data.setup()
@@ -344,7 +346,9 @@ def _check(code: int) -> None:
 def main() -> None:
     """Fill the CSV, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, required=True, help="a fine-tuning config")
+    parser.add_argument(
+        "--config", type=Path, nargs="+", required=True, help="a fine-tuning config, and others that win over it"
+    )
     parser.add_argument("--init_from", help="the pretraining that cells start from, unless their method says another")
     parser.add_argument("--methods", nargs="+", help="some of the search file's methods")
     parser.add_argument("--labels", nargs="+", help="some of the search file's label counts")

@@ -1,9 +1,10 @@
 """A finished recipe's test result beside the same labels from scratch and with TF-IDF + logistic regression.
 
     python scripts/compare.py logs/quickstart/version_0 --scratch configs/quickstart/scratch.yaml
-    python scripts/compare.py logs/mine/version_0 --scratch configs/own/finetune.yaml
+    python scripts/compare.py logs/mine/version_0 --scratch configs/own/scratch.yaml
 
-One seed, for a first look; scripts/baselines.py makes the table with seeds and intervals.
+The from-scratch network has the run's sizes and precision, all else from its config. One seed, for a first look;
+scripts/baselines.py makes the table with seeds and intervals.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -19,23 +21,27 @@ from baselines import linear_model, record_of, run_network
 from lit_sft.checkpoints import stage_folders
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.runs import read_record
+from lit_sft.starting import SIZES
 
 INVERSE_STRENGTHS = (1, 3, 10, 30, 100)  # of the linear model's regularisation, chosen on validation
 
 
 def compare(run: Path, scratch: Path) -> dict[str, dict[str, float]]:
     """Test figures of the three rows: the same labels, the same validation data to choose on."""
-    finetune = stage_folders(run)[-1]
+    finetune = (stage_folders(run) or [run])[-1]
     config = yaml.safe_load((finetune / "config.yaml").read_text(encoding="utf-8"))
     record = read_record(finetune)
     if "test" not in record:
-        raise SystemExit(f"{finetune} was not tested: python -m lit_sft test --ckpt_path {finetune} --data.test FILE")
+        raise SystemExit(f"{finetune} was not tested: run it again with --data.test FILE")
+    if "micro_f1" in record["test"]:
+        raise SystemExit(f"{finetune} gives a document any number of labels, and the linear model one")
     rows: dict[str, dict[str, float]] = {"pretrained": record["test"]}
     seed, options = config["seed_everything"], {k: v for k, v in config["data"].items() if k != "seed"}
     with tempfile.TemporaryDirectory() as temporary:
         same_data = Path(temporary) / "data.yaml"
         same_data.write_text(yaml.safe_dump({"data": options}), encoding="utf-8")
         arguments = ["--config", str(scratch), "--config", str(same_data), f"--seed_everything={seed}"]
+        arguments += [f"--trainer.precision={config['trainer']['precision'] or 'null'}", *sizes_of(config)]
         folder = run_network(arguments, f"{run.resolve().parent.name}-scratch", test=True)
     rows["from scratch"] = record_of(folder)["test"]
     data = TextDataModule(**options, seed=seed)
@@ -45,6 +51,15 @@ def compare(run: Path, scratch: Path) -> dict[str, dict[str, float]]:
     best = max(tried, key=lambda c: tried[c]["val_macro_f1"])
     rows["TF-IDF + LR"] = linear_model(data, {"C": best, "min_df": 1}, splits=("test",))
     return rows
+
+
+def sizes_of(config: dict[str, Any]) -> list[str]:
+    """The sizes of a run's encoder as flags; none where it isn't the plain one."""
+    encoder = config["model"]["encoder"]
+    if not encoder["class_path"].endswith(".LSTMEncoder"):
+        return []
+    sizes = {name: encoder["init_args"].get(name) for name in SIZES}
+    return [f"--model.encoder.{name}={value}" for name, value in sizes.items() if value is not None]
 
 
 def main() -> None:

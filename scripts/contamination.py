@@ -21,12 +21,21 @@ from lit_sft.data.datamodule import TextDataModule
 from lit_sft.errors import UserError
 
 
+def data_options(path: Path) -> dict[str, Any]:
+    """The data options of a config: in its ``data``, in the file that this names, or all of it."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    if "data" not in content and "model" in content:
+        return {}
+    options = content.get("data", content)
+    return data_options(path.parent / options) if isinstance(options, str) else dict(options or {})
+
+
 def options_of(arguments: list[str]) -> dict[str, Any]:
     """The data options that config files and ``name=value`` stand for, later ones winning."""
     options: dict[str, Any] = {}
     for argument in arguments:
         name, is_option, value = argument.partition("=")
-        options |= {name: yaml.safe_load(value)} if is_option else yaml.safe_load(Path(argument).read_text("utf-8"))
+        options |= {name: yaml.safe_load(value)} if is_option else data_options(Path(argument))
     columns = ("text_column", "label_column")  # without a header their names are numbers
     return {name: str(value) if name in columns and value is not None else value for name, value in options.items()}
 

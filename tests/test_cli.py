@@ -277,6 +277,7 @@ def test_a_run_starts_from_the_weights_and_the_tokenizer_of_another(
         (["--ckpt_path", "last"], "--ckpt_path last: nothing to resume in logs/tiny-finetune (no run there)"),
         (["--ckpt_path", "last", "--run_dir", "absent"], "--ckpt_path last: nothing to resume in absent"),
         (["--run_dir", "PRETRAIN"], "holds a finished run"),
+        (["--run_dir", "PRETRAIN", "--ckpt_path", "last"], "holds a finished run"),
     ],
 )
 def test_a_wrong_start_is_one_line_and_leaves_nothing(

@@ -4,6 +4,7 @@ A stage's process is called in this one, where it takes half a second; one test 
 """
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -21,8 +22,8 @@ def done(configs: Configs, trained: Trained) -> Path:
     for name in ("pretrain", "finetune"):
         shutil.copytree(getattr(trained, name), RUN / name)
     stages = [{"name": "pretrain", "init_from": None}, {"name": "finetune", "init_from": "pretrain"}]
-    sources = {"pretrain": None, "finetune": None}
-    (RUN / "config.yaml").write_text(yaml.safe_dump({"stages": stages, "flags": [], "sources": sources}))
+    sources: dict[str, list[str]] = {"pretrain": [], "finetune": []}
+    (RUN / "config.yaml").write_text(yaml.safe_dump({"stages": stages, "flags": [], "configs": [], "sources": sources}))
     (RUN / "metrics.json").write_text("{}")
     return RUN
 
@@ -68,7 +69,7 @@ def test_without_test_data_a_recipe_ends_with_its_validation(fit_recipe: Fit, ca
     result = fit_recipe("--data.test", "null")
     assert result.code == 0
     assert [command[0] for command in calls] == ["fit", "fit"]
-    assert f"no test data: python -m lit_sft test --ckpt_path {RUN} --data.test FILE" in result.out
+    assert f"no test data: later, python -m lit_sft test --ckpt_path {RUN} --data.test FILE" in result.out
     record = read(RUN / "metrics.json")
     assert record["val"] == read(RUN / "finetune/metrics.json")["val"]
     assert "test" not in record
@@ -209,6 +210,67 @@ def test_a_stage_alone_is_resumed_from_what_it_began_with(done: Path, fit_recipe
     assert fit_recipe("--ckpt_path", "last").code == 0
     assert [command[0] for command in calls] == ["fit", "test"]
     assert option(calls[0], "--model.init_from") == str(done / "pretrain")
+
+
+def test_a_stage_that_starts_from_nothing_does_whatever_the_user_names(
+    done: Path, fit_recipe: Fit, calls: list[list[str]], configs: Configs, trained: Trained
+) -> None:
+    stages = [
+        {"name": "pretrain", "config": "tiny/pretrain.yaml"},
+        {"name": "scratch", "config": "tiny/finetune.yaml", "init_from": None},
+        {"name": "finetune", "config": "tiny/finetune.yaml", "init_from": "pretrain"},
+    ]
+    configs.recipe.write_text(yaml.safe_dump({"stages": stages, "test": False}))
+    start = ("--model.init_from", trained.pretrain)
+    assert fit_recipe("--stages", "scratch,finetune", *start).code == 0
+    starts = [option(command, "--model.init_from") for command in calls]
+    assert starts == [None, str(trained.pretrain / "checkpoints/best.ckpt")]
+    result = fit_recipe("--stages", "scratch", *start)
+    assert result.code == 2
+    assert f"--model.init_from {trained.pretrain}: none of the stages scratch starts from it" in result.err
+
+
+def test_a_resumed_run_has_its_own_stages_and_tells_what_else_is_given(
+    done: Path, fit_recipe: Fit, calls: list[list[str]]
+) -> None:
+    Path("configs/short.yaml").write_text("trainer: {limit_train_batches: 3}\n")
+    of_one_stage = ("--config", "configs/short.yaml", "--model.objective", "Supervised")  # not of the pretraining
+    assert fit_recipe("--stages", "finetune", *of_one_stage).code == 0
+    run = Path("logs/tiny/version_1")
+    for finished in (run / "metrics.json", run / "finetune/metrics.json"):
+        finished.unlink()
+    again = fit_recipe("--ckpt_path", "last", *of_one_stage)
+    assert again.code == 0
+    assert "resumed with other" not in again.out
+    (run / "metrics.json").unlink()
+    other = fit_recipe("--ckpt_path", "last", "--stages", "finetune")
+    assert other.code == 0
+    assert "resumed with other configs than before: ['configs/short.yaml'] -> []" in other.out
+    (run / "metrics.json").unlink()
+    refused = fit_recipe("--ckpt_path", "last", "--stages", "pretrain")
+    assert refused.code == 2
+    assert "--stages pretrain: logs/tiny/version_1, which is resumed, has the stages finetune" in refused.err
+
+
+def test_all_stages_options_are_shown(fit_recipe: Fit, calls: list[list[str]]) -> None:
+    result = fit_recipe("--print_config", "--seed_everything", "5")
+    assert result.code == 0
+    shown = [yaml.safe_load(part) for part in re.split("# stage .*\n", result.out)[1:]]
+    assert [options["model"]["stage"] for options in shown] == ["pretrain", "finetune"]
+    assert [options["seed_everything"] for options in shown] == [5, 5]
+    assert calls == []
+    assert not Path("logs").exists()
+
+
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
+def test_a_launchers_processes_take_no_recipe(
+    variable: str, fit_recipe: Fit, calls: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "2")
+    result = fit_recipe()
+    assert result.code == 2
+    assert "take the stages one by one" in result.err
+    assert calls == []
 
 
 def test_nothing_to_start_from_is_told(fit_recipe: Fit, calls: list[list[str]]) -> None:

@@ -69,18 +69,6 @@ def test_a_stage_starts_from_two_that_ran_before_it(fit_recipe: Fit, calls: list
     assert read_checkpoint(Path("logs/tiny/version_3/tuned/checkpoints/best.ckpt")).direction == "forward"
 
 
-def test_a_run_of_an_older_version_goes_on(fit_recipe: Fit, calls: list[list[str]], configs: Configs) -> None:
-    """Its record of what stages start from holds a path, or nothing, for each."""
-    assert fit_recipe().code == 0
-    config = read(RUN / "config.yaml")
-    config["sources"] = {"pretrain": None, "finetune": None}
-    (RUN / "config.yaml").write_text(yaml.safe_dump(config))
-    (RUN / "metrics.json").unlink()
-    shutil.rmtree(RUN / "finetune")
-    assert fit_recipe("--ckpt_path", "last").code == 0
-    assert start_of(calls[0]) == str(RUN / "pretrain/checkpoints/best.ckpt")
-
-
 def change(place: int, **options: Any) -> Any:
     def changed(stages: Stages) -> Stages:
         stages[place] |= options

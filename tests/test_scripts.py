@@ -9,6 +9,7 @@ import yaml
 from baselines import FIELDS, append_line, linear_model, low_shot_positions, plans_in, read_lines, write_intervals
 from compare import compare
 from conftest import Configs, Files, Fit, read
+from contamination import data_options
 from parts import Parts, pretrained
 from parts import run as run_variant
 from parts import table as parts_table
@@ -123,7 +124,7 @@ def test_error_intervals_are_over_documents_and_the_difference_is_paired(tmp_pat
 
 
 def test_the_rows_of_a_comparison_read_the_data_of_the_run(fit_recipe: Fit, configs: Configs, files: Files) -> None:
-    flags = ["--data.labels_per_class", "7", "--data.val", files.test, "--seed_everything", "4"]
+    flags = ["--data.labels_per_class", "7", "--data.val", files.val, "--seed_everything", "4"]
     assert fit_recipe(*flags).code == 0
     rows = compare(Path("logs/tiny/version_0"), configs.finetune)
     assert list(rows) == ["pretrained", "from scratch", "TF-IDF + LR"]
@@ -131,6 +132,30 @@ def test_the_rows_of_a_comparison_read_the_data_of_the_run(fit_recipe: Fit, conf
     assert scratch["data"] == read(Path("logs/tiny/version_0/finetune/config.yaml"))["data"]
     assert scratch["data"]["labels_per_class"] == 7
     assert scratch["seed_everything"] == 4
+
+
+def test_a_comparison_takes_sizes_and_precision_of_the_run_and_tells_what_it_lacks(
+    fit_recipe: Fit, configs: Configs
+) -> None:
+    flags = ["--model.encoder.hidden_size=13", "--trainer.precision=64-true", "--trainer.max_epochs=1"]
+    assert fit_recipe(*flags, "--data.test", "null").code == 0
+    for folder in ("logs/tiny/version_0", "logs/tiny/version_0/finetune"):
+        with pytest.raises(SystemExit, match="was not tested: run it again"):
+            compare(Path(folder), configs.finetune)
+    assert fit_recipe(*flags).code == 0
+    compare(Path("logs/tiny/version_1"), configs.finetune)
+    scratch = read(Path("logs/tiny-scratch/version_0/config.yaml"))
+    assert scratch["model"]["encoder"]["init_args"]["hidden_size"] == 13
+    assert scratch["trainer"]["precision"] == "64-true"
+
+
+def test_data_options_are_found_in_a_config_or_the_file_that_it_names(tmp_path: Path) -> None:
+    (tmp_path / "data.yaml").write_text("labeled: a.csv\n")
+    (tmp_path / "named.yaml").write_text("data: data.yaml\nmodel: {stage: finetune}\n")
+    (tmp_path / "own.yaml").write_text("data: {labeled: a.csv}\n")
+    (tmp_path / "none.yaml").write_text("model: {stage: finetune}\n")
+    found = [data_options(tmp_path / f"{name}.yaml") for name in ("data", "named", "own", "none")]
+    assert found == [{"labeled": "a.csv"}] * 3 + [{}]
 
 
 def test_a_table_of_runs_has_errors_differences_and_what_they_cost(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any]
 def filled(tmp_path: Path, metric: str = "macro_f1", **options: Any) -> list[dict[str, str]]:
     search, out = tmp_path / "search.yaml", tmp_path / "out.csv"
     search.write_text(SEARCH)
-    given = argparse.Namespace(config=Path("config.yaml"), init_from="logs/lm", metric=metric, out=out)
+    given = argparse.Namespace(config=[Path("config.yaml")], init_from="logs/lm", metric=metric, out=out)
     plans = plans_in(search, options.get("labels"))
     fill(Cells(given), Results(out), plans, options.get("vals", ["full"]), options.get("methods"))
     return read_lines(out)
@@ -149,7 +149,7 @@ def test_a_small_validation_set_is_drawn_where_the_plan_has_one(runs: list[dict[
 def test_a_method_that_starts_from_a_pretraining_asks_for_one(tmp_path: Path) -> None:
     search = tmp_path / "search.yaml"
     search.write_text(SEARCH)
-    given = argparse.Namespace(config=Path("c.yaml"), init_from=None, metric="accuracy", out=tmp_path / "out.csv")
+    given = argparse.Namespace(config=[Path("c.yaml")], init_from=None, metric="accuracy", out=tmp_path / "out.csv")
     with pytest.raises(SystemExit, match="pretrained starts from a pretraining: give --init_from"):
         fill(Cells(given), Results(given.out), plans_in(search), ["full"], ["pretrained"])
     assert np.array_equal(read_lines(given.out), [])

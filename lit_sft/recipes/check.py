@@ -57,7 +57,7 @@ def check_starts(recipe: Recipe, stages: list[Stage], options_of: dict[str, Name
         starts = [planned[name] for name in stage.init_from if name in planned]
         if len(starts) < len(stage.init_from):
             starts = []  # one of them has run before, and says itself what doesn't fit
-        from_scratch = not (stage.init_from or given or options.model.init_from)
+        from_scratch = stage.from_nothing or not (stage.init_from or given or options.model.init_from)
         try:
             if starts:
                 _check_start(options, starts)

@@ -17,12 +17,16 @@ NAME = re.compile(r"[A-Za-z0-9_][\w-]*")
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: its folder's name, config files, options of its own, and the earlier stages it starts from."""
+    """One stage: its folder's name, config files, options of its own, and the earlier stages it starts from.
+
+    ``from_nothing``: its ``init_from`` is null, so that it starts from nothing whatever the user names.
+    """
 
     name: str
     configs: list[Path]
     options: dict[str, Any]
     init_from: list[str]
+    from_nothing: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,5 +82,5 @@ def _stages(path: Path, listed: Any) -> list[Stage]:
             for key, value in item.items()
             if key not in ("name", "config", "init_from")
         }
-        stages.append(Stage(name, files, options, start))
+        stages.append(Stage(name, files, options, start, from_nothing=given is None))
     return stages

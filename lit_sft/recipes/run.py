@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,14 +80,18 @@ def run_recipe(recipe: Recipe, arguments: list[str]) -> None:
     """
     started = time.perf_counter()
     options, flags = _recipe_options(arguments)
-    chosen = _chosen(recipe, None if options.ckpt_path else options.stages)
+    resumed = _resumed(recipe, options, flags) if options.ckpt_path else None
+    chosen = resumed.stages if resumed else _chosen(recipe, options.stages)
+    if any(flag.startswith("--print_config") for flag in flags):
+        _print_configs(recipe, chosen, flags)
+        return
     options_of = {stage.name: check_stage(recipe, stage, flags) for stage in chosen}
     check_starts(recipe, chosen, options_of, given=bool(options.init_from or options.ckpt_path))
     if any(stage_options.trainer.fast_dev_run for stage_options in options_of.values()):
         for stage in chosen:  # a dry run keeps no weights, so every stage starts from scratch
             _call("fit", recipe, stage, flags)
         return
-    run = _resumed(recipe, options, flags) if options.ckpt_path else _new(recipe, chosen, options, flags)
+    run = resumed or _new(recipe, chosen, options, flags)
     before = sum(float(read_record(run.folder / s.name).get("seconds") or 0) for s in run.stages)
     try:
         for stage in run.stages:
@@ -98,7 +103,7 @@ def run_recipe(recipe: Recipe, arguments: list[str]) -> None:
     last = run.stages[-1]
     data = options_of[last.name].data
     if recipe.test and not data.test and data.labeled not in (PYDOCS, [PYDOCS]):
-        print(f"== no test data: python -m lit_sft test --ckpt_path {run.folder} --data.test FILE", flush=True)
+        print(f"== no test data: later, python -m lit_sft test --ckpt_path {run.folder} --data.test FILE", flush=True)
     elif recipe.test and "test" not in read_record(run.folder / last.name):
         print(f"== test of {run.folder / last.name}", flush=True)
         _call("test", recipe, last, flags, "--ckpt_path", str(run.folder / last.name))
@@ -109,6 +114,14 @@ def check_stage(recipe: Recipe, stage: Stage, flags: list[str]) -> Namespace:
     """Look at a stage's options and data without running it; returns the options."""
     with _command("fit", recipe, stage, flags) as command:
         return check(command)
+
+
+def _print_configs(recipe: Recipe, stages: list[Stage], flags: list[str]) -> None:
+    """All options of each stage with their values, as ``--print_config`` shows a single stage's."""
+    for stage in stages:
+        print(f"# stage {stage.name}", flush=True)
+        with suppress(SystemExit):  # after it has printed
+            check_stage(recipe, stage, flags)
 
 
 def _recipe_options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -122,6 +135,11 @@ def _recipe_options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]
     options, flags = parser.parse_known_args(arguments)
     if options.ckpt_path not in (None, "last"):
         raise UserError("a recipe resumes with --ckpt_path last; to start from a checkpoint use --model.init_from")
+    if int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1:
+        raise UserError(
+            "a recipe is one process, which starts others itself (--trainer.devices): a launcher's processes "
+            "take the stages one by one, fit --config STAGE.yaml --run_dir FOLDER"
+        )
     if values_of(flags, "--run_dir"):
         raise UserError("--run_dir is an option of a single stage; a recipe's runs are in logs/NAME: give --name")
     return options, flags
@@ -144,15 +162,20 @@ def _new(recipe: Recipe, stages: list[Stage], options: argparse.Namespace, flags
     sources: dict[str, list[str]] = {}
     for stage in stages:
         missing = [start for start in stage.init_from if start not in names]  # of the others: known when they have run
-        if given and (missing or not stage.init_from):
+        if stage.from_nothing:
+            sources[stage.name] = []
+        elif given and (missing or not stage.init_from):
             sources[stage.name] = given
         else:
             sources[stage.name] = [str(_finished_pretraining(LOGS / name, start)) for start in missing]
+    if given and given not in sources.values():
+        raise UserError(f"--model.init_from {options.init_from}: none of the stages {', '.join(names)} starts from it")
     folder = new_run(name)
     config = {
         "stages": [{"name": stage.name, "init_from": stage.init_from} for stage in stages],
         "test": recipe.test,
         "recipe": str(recipe.path),
+        "configs": [str(path) for path in recipe.extra],
         "flags": flags,
         "sources": sources,
     }
@@ -169,10 +192,12 @@ def _resumed(recipe: Recipe, options: argparse.Namespace, flags: list[str]) -> R
     sources = config.get("sources")
     if not isinstance(sources, dict) or not set(sources) <= set(known):
         raise UserError(f"--ckpt_path last: {folder} is not a run of {recipe.path}; leave it out to start a new run")
-    if config.get("flags") != flags:
-        print(f"== resumed with other flags than before: {config.get('flags')} -> {flags}", flush=True)
-    # of an older version: a path or none
-    return Run(recipe, folder, {name: names_in(source) for name, source in sources.items()}, flags)
+    if options.stages and {stage.name for stage in _chosen(recipe, options.stages)} != set(sources):
+        raise UserError(f"--stages {options.stages}: {folder}, which is resumed, has the stages {', '.join(sources)}")
+    for what, now in (("flags", flags), ("configs", [str(path) for path in recipe.extra])):
+        if config.get(what) != now:
+            print(f"== resumed with other {what} than before: {config.get(what)} -> {now}", flush=True)
+    return Run(recipe, folder, sources, flags)
 
 
 def _finished_pretraining(root: Path, stage: str) -> Path:
