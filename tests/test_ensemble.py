@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,7 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import SUBJECTS, Command, Endless, Files, Trained, multilabel_rows, read, tiny_options
+from conftest import (
+    SUBJECTS,
+    Command,
+    Endless,
+    Files,
+    Trained,
+    labeled_rows,
+    multilabel_rows,
+    read,
+    tiny_options,
+    write_csv,
+)
 from sklearn.metrics import f1_score
 
 import lit_sft
@@ -212,7 +224,7 @@ def test_a_validation_measures_the_mean(runs: Runs, files: Files, cli: Command) 
 def test_mistakes_are_told_in_one_line(runs: Runs, trained: Trained, files: Files, cli: Command) -> None:
     plain, other, _ = runs.copies()
     elsewhere = tiny_options(files, "finetune")
-    elsewhere["data"]["test"] = str(files.val)  # type: ignore[index]
+    elsewhere["data"]["test"] = str(write_csv(Path("elsewhere.csv"), labeled_rows(10, 9)))  # type: ignore[index]
     two = tiny_options(files, "finetune")
     lines = [line for line in files.train.read_text().splitlines() if not line.endswith("wood")]
     Path("two.csv").write_text("\n".join(lines))
@@ -220,7 +232,7 @@ def test_mistakes_are_told_in_one_line(runs: Runs, trained: Trained, files: File
     for name, options in (("elsewhere", elsewhere), ("two", two)):
         Path(f"{name}.yaml").write_text(yaml.safe_dump(options, sort_keys=False))
         steps = ("--trainer.max_steps", "2", "--run_dir", name)
-        with pytest.warns() if name == "two" else _nothing():
+        with pytest.warns(UserWarning, match="transductive") if name == "two" else nullcontext():
             assert cli("fit", "--config", f"{name}.yaml", *steps).code == 0
     cases = [
         (("test",), f"{plain},{trained.pretrain}", "a pretraining checkpoint can't classify"),
@@ -243,12 +255,6 @@ def test_mistakes_are_told_in_one_line(runs: Runs, trained: Trained, files: File
     assert cli("test", "--ckpt_path", f"{plain},elsewhere", "--data.test", files.test).code == 0
     with pytest.raises(UserError, match="one checkpoint at least"):
         lit_sft.load([])
-
-
-def _nothing() -> Any:
-    from contextlib import nullcontext
-
-    return nullcontext()
 
 
 def made_up(names: list[str], probabilities: list[list[float]], labels: list[int], clean: Any) -> Predictions:
