@@ -23,7 +23,7 @@ from lit_sft.evaluation.passes import Evaluation
 from lit_sft.evaluation.tested import Tested, clean_targets, gather
 from lit_sft.models import Encoder, LSTMEncoder, LSTMState, Network
 from lit_sft.objectives import MLE, Objective, Supervised
-from lit_sft.optim import Schedule, WarmupCosine, build_optimizer, clip_gradients, steps_of_fit, take_options
+from lit_sft.optim import Schedule, WarmupCosine, build_optimizer, clip_gradients, steps_of_fit, take_options, unscales
 from lit_sft.random_states import go_on_drawing, random_states
 from lit_sft.ranks import of_all_ranks, of_this_rank, weighted
 from lit_sft.starting import InitFrom, read_sources
@@ -186,9 +186,7 @@ class LitSFT(StepRates):
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip as the Trainer is told, and log the gradient's norm from before."""
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
-            # The gradient is still scaled, and only Lightning says why it can't be clipped then.
+        if unscales(optimizer, self.trainer.precision_plugin):  # only Lightning says why they can't be clipped then
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         norm = clip_gradients(optimizer, gradient_clip_val or 0.0, by_value=gradient_clip_algorithm == "value")

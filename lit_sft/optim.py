@@ -167,6 +167,11 @@ def fuse(optimizer: Optimizer) -> Optimizer:
     return optimizer
 
 
+def unscales(optimizer: Optimizer, precision: Any) -> bool:
+    """Whether the optimizer unscales gradients itself, and not Lightning's ``precision`` plugin before all others."""
+    return getattr(precision, "scaler", None) is not None and getattr(optimizer, "_step_supports_amp_scaling", False)
+
+
 def clip_gradients(optimizer: Optimizer, limit: float, by_value: bool) -> Tensor | None:
     """Clip the gradients of an optimizer's parameters and return their norm from before; None where there are none.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_sft.errors import UserError
+from lit_sft.optim import unscales
 
 
 class L2Start(L.Callback):
@@ -42,8 +43,7 @@ class L2Start(L.Callback):
             raise UserError("L2Start: the encoder is frozen and stays as it was anyway: leave the callback out")
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-        if scaled and any(getattr(optimizer, "_step_supports_amp_scaling", False) for optimizer in trainer.optimizers):
+        if any(unscales(optimizer, trainer.precision_plugin) for optimizer in trainer.optimizers):
             raise UserError("L2Start: under 16-mixed an optimizer with fused: true hides its gradients: leave it out")
         weights = dict(_encoder(module).named_parameters())
         if not self._start:

@@ -6,6 +6,7 @@ import dataclasses
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cached_property
 from typing import Generic, Literal, Self, TypeVar, cast, get_args
 
 import numpy as np
@@ -77,7 +78,7 @@ class BatchDataset(Dataset[BatchT], ABC, Generic[BatchT]):
         """
         self.rank, self.world_size = rank, world_size
 
-    @property
+    @cached_property
     def order(self) -> int:
         """A number that the documents, in their order, and the seed give: the same one, the same arrangements."""
         return zlib.crc32(self.tokens.keys.tobytes(), self.seed & 0xFFFFFFFF)
