@@ -16,6 +16,7 @@ from lit_sft.models.heads import num_outputs
 from lit_sft.objectives import AT, VAT, EntMin, Mixed, PseudoLabels, Supervised, Term
 from lit_sft.objectives import vat as vat_module
 from lit_sft.objectives.divergence import entropy, kl_divergence
+from lit_sft.objectives.known import is_float16
 from lit_sft.objectives.reading import Reading, random_unit, unit
 from lit_sft.objectives.term import Step
 
@@ -254,9 +255,9 @@ def test_float16_alone_is_too_narrow_for_gradients() -> None:
     found = []
     for dtype in (torch.float16, torch.bfloat16):
         with torch.autocast("cpu", dtype):
-            found.append(reading.narrow)
+            found.append(is_float16(reading.embeds))
     assert found == [True, False]
-    assert not reading.narrow
+    assert not is_float16(reading.embeds)
 
 
 def test_directions_are_those_of_float32_under_bfloat16() -> None:

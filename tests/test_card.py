@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Command, Configs, Files, labeled_rows, read, write_csv
+from conftest import Command, Configs, Files, Fit, labeled_rows, read, write_csv
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_sft.data import card as module
@@ -159,3 +159,15 @@ def test_a_dry_run_shows_the_card_and_leaves_nothing(cli: Command, configs: Conf
     assert "documents that repeat the words of another: none" in shown.log
     assert not Path("logs").exists()
     assert read(configs.pretrain)["model"]["stage"] == "pretrain"
+
+
+@pytest.mark.parametrize(
+    ("precision", "slowness", "told"), [("bf16-mixed", 3.0, True), ("bf16-mixed", 0.3, False), ("32-true", 3.0, False)]
+)
+def test_a_precision_that_this_cpu_has_no_instructions_for_is_told(
+    precision: str, slowness: float, told: bool, fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lit_sft.callbacks.card.bfloat16_slowness", lambda: slowness)
+    result = fit("--trainer.accelerator", "cpu", "--trainer.precision", precision, "--trainer.fast_dev_run", "true")
+    assert result.code == 0
+    assert ("bf16-mixed is slow here: this CPU takes 3.0 times as long" in result.log) == told

@@ -119,6 +119,15 @@ def test_env_tells_what_a_bug_report_needs(cli: Command, shared_cache: Path) -> 
     assert all(name in result.out for name in ("python", "torch", "lightning", "cores", "precision", str(shared_cache)))
 
 
+@pytest.mark.parametrize(("slowness", "told"), [(3.0, "slow, a matrix product takes 3.0 times as long"), (0.3, "yes")])
+def test_env_tells_where_bfloat16_is_slow(
+    slowness: float, told: str, cli: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("lit_sft.environment.bfloat16_slowness", lambda: slowness)
+    assert f"bf16-mixed: {told};" in cli("env").out
+
+
 def test_debug_shows_the_traceback_of_a_mistake(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIT_SFT_DEBUG", "1")
     result = cli("fit", "--config", "absent.yaml")

@@ -17,7 +17,7 @@ from lit_sft.recipes import run as recipes
 from lit_sft.recipes.file import recipe_in
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
+READMES = [ROOT / "README.md", ROOT / "scripts/results/README.md"]
 CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/**/*.yaml"))
 STAGES = [path for path in CONFIGS if re.fullmatch(r"configs/(?!(?:data|model|trainer|logger|debug)/)[^/]+/.*", path)]
 RUNNABLE = [path for path in CONFIGS if path.count("/") == 1] + STAGES  # recipes, and stages on their own
@@ -137,14 +137,15 @@ def test_files_named_in_a_config_s_comments_exist(path: str) -> None:
     assert missing_files("\n".join(re.findall(r"#.*", (ROOT / path).read_text(encoding="utf-8")))) == []
 
 
-def test_files_named_in_the_readme_exist() -> None:
-    assert missing_files(README.read_text(encoding="utf-8")) == []
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.parent.name)
+def test_files_named_in_a_readme_exist(readme: Path) -> None:
+    assert missing_files(readme.read_text(encoding="utf-8")) == []
 
 
 def test_every_fit_of_a_config_in_the_readme_parses(parse: Parse) -> None:
     commands = [
         command
-        for command in fit_commands(README.read_text(encoding="utf-8"))
+        for command in fit_commands(READMES[0].read_text(encoding="utf-8"))
         if set(command) & set(CONFIGS) and not any(Path(word).stem == "mine" for word in command)
     ]
     assert commands

@@ -1,4 +1,4 @@
-"""The data card at the start of a fit."""
+"""What a user should know at the start of a fit: the data card, and a precision that is slow here."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_sft.data.card import data_card
+from lit_sft.environment import SLOW, bfloat16_slowness
 from lit_sft.tensorboard_text import log_text
 
 
 class ShowData(L.Callback):
-    """Tells the data card (:mod:`lit_sft.data.card`), to TensorBoard too; with ``fast_dev_run`` as well."""
+    """Tells the data card (:mod:`lit_sft.data.card`), to TensorBoard too; with ``fast_dev_run`` as well.
+
+    And says so where bfloat16 was asked for and the CPU has no instructions for it.
+    """
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -18,3 +22,9 @@ class ShowData(L.Callback):
         card = data_card(trainer.datamodule, "labeled" in module.objective.batches)  # type: ignore
         rank_zero_info(card.text())
         log_text(trainer, "data", card.markdown())
+        on_cpu = trainer.strategy.root_device.type == "cpu"
+        if on_cpu and trainer.precision == "bf16-mixed" and (slowness := bfloat16_slowness()) > SLOW:
+            rank_zero_info(
+                f"--trainer.precision bf16-mixed is slow here: this CPU takes {slowness:.1f} times as long for a matrix "
+                "product as in 32-true"
+            )

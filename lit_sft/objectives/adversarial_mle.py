@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from lit_sft.models.encoder import LSTMState
+from lit_sft.models.encoder import LSTMState, detach_state
 from lit_sft.models.network import Network
 from lit_sft.objectives.at import Direction
 from lit_sft.objectives.base import Loss
+from lit_sft.objectives.known import differentiated, is_float16
 from lit_sft.objectives.mle import MLE, mean_nll
 from lit_sft.objectives.reading import random_unit, unit
 
@@ -19,11 +20,12 @@ class AdversarialMLE(MLE):
     """`MLE` at the token vectors s, plus `weight` times the same at s + r, under the same masks, from the same state.
 
     As `AT` for a classifier: r = norm * g / ||g||, g the gradient of the loss at s, ||g|| over a lane's tokens in the
-    batch (so that `norm` is for `data.bptt` tokens), r a constant to the gradient. A step takes about 2.5 of
-    `MLE`. What is reported as "lm", the penalties, and the state that is carried on are those of the clean pass.
+    batch (so that `norm` is for `data.bptt` tokens), r a constant to the gradient. What is reported as "lm", and the
+    state that is carried on, are those of the clean pass, the penalties those of the other.
 
-    The direction comes from the clean pass's own graph, in the precision of the training: at s itself the gradient is
-    no small difference, unlike `VAT`'s.
+    A step takes twice one of `MLE`: the backward pass through the clean one gives the direction and the step's
+    gradient (`differentiated`), in the precision of the training: at s itself it is no small difference, unlike
+    `VAT`'s. Penalties on the clean pass would want another.
 
     Args:
         norm: of the perturbation, in the units of the token vectors.
@@ -63,12 +65,15 @@ class AdversarialMLE(MLE):
         if self.direction == "random":
             towards = random_unit(reach, embeds)
         else:
-            # of the sum, since a mean over thousands of tokens has gradients that float16 can't hold
-            (gradient,) = torch.autograd.grad(mean * kept, embeds, retain_graph=True)
+            if is_float16(embeds):  # the sum's, since of a mean over thousands of tokens it holds nothing
+                (gradient,) = torch.autograd.grad(mean * kept, embeds, retain_graph=True)
+            else:
+                mean, gradient = differentiated(mean, embeds, network.parameters())
             towards = unit(gradient, reach)
         moved = network.encode(stream, state, masks, embeds + (self.norm * towards).to(embeds.dtype))
         adversarial, _ = mean_nll(network, stream, moved)
-        loss = self.of_mean(mean, kept, stream, encoded)
+        loss = self.of_mean(mean, kept, stream, moved)
+        loss.state = detach_state(encoded.state)
         loss.parts["adversarial_lm"] = adversarial.detach()
         loss.total = loss.total + self.weight * adversarial
         return loss

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_sft.models.network import Network
+from lit_sft.objectives.known import is_float16
 from lit_sft.objectives.reading import Reading, random_unit, unit
 from lit_sft.objectives.term import LABELED, Step, Term
 
@@ -18,8 +19,9 @@ class AT(Term):
     """The supervised loss at s + r, r = norm * g / ||g||, g its gradient at the token vectors s (Miyato et al. 2017).
 
     s is after dropout, and r a constant to the gradient (equations 3 and 4 there); ||g|| is the L2 norm over all of a
-    document's tokens but its last. g is that of the clean pass itself, in the precision of the training: at s it is
-    no small difference, unlike `VAT`'s (on IMDb, bfloat16's has a cosine of 0.999 to float32's).
+    document's tokens but its last. g comes from the step's own backward pass through the clean one, in the precision
+    of the training: at s it is no small difference, unlike `VAT`'s (on IMDb, bfloat16's has a cosine of 0.999 to
+    float32's). So a step takes twice a plain one.
 
     Args:
         norm: of the perturbation, in the units of the token vectors: what is large depends on how long these are. (The
@@ -52,9 +54,9 @@ class AT(Term):
         """The direction, (batch, time, embedding_size), each document's of norm 1."""
         if self.direction == "random":
             return random_unit(reading.reach, reading.embeds)
-        if reading.embeds.requires_grad and not reading.narrow:
-            (gradient,) = torch.autograd.grad(step.loss(reading.logits), reading.embeds, retain_graph=True)
-            return unit(gradient, reading.reach)
-        moved = torch.zeros_like(reading.embeds, requires_grad=True)  # in float16, or above frozen token vectors
+        if reading.embeds.requires_grad and not is_float16(reading.embeds):
+            return unit(step.gradient(), reading.reach)
+        # above frozen token vectors, or in float16, where a sure prediction's gradient is zero
+        moved = torch.zeros_like(reading.embeds, requires_grad=True)
         (gradient,) = torch.autograd.grad(step.loss(reading.perturbed(moved, exact=True)), moved)
         return unit(gradient, reading.reach)

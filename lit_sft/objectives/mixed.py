@@ -68,13 +68,14 @@ class Mixed(Supervised):
         documents = batch[LABELED]
         diagnose = self.diagnose_every > 0 and self.step % self.diagnose_every == 0
         step = Step(network, batch, state, lambda logits: self.loss(logits, documents.labels), diagnose)
-        loss = self.of_reading(step.reading(LABELED))
+        reading = step.reading(LABELED)
+        found = [term(step) for term in self.terms]  # before the supervised loss, whose gradients they may make known
+        loss = self.of_reading(reading, step.supervised)
         loss.shares = [(loss.total, loss.weight)]
         unlabeled: list[Tensor] = []  # by what the terms read
         rest = [loss.total]
-        for term in self.terms:
-            found = term(step)
-            value, count = found if isinstance(found, tuple) else (found, loss.weight)
+        for term, value in zip(self.terms, found, strict=True):
+            value, count = value if isinstance(value, tuple) else (value, loss.weight)
             loss.parts[term.name] = value.detach()
             value = term.factor(self.step) * value
             loss.shares.append((value, count))

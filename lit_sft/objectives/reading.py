@@ -54,11 +54,6 @@ class Reading:
             return self.network.logits(encoded.hidden, self.documents.attention_mask, self.masks)
 
     @property
-    def narrow(self) -> bool:
-        """Whether what is computed now is in float16, where the gradients of sure predictions are zero."""
-        return self.autocast and torch.get_autocast_dtype(self.embeds.device.type) == torch.float16
-
-    @property
     def autocast(self) -> bool:
         """Whether what is computed now is of a lower precision than the parameters."""
         return torch.is_autocast_enabled(self.embeds.device.type)

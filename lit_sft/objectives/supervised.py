@@ -81,10 +81,10 @@ class Supervised(Objective):
         """`batch["labeled"]`: input_ids, attention_mask (batch, time), labels as for `loss`. There is no state."""
         return self.of_reading(Reading.of(network, batch["labeled"]))
 
-    def of_reading(self, reading: Reading) -> Loss:
-        """The loss of labeled documents that are read already."""
+    def of_reading(self, reading: Reading, supervised: Tensor | None = None) -> Loss:
+        """The loss of labeled documents that are read already; `supervised`: what `loss` said of them, if it did."""
         logits, labels = at_least_float32(reading.logits), reading.documents.labels  # the weight is a count
-        total = self.loss(logits, labels)
+        total = self.loss(logits, labels) if supervised is None else supervised
         weight = self._document_weights(logits, labels).sum()
         parts = {"supervised": total.detach()}
         if self.penalties.on:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lit_sft.models.encoder import LSTMState
 from lit_sft.models.network import Network
+from lit_sft.objectives.known import differentiated
 from lit_sft.objectives.reading import Reading
 
 LABELED, DOCUMENTS, STREAM = "labeled", "unlabeled_documents", "unlabeled"
@@ -37,12 +38,31 @@ class Step:
         self.network, self.batch, self.state, self.loss, self.diagnose = network, batch, state, loss, diagnose
         self.parts: dict[str, Tensor] = {}  # detached scalars to be logged, by name
         self._readings: dict[str, Reading] = {}
+        self._supervised: Tensor | None = None
+        self._gradient: Tensor | None = None
 
     def reading(self, kind: str) -> Reading:
         """The clean pass over the documents of a kind, `LABELED` or `DOCUMENTS`: one a step, whoever asks for it."""
         if kind not in self._readings:
             self._readings[kind] = Reading.of(self.network, self.batch[kind])
         return self._readings[kind]
+
+    @property
+    def supervised(self) -> Tensor:
+        """The supervised loss of the clean pass over the labeled documents, a scalar."""
+        if self._supervised is None:
+            self._supervised = self.loss(self.reading(LABELED).logits)
+        return self._supervised
+
+    def gradient(self) -> Tensor:
+        """The gradient of `supervised` at its token vectors, (batch, time, embedding_size).
+
+        The backward pass that it takes is the one of the step: `supervised` knows its gradients from here on.
+        """
+        if self._gradient is None:
+            embeds, parameters = self.reading(LABELED).embeds, self.network.parameters()
+            self._supervised, self._gradient = differentiated(self.supervised, embeds, parameters)
+        return self._gradient
 
 
 class Term(ABC):

@@ -32,7 +32,7 @@ from lightning.pytorch.callbacks import Callback
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.main import main as lit_sft
 from lit_sft.models import ClassifierHead, LMHead, LSTMEncoder, Network
-from lit_sft.objectives import MLE, Objective, Probe, Supervised
+from lit_sft.objectives import AT, MLE, AdversarialMLE, Mixed, Objective, Probe, Supervised
 
 WORDS, DOCUMENTS, MEAN_LENGTH = 30_000, 6_000, 240
 WARMUP = 5
@@ -163,10 +163,14 @@ def parts(data: TextDataModule, configs: dict[str, dict[str, Any]], steps: int, 
     show("adaptive softmax, forward and backward", "lm", median_seconds(softmax, streams))
     show("clipping and fused AdamW", "lm", median_seconds(lambda _: loop.update(), streams))
     show("the whole step", "lm", median_seconds(loop.step, streams))
+    adversarial = Loop(AdversarialMLE(), loop.network, "unlabeled", dtype)
+    show("adversarially trained, the whole step", "lm", median_seconds(adversarial.step, streams))
     print("classifier")
     show("a batch of documents is made", "classifier", median_seconds(lambda i: documents[i], list(range(count))))
     loop = Loop(Supervised(), network_of(configs["finetune"], vocab_size, "classifier"), "labeled", dtype)
     show("the whole step", "classifier", median_seconds(loop.step, labeled))
+    adversarial = Loop(Mixed([AT()], diagnose_every=0), loop.network, "labeled", dtype)
+    show("with AT, the whole step", "classifier", median_seconds(adversarial.step, labeled))
     loop.network.backprop_tokens = 100
     show("gradients through the last 100 tokens alone", "classifier", median_seconds(loop.step, labeled))
     loop.network.backprop_tokens = None

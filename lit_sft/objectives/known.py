@@ -1,0 +1,53 @@
+"""A loss that is differentiated once for two uses: where its documents are to be moved to, and what it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def differentiated(loss: Tensor, at: Tensor, parameters: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """The gradient of a scalar loss at `at`, and the loss once more, with that at the parameters known already.
+
+    A backward pass through an LSTM yields both at the price of one, and is what adversarial training takes twice else:
+    for the perturbation, which is needed before the second pass, and for the step. What is returned has the value and
+    the gradients of `loss`, at any factor, and its own backward pass costs nothing. `loss` can still be differentiated.
+
+    Not under float16 (`is_float16`), whose gradients need a scale that is not known here.
+
+    Args:
+        loss: scalar.
+        at: what `loss` was computed from, any shape.
+        parameters: those of them that are trained are the ones that the returned loss trains.
+
+    Returns:
+        The loss (scalar), and its gradient (the shape of `at`).
+    """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    with torch.autocast(at.device.type, enabled=False):  # each operation goes back in the precision that it had
+        found = torch.autograd.grad(loss, [at, *trained], retain_graph=True, allow_unused=True, materialize_grads=False)
+    pairs = [(p, gradient) for p, gradient in zip(trained, found[1:], strict=True) if gradient is not None]
+    known: Tensor = _Known.apply(loss.detach(), [gradient for _, gradient in pairs], *(p for p, _ in pairs))
+    return known, torch.zeros_like(at) if found[0] is None else found[0]
+
+
+def is_float16(x: Tensor) -> bool:
+    """Whether what is computed now on the device of `x` is in float16, which has no room for small gradients."""
+    kind = x.device.type
+    return torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+
+
+class _Known(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(factor * gradient for gradient in ctx.gradients)

@@ -1,0 +1,116 @@
+"""One backward pass for the perturbation and the step: the same gradients as two, from as many passes as it says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from toy_network import Batch, batch, build
+
+from lit_sft.models import Network
+from lit_sft.models.encoder import EncoderOutput
+from lit_sft.objectives import AT, AdversarialMLE, EntMin, Mixed, Objective, Supervised
+from lit_sft.objectives.divergence import entropy
+from lit_sft.objectives.known import differentiated
+from lit_sft.objectives.mle import mean_nll
+from lit_sft.objectives.penalties import Penalties
+from lit_sft.objectives.reading import Reading, unit
+
+DROPOUTS = {"encoder": {"embedding_dropout": 0.3, "hidden_dropout": 0.3, "weight_dropout": 0.3, "word_dropout": 0.2}}
+
+
+def gradients(loss: Tensor, network: Network) -> list[Tensor | None]:
+    network.zero_grad(set_to_none=True)
+    loss.backward()
+    return [None if p.grad is None else p.grad.clone() for p in network.parameters()]
+
+
+def found(objective: Objective, network: Network, documents: Batch) -> tuple[Tensor, list[Tensor | None]]:
+    """The loss of one step, and its gradients."""
+    torch.manual_seed(3)
+    total = objective(network, {"labeled": documents, "unlabeled": documents}, None).total
+    return total.detach(), gradients(total, network)
+
+
+@pytest.mark.parametrize("factor", [1.0, -0.25])
+def test_a_loss_that_knows_its_gradients_has_the_value_and_the_gradients_of_the_loss(factor: float) -> None:
+    x = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    weights = [torch.randn(3, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    frozen, unused = torch.ones(3, dtype=torch.float64), torch.ones(1, requires_grad=True)
+
+    def loss() -> Tensor:
+        return (weights[0] * x).sin().sum() + (weights[1] * frozen).exp().sum() * weights[2].prod()
+
+    known, at_x = differentiated(loss(), x, [*weights, frozen, unused])
+    assert torch.equal(known, loss())
+    expected = torch.autograd.grad(loss(), [x, *weights])
+    assert torch.equal(at_x, expected[0])
+    (factor * known).backward()
+    for weight, gradient in zip(weights, expected[1:], strict=True):
+        torch.testing.assert_close(weight.grad, factor * gradient)
+    assert x.grad is frozen.grad is unused.grad is None
+
+
+def test_a_loss_of_other_things_has_no_gradient_there() -> None:
+    x, weight = torch.ones(2, requires_grad=True), torch.ones(1, requires_grad=True)
+    assert torch.equal(differentiated(weight.sum(), x, [weight])[1], torch.zeros(2))
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.5])
+def test_a_step_of_at_has_the_gradients_of_two_backward_passes(penalty: float) -> None:
+    """And terms that read the clean pass beside it still go back through it, as its penalties do."""
+    network, documents = build(**DROPOUTS).train(), batch()
+    terms = [AT(norm=0.7, weight=0.4), EntMin(weight=0.3, unlabeled=False)]
+    objective = Mixed(terms, activation_penalty=penalty)
+    total, ours = found(objective, network, documents)
+
+    torch.manual_seed(3)
+    reading, loss = Reading.of(network, documents), Supervised().loss
+    clean = loss(reading.logits, documents.labels)
+    (gradient,) = torch.autograd.grad(clean, reading.embeds, retain_graph=True)
+    moved = loss(reading.perturbed(0.7 * unit(gradient, reading.reach)), documents.labels)
+    expected = clean + 0.4 * moved + 0.3 * entropy(reading.logits).mean()
+    expected = Penalties(penalty, 0.0).add(expected, {}, reading.encoded, documents.attention_mask)
+    torch.testing.assert_close(total, expected.detach())
+    for a, b in zip(ours, gradients(expected, network), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_step_of_the_adversarial_lm_has_the_gradients_of_two_backward_passes() -> None:
+    network, stream = build(**DROPOUTS).train(), batch()
+    total, ours = found(AdversarialMLE(norm=0.7, weight=0.4, temporal_penalty=0.5), network, stream)
+
+    torch.manual_seed(3)
+    state = network.encoder.initial_state(4)
+    masks = network.draw_masks(*stream.input_ids.shape)
+    embeds = network.encoder.embed(stream.input_ids, masks.encoder)
+    clean, _ = mean_nll(network, stream, network.encode(stream, state, masks, embeds))
+    (gradient,) = torch.autograd.grad(clean, embeds, retain_graph=True)
+    reach = stream.attention_mask.unsqueeze(-1)
+    encoded = network.encode(stream, state, masks, embeds + 0.7 * unit(gradient, reach))
+    expected = clean + 0.4 * mean_nll(network, stream, encoded)[0]
+    expected = Penalties(0.0, 0.5).add(expected, {}, encoded, stream.attention_mask)
+    torch.testing.assert_close(total, expected.detach())
+    for a, b in zip(ours, gradients(expected, network), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("objective", [Mixed([AT()]), AdversarialMLE(activation_penalty=1.0, temporal_penalty=1.0)])
+def test_each_of_a_step_s_two_passes_goes_back_once(objective: Objective, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, back, encode = build().train(), [0, 0], Network.encode
+    passes = iter(range(2))
+
+    def counted(self: Network, *given: Any) -> EncoderOutput:
+        number, encoded = next(passes), encode(self, *given)
+
+        def count(gradient: Tensor) -> None:
+            back[number] += 1
+
+        encoded.hidden.register_hook(count)
+        return encoded
+
+    monkeypatch.setattr(Network, "encode", counted)
+    found(objective, network, batch())
+    assert back == [1, 1]
