@@ -58,10 +58,11 @@ def test_a_loss_of_other_things_has_no_gradient_there() -> None:
     assert torch.equal(differentiated(weight.sum(), x, [weight])[1], torch.zeros(2))
 
 
-@pytest.mark.parametrize("penalty", [0.0, 0.5])
-def test_a_step_of_at_has_the_gradients_of_two_backward_passes(penalty: float) -> None:
+@pytest.mark.parametrize(("penalty", "tail"), [(0.0, None), (0.5, None), (0.0, 2)])
+def test_a_step_of_at_has_the_gradients_of_two_backward_passes(penalty: float, tail: int | None) -> None:
     """And terms that read the clean pass beside it still go back through it, as its penalties do."""
     network, documents = build(**DROPOUTS).train(), batch()
+    network.backprop_tokens = tail
     terms = [AT(norm=0.7, weight=0.4), EntMin(weight=0.3, unlabeled=False)]
     objective = Mixed(terms, activation_penalty=penalty)
     total, ours = found(objective, network, documents)
@@ -78,14 +79,21 @@ def test_a_step_of_at_has_the_gradients_of_two_backward_passes(penalty: float) -
         torch.testing.assert_close(a, b)
 
 
-def test_a_step_of_the_adversarial_lm_has_the_gradients_of_two_backward_passes() -> None:
-    network, stream = build(**DROPOUTS).train(), batch()
+@pytest.mark.parametrize("head", [{}, {"loss_chunk": 7}, {"tie_weights_up_to": 0, "adaptive_cutoffs": [4, 8]}])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_step_of_the_adversarial_lm_has_the_gradients_of_two_backward_passes(
+    head: dict[str, Any], frozen: bool
+) -> None:
+    network, stream = build(lm=head, **DROPOUTS).train(), batch()
+    network.encoder.embedding.weight.requires_grad_(not frozen)
     total, ours = found(AdversarialMLE(norm=0.7, weight=0.4, temporal_penalty=0.5), network, stream)
 
     torch.manual_seed(3)
     state = network.encoder.initial_state(4)
     masks = network.draw_masks(*stream.input_ids.shape)
     embeds = network.encoder.embed(stream.input_ids, masks.encoder)
+    if frozen:
+        embeds.requires_grad_()
     clean, _ = mean_nll(network, stream, network.encode(stream, state, masks, embeds))
     (gradient,) = torch.autograd.grad(clean, embeds, retain_graph=True)
     reach = stream.attention_mask.unsqueeze(-1)

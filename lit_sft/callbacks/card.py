@@ -23,8 +23,8 @@ class ShowData(L.Callback):
         rank_zero_info(card.text())
         log_text(trainer, "data", card.markdown())
         on_cpu = trainer.strategy.root_device.type == "cpu"
-        if on_cpu and trainer.precision == "bf16-mixed" and (slowness := bfloat16_slowness()) > SLOW:
+        if on_cpu and trainer.precision.startswith("bf16") and (slowness := bfloat16_slowness()) > SLOW:
             rank_zero_info(
-                f"--trainer.precision bf16-mixed is slow here: this CPU takes {slowness:.1f} times as long for a matrix "
-                "product as in 32-true"
+                f"--trainer.precision {trainer.precision} is slow here: a matrix product takes this CPU {slowness:.1f} "
+                "times as long as in 32-true"
             )

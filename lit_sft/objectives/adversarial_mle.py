@@ -23,7 +23,7 @@ class AdversarialMLE(MLE):
     batch (so that `norm` is for `data.bptt` tokens), r a constant to the gradient. What is reported as "lm", and the
     state that is carried on, are those of the clean pass, the penalties those of the other.
 
-    A step takes twice one of `MLE`: the backward pass through the clean one gives the direction and the step's
+    A step takes twice one of `MLE` (under 16-mixed more): the backward pass through the clean one gives the direction and the step's
     gradient (`differentiated`), in the precision of the training: at s itself it is no small difference, unlike
     `VAT`'s. Penalties on the clean pass would want another.
 
@@ -70,10 +70,12 @@ class AdversarialMLE(MLE):
             else:
                 mean, gradient = differentiated(mean, embeds, network.parameters())
             towards = unit(gradient, reach)
+        after = detach_state(encoded.state)
+        del encoded  # and with it what the clean pass keeps for a backward pass that there won't be
         moved = network.encode(stream, state, masks, embeds + (self.norm * towards).to(embeds.dtype))
         adversarial, _ = mean_nll(network, stream, moved)
         loss = self.of_mean(mean, kept, stream, moved)
-        loss.state = detach_state(encoded.state)
+        loss.state = after
         loss.parts["adversarial_lm"] = adversarial.detach()
         loss.total = loss.total + self.weight * adversarial
         return loss

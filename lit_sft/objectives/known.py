@@ -36,18 +36,19 @@ def differentiated(loss: Tensor, at: Tensor, parameters: Iterable[Tensor]) -> tu
 
 
 def is_float16(x: Tensor) -> bool:
-    """Whether what is computed now on the device of `x` is in float16, which has no room for small gradients."""
+    """Whether what is computed now of `x` is in float16, which has no room for small gradients."""
     kind = x.device.type
-    return torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+    autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+    return autocast or x.dtype == torch.float16
 
 
 class _Known(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
-        ctx.gradients = gradients
+        ctx.save_for_backward(*gradients)  # gone after the backward pass, as an attribute would not be
         return value.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *(factor * gradient for gradient in ctx.gradients)
+        return None, None, *(factor * gradient for gradient in ctx.saved_tensors)
