@@ -6,12 +6,12 @@
 One cell is one row (method) at one label count and one seed. Methods are what the search file names: ``tfidf…`` is the
 linear model, ``scratch`` a network that starts from nothing, any other a network that starts from ``--init_from``, or
 from the ``model.init_from`` that its own options give (so that objectives, or pretrainings, can be compared as well).
- A seed draws the subset, the initial weights and the
-order. For each method and label count the grid of the search file is run first, on the first ``search_seeds`` seeds,
-and the mean validation figure of ``--metric`` chooses; every method's grid has the same number of points and reads the
-same validation data. (The config's ``checkpoint.monitor`` chooses a run's epoch.) The chosen options then run on every
-seed, and only these runs are tested. Each run is an ordinary ``lit_sft fit`` and ``test``, called in this process with
-flags that are printed, so any cell can be repeated by hand.
+A seed draws the subset, the initial weights and the order. For each method and label count the grid of the search file
+is run first, on the first ``search_seeds`` seeds, and the mean validation figure of ``--metric`` chooses; every
+method's grid has the same number of points and reads the same validation data. (The config's ``checkpoint.monitor``
+chooses a run's epoch.) The chosen options then run on every seed, and only these runs are tested. Each run is an
+ordinary ``lit_sft fit`` and ``test``, called in this process with flags that are printed, so any cell can be repeated
+by hand.
 
 The CSV grows by a line a run and is read at the start: what is there is not run again. Two calls for different
 ``--methods`` or ``--labels`` may run side by side. Every tested run, the linear model's too, leaves its predictions in
@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import csv
 import functools
-import io
 import itertools
 import json
 import shutil
@@ -37,19 +36,21 @@ import numpy as np
 import yaml
 from contamination import data_options
 from paired import error_intervals, predictions_file
-from report import intervals_file, table
+from report import in_one_line, intervals_file, read_lines, rows_tested, table, write_figures
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
 
-from lit_sft.atomic import write_atomically
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.data.tokens import TokenArray
+from lit_sft.errors import UserError
 from lit_sft.evaluation.predictions import FILE, Predictions, read_predictions
+from lit_sft.evaluation.weighted import weighted_figures
+from lit_sft.evaluation.weighted_multilabel import weighted_multilabel_figures
 from lit_sft.main import main as lit_sft
-from lit_sft.runs import LOGS, new_run, versions
+from lit_sft.runs import new_run
 
-CELL = ("method", "labels", "val", "seed", "options")
+CELL = ("method", "labels", "val", "seed", "options", "start")  # start: --init_from, where the method takes it
 FIELDS = (*CELL, "val_macro_f1", "val_accuracy", "test_macro_f1", "test_accuracy", "run")
 INTERVAL_FIELDS = (
     *("labels", "val", "method", "seeds", "documents"),
@@ -75,19 +76,18 @@ class Plan:
     grids: dict[str, list[Options]]  # by method, in the order of the file
 
 
-def read_lines(path: Path) -> list[dict[str, str]]:
-    """The lines of a CSV, or none where there is no file yet."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 def append_line(path: Path, row: dict[str, str]) -> None:
-    """Append a line to a CSV, under a header if it is the first, before the next run starts; its columns stay."""
+    """Append a line to a CSV, under a header if it is the first, before the next run starts; its columns stay.
+
+    Raises:
+        UserError: its last line was cut off.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.is_file()
-    columns = row if new else next(csv.reader(path.read_text(encoding="utf-8").splitlines()))
+    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    new = not before
+    if not new and not before.endswith("\n"):
+        raise UserError(f"{path}: its last line is cut off: take it out")
+    columns = row if new else next(csv.reader(before.splitlines()))
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(columns), lineterminator="\n", extrasaction="ignore")
         if new:
@@ -105,7 +105,8 @@ class Results:
     def find(self, tested: bool, **cell: Any) -> dict[str, str] | None:
         wanted = {key: str(value) for key, value in cell.items()}
         for row in self.rows:
-            if all(row[k] == v for k, v in wanted.items()) and (not tested or row["test_macro_f1"]):
+            # an older file has no column for where its rows started
+            if all(row.get(k, v) == v for k, v in wanted.items()) and (not tested or row["test_macro_f1"]):
                 return row
         return None
 
@@ -135,13 +136,10 @@ class Cells:
             data = self.data(seed, subsets["labels_per_class"], subsets["val_labels_per_class"])
             figures = linear_model(data, options, folder, ("val", "test") if test else ("val",))
         else:
-            flags = [f"--data.{key}={value}" for key, value in subsets.items() if value is not None]
-            flags += as_flags(options)
+            flags = as_flags({f"data.{key}": value for key, value in subsets.items()} | options)
             flags.append(f"--seed_everything={seed}")
-            if method != "scratch" and "model.init_from" not in options:
-                if self.arguments.init_from is None:
-                    raise SystemExit(f"{method} starts from a pretraining: give --init_from")
-                flags.append(f"--model.init_from={self.arguments.init_from}")
+            if start := self.start(method, options):
+                flags.append(f"--model.init_from={start}")
             configs = [part for path in self.arguments.config for part in ("--config", str(path))]
             folder = run_network([*configs, *flags], name, test)
             record = record_of(folder)
@@ -149,6 +147,19 @@ class Cells:
             figures = {f"{split}_{k}": record[split][k] for split in ("val", "test") if split in record for k in SHOWN}
         kept = {k: v for k, v in figures.items() if test or k.startswith("val_")}
         return kept | ({"run": folder} if test else {})
+
+    def cell(self, plan: Plan, method: str, val: str, seed: int, options: Options) -> dict[str, Any]:
+        """What tells a run from others in the CSV."""
+        values = (method, plan.labels, val, seed, json.dumps(options, sort_keys=True), self.start(method, options))
+        return dict(zip(CELL, values, strict=True))
+
+    def start(self, method: str, options: Options) -> str:
+        """The pretraining of ``--init_from``, where a method's run starts from that; else nothing."""
+        if method == "scratch" or method.startswith("tfidf") or "model.init_from" in options:
+            return ""
+        if self.arguments.init_from is None:
+            raise UserError(f"{method} starts from a pretraining: give --init_from")
+        return str(self.arguments.init_from)
 
     def _data(self, seed: int, labels_per_class: int | None, val_labels_per_class: int | None) -> TextDataModule:
         """The data module of the configs, for the methods that read text."""
@@ -172,12 +183,15 @@ def as_flags(options: Options) -> list[str]:
 
 
 def run_network(arguments: list[str], name: str, test: bool) -> Path:
-    """``lit_sft fit`` and, where asked for, ``test``, in this process; returns the run's folder, in ``logs/NAME``."""
+    """``lit_sft fit`` and, where asked for, ``test``, in this process; returns the run's folder, in ``logs/NAME``.
+
+    One that learns nothing goes on to its end: that is its figure.
+    """
     command = ["fit", *arguments, f"--name={name}", "--trainer.enable_progress_bar=false"]
+    command.append("--health.collapse_patience=0")
     print("python -m lit_sft", *command, flush=True)
-    before = versions(LOGS / name)
-    _check(lit_sft(command))
-    (folder,) = [version for version in versions(LOGS / name) if version not in before]
+    folder = new_run(name)
+    _check(lit_sft([*command, f"--run_dir={folder}"]))
     if test:
         _check(lit_sft(["test", "--ckpt_path", str(folder), "--trainer.enable_progress_bar=false"]))
     return folder
@@ -256,7 +270,7 @@ def search(cells: Cells, results: Results, plan: Plan, method: str, val: str) ->
     for options in plan.grids[method]:
         found = []
         for seed in range(plan.search_seeds):
-            cell = {"method": method, "labels": plan.labels, "val": val, "seed": seed, "options": _plain(options)}
+            cell = cells.cell(plan, method, val, seed, options)
             row = results.find(False, **cell)
             if row is None:
                 row = results.add({**cell, **cells.run(plan, method, val, seed, options, test=False)})
@@ -279,7 +293,7 @@ def fill_method(cells: Cells, results: Results, plan: Plan, method: str, val: st
     """The search of one method at one label count, and with what it chose every seed."""
     options = search(cells, results, plan, method, val)
     for seed in range(plan.seeds):
-        cell = {"method": method, "labels": plan.labels, "val": val, "seed": seed, "options": _plain(options)}
+        cell = cells.cell(plan, method, val, seed, options)
         if results.find(True, **cell) is None:
             results.add({**cell, **cells.run(plan, method, val, seed, options, test=True)})
 
@@ -287,29 +301,41 @@ def fill_method(cells: Cells, results: Results, plan: Plan, method: str, val: st
 def write_intervals(out: Path) -> None:
     """``OUT.intervals.csv``: errors with their intervals over documents, made of the predictions of the CSV's runs.
 
-    A line for each label count, validation set and method whose runs' folders are all still there.
+    A line for each label count, validation set and method whose runs are all still there. Lines of others stay, and one
+    that has the difference from ``pretrained`` where it can't be computed any more.
     """
-    runs: dict[tuple[str, str], dict[str, dict[str, Path]]] = {}
-    for row in read_lines(out):
-        if row.get("run"):
-            cell = runs.setdefault((row["labels"], row["val"]), {}).setdefault(row["method"], {})
-            cell[row["seed"]] = Path(row["run"])
-    lines = []
+    runs: dict[tuple[str, str], dict[str, list[Predictions]]] = {}
+    lost: set[tuple[str, str, str]] = set()
+    for row in rows_tested(out):
+        predictions = _predictions(row)
+        if predictions is None:
+            lost.add((row["labels"], row["val"], row["method"]))
+        else:
+            runs.setdefault((row["labels"], row["val"]), {}).setdefault(row["method"], []).append(predictions)
+    lines: dict[tuple[str, str, str], dict[str, Any]] = {
+        (line["labels"], line["val"], line["method"]): line for line in read_lines(intervals_file(out))
+    }
+    before = len(lines)
     for (labels, val), methods in runs.items():
-        there = {m: list(seeds.values()) for m, seeds in methods.items() if all(map(Path.is_dir, seeds.values()))}
-        read = {
-            method: [read_predictions(predictions_file(folder)) for folder in folders]
-            for method, folders in there.items()
-        }
-        for method, figures in error_intervals(read, "pretrained").items():
-            count = {"seeds": len(read[method]), "documents": len(read[method][0])}
-            lines.append({"labels": labels, "val": val, "method": method, **count, **figures})
-    if lines:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, INTERVAL_FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: f"{v:.3f}" if isinstance(v, float) else v for k, v in line.items()} for line in lines)
-        write_atomically(intervals_file(out), text.getvalue())
+        there = {method: read for method, read in methods.items() if (labels, val, method) not in lost}
+        for method, figures in error_intervals(there, "pretrained").items():
+            cell = (labels, val, method)
+            if "minus" in figures or not lines.get(cell, {}).get("minus"):
+                count = {"seeds": len(there[method]), "documents": len(there[method][0])}
+                lines[cell] = {"labels": labels, "val": val, "method": method, **count, **figures}
+    if runs or before:
+        write_figures(intervals_file(out), INTERVAL_FIELDS, lines.values())
+
+
+def _predictions(row: dict[str, str]) -> Predictions | None:
+    """Those of a row's run, if its folder still holds them: another machine's run has a folder of the same name."""
+    file = predictions_file(Path(row["run"])) if row.get("run") else None
+    if file is None or not file.is_file():
+        return None
+    predictions = read_predictions(file)
+    figures = weighted_multilabel_figures if predictions.multilabel else weighted_figures
+    accuracy = figures(predictions, np.ones((len(predictions), 1)), counts_only=True)["accuracy"]
+    return predictions if abs(float(accuracy[0]) - float(row["test_accuracy"])) < 1e-4 else None
 
 
 def plans_in(path: Path, only: list[str] | None = None) -> list[Plan]:
@@ -332,10 +358,6 @@ def plans_in(path: Path, only: list[str] | None = None) -> list[Plan]:
             raise SystemExit(f"{path}, {labels}: every method gets the same search budget, not {sizes}")
         plans.append(Plan(str(labels), content.get("small_val"), content["seeds"], content["search_seeds"], grids))
     return [plan for plan in plans if only is None or plan.labels in only]
-
-
-def _plain(options: Options) -> str:
-    return json.dumps(options, sort_keys=True)
 
 
 def _check(code: int) -> None:
@@ -363,11 +385,13 @@ def main() -> None:
     arguments = parser.parse_args()
     plans = plans_in(arguments.search, arguments.labels)
     if unknown := set(arguments.methods or ()) - {method for plan in plans for method in plan.grids}:
-        raise SystemExit(f"{arguments.search} has no method {', '.join(sorted(unknown))}")
+        raise UserError(f"{arguments.search} has no method {', '.join(sorted(unknown))}")
+    if unknown := set(arguments.labels or ()) - {plan.labels for plan in plans}:
+        raise UserError(f"{arguments.search} has no label count {', '.join(sorted(unknown))}")
     fill(Cells(arguments), Results(arguments.out), plans, arguments.val, arguments.methods)
     write_intervals(arguments.out)
     print(table(arguments.out))
 
 
 if __name__ == "__main__":
-    main()
+    in_one_line(main)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 from baselines import linear_model, record_of, run_network
+from report import in_one_line
 
 from lit_sft.checkpoints import stage_folders
 from lit_sft.data.datamodule import TextDataModule
@@ -76,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    in_one_line(main)

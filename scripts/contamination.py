@@ -15,19 +15,27 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from report import in_one_line
 
 from lit_sft.data.corpus import load_corpus
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.errors import UserError
+from lit_sft.options import GROUPS
 
 
 def data_options(path: Path) -> dict[str, Any]:
     """The data options of a config: in its ``data``, in the file that this names, or all of it."""
     content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    if "data" not in content and "model" in content:
+    if "data" not in content and {*GROUPS, "seed_everything"} & set(content):
         return {}
     options = content.get("data", content)
-    return data_options(path.parent / options) if isinstance(options, str) else dict(options or {})
+    return data_options(path.parent / options) if isinstance(options, str) else with_names(options or {})
+
+
+def with_names(options: dict[str, Any]) -> dict[str, Any]:
+    """Options as the data module takes them: without a header, the names of columns are numbers."""
+    columns = ("text_column", "label_column")
+    return {name: str(value) if name in columns and value is not None else value for name, value in options.items()}
 
 
 def options_of(arguments: list[str]) -> dict[str, Any]:
@@ -36,8 +44,7 @@ def options_of(arguments: list[str]) -> dict[str, Any]:
     for argument in arguments:
         name, is_option, value = argument.partition("=")
         options |= {name: yaml.safe_load(value)} if is_option else data_options(Path(argument))
-    columns = ("text_column", "label_column")  # without a header their names are numbers
-    return {name: str(value) if name in columns and value is not None else value for name, value in options.items()}
+    return with_names(options)
 
 
 def count(options: dict[str, Any]) -> dict[str, Any]:
@@ -58,10 +65,12 @@ def count(options: dict[str, Any]) -> dict[str, Any]:
     return {**corpus.gate.report(), "seconds": {name: round(value, 1) for name, value in seconds.items()}}
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Print the report."""
     if len(sys.argv) < 2 or "--help" in sys.argv:
         raise SystemExit(__doc__)
-    try:
-        print(json.dumps(count(options_of(sys.argv[1:])), indent=2))
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from error
+    print(json.dumps(count(options_of(sys.argv[1:])), indent=2))
+
+
+if __name__ == "__main__":
+    in_one_line(main)

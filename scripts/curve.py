@@ -4,8 +4,9 @@
 
 Reads a CSV of scripts/baselines.py. The table says, for each label count of the pretrained rows, how many labels the
 rows from scratch (or another ``--method``) need for the same mean error: a straight line between the measured points
-over the logarithm of the number, and its 95% interval by drawing the seeds of both anew. Where the curve has no such
-error, the number is only bounded (``>``, ``<``).
+over the logarithm of the number, and its 95% interval by drawing the seeds of both anew. Few seeds make this too
+narrow, as scripts/paired.py says, and one makes none. Where the curve has no such error, the number is only bounded
+(``>``, ``<``).
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from baselines import read_lines
-from report import line, spread
+from report import in_one_line, line, rows_tested, spread
 
 Curve = dict[int, np.ndarray]  # errors in percent, one a seed, by the number of labels in all
 DRAWS = 2_000
@@ -32,8 +32,8 @@ def curves(path: Path, classes: int, everything: int, val: str = "full") -> dict
         val: which validation set chose the options.
     """
     found: dict[str, dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
-    for row in read_lines(path):
-        if row["test_accuracy"] and row["val"] == val:
+    for row in rows_tested(path):
+        if row["val"] == val:
             count = everything if row["labels"] == "all" else classes * int(row["labels"])
             found[row["method"]][count][row["seed"]] = 100 * (1 - float(row["test_accuracy"]))
     return {
@@ -85,7 +85,7 @@ def table(found: dict[str, Curve], method: str) -> str:
         row = [f"{count:,}", spread(errors)]
         row += [spread(found[name][count]) if count in found[name] else "" for name in others]
         shown = [_labels(number, min(found[method]), most) for number in equivalent(errors, found[method])]
-        lines.append(line([*row, f"{shown[0]} [{shown[1]}, {shown[2]}]"]))
+        lines.append(line([*row, shown[0] + (f" [{shown[1]}, {shown[2]}]" if len(errors) > 1 else "")]))
     return "\n".join(lines)
 
 
@@ -134,4 +134,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    in_one_line(main)

@@ -65,14 +65,18 @@ def killed(config: Path, name: str, flags: list[str], moments: Iterator[float], 
     Returns:
         Its folder, and how many of the kills came before it ended.
     """
-    count, resume = 0, False
+    count, resume, before = 0, False, set(_begun(name))
     for after in [*moments, None]:
         code, _ = run(config, name, flags, resume, after, number)
         if code == 0:
             break
         count += 1
-        resume = resume or any(Path("logs", name).glob("version_*/config.yaml"))  # else it had not begun yet
+        resume = resume or bool(set(_begun(name)) - before)  # else it had not begun yet
     return newest(name), count
+
+
+def _begun(name: str) -> Iterator[Path]:
+    return Path("logs", name).glob("version_*/config.yaml")
 
 
 def newest(name: str) -> Path:

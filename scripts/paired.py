@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from report import in_one_line
 from scipy import stats
 
 from lit_sft.checkpoints import stage_folders
@@ -230,13 +231,10 @@ def main() -> None:
     parser.add_argument("b", help="the same to compare it with")
     parser.add_argument("--clean", action="store_true", help="only documents that no run saw a copy of")
     arguments = parser.parse_args()
-    try:
-        both: tuple[Runs, Runs] = side(arguments.a), side(arguments.b)
-        check_same(both[0][0], both[1][0])
-        print(compared(*(clean_parts(*both) if arguments.clean else both)))
-    except UserError as error:
-        raise SystemExit(f"paired.py: {error}") from error
+    both: tuple[Runs, Runs] = side(arguments.a), side(arguments.b)
+    check_same(both[0][0], both[1][0])
+    print(compared(*(clean_parts(*both) if arguments.clean else both)))
 
 
 if __name__ == "__main__":
-    main()
+    in_one_line(main)

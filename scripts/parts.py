@@ -4,7 +4,7 @@
 
 A variant's pretraining is run once (variants that only change the fine-tuning share the recipe's), its fine-tuning for
 each label count and seed. The CSV grows by a line a run and is read at the start: what is there is not run again. Two
-calls with ``--only`` different variants may run side by side.
+calls with ``--only`` different variants may run side by side, once the pretrainings that they share are there.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from baselines import append_line, as_flags, read_lines, record_of, run_network
-from report import line, spread
+from baselines import append_line, as_flags, record_of, run_network
+from report import in_one_line, line, read_lines, spread
+
+from lit_sft.errors import UserError
 
 FIGURES = ("perplexity", "bits_per_byte", "macro_f1", "accuracy")  # of validation; first the language model's
 Flags = dict[str, Any]
@@ -51,6 +53,8 @@ class Parts:
 
     def flags(self, variant: str, stage: str) -> Flags:
         """A variant's flags of ``pretrain`` or ``finetune``: the recipe's, and over them its own."""
+        if variant not in self.variants:
+            raise UserError(f"no variant {variant!r}: there are {', '.join(map(repr, self.variants))}")
         changes = self.variants[variant]
         left_out = changes.get("without", [])
         kept = {key: value for key, value in self._own(stage).items() if key not in left_out}
@@ -69,33 +73,50 @@ def pretrained(parts: Parts, flags: Flags) -> Path:
     """The folder of the pretraining with these flags, run if it isn't there yet."""
     if parts.init_from is not None and parts.is_own_pretraining(flags):
         return parts.init_from
-    config = {"config": parts.pretrain.read_text(encoding="utf-8")}  # changed, it is another pretraining
-    name = _name(flags | config)
+    name = _name(flags | {"config": _text(parts.pretrain)})  # changed, it is another pretraining
     for folder in sorted(Path("logs", name).glob("version_*")):
         if (folder / "metrics.json").is_file():
             return folder
     return run_network(["--config", str(parts.pretrain), *as_flags(flags)], name, test=False)
 
 
+def _text(config: Path) -> str:
+    """A config, and behind it the file that it names as its data."""
+    text = config.read_text(encoding="utf-8")
+    data = yaml.safe_load(text).get("data")
+    return text + ((config.parent / data).read_text(encoding="utf-8") if isinstance(data, str) else "")
+
+
 def run(parts: Parts, variant: str, path: Path) -> None:
     """Every fine-tuning of one variant that the CSV doesn't have."""
     for labels, options in parts.labels.items():
-        for seed in set(range(parts.seeds)) - {int(r["seed"]) for r in rows_of(path, variant, labels)}:
+        there = {int(row["seed"]) for row in rows_of(parts, path, variant, labels)}
+        for seed in set(range(parts.seeds)) - there:
             model = pretrained(parts, parts.flags(variant, "pretrain"))
             flags = options | parts.flags(variant, "finetune")
             flags |= {"seed_everything": seed, "model.init_from": str(model)}
-            flags |= {} if labels == "all" else {"data.labels_per_class": labels}
+            flags["data.labels_per_class"] = None if labels == "all" else labels
             arguments = ["--config", str(parts.finetune), *as_flags(flags)]
             folder = run_network(arguments, _name({"variant": variant}), test=False)
             shutil.rmtree(folder / "checkpoints")
             found = record_of(model)["val"] | record_of(folder)["val"]
             row = {"variant": variant, "labels": labels, "seed": seed} | {k: found[k] for k in FIGURES}
-            append_line(path, {k: str(v) for k, v in row.items()})
+            append_line(path, {k: str(v) for k, v in row.items()} | {"flags": _flags(parts, variant, labels)})
 
 
-def rows_of(path: Path, variant: str, labels: int | str) -> list[dict[str, str]]:
-    """The CSV's lines of one variant and label count."""
-    return [r for r in read_lines(path) if (r["variant"], r["labels"]) == (variant, str(labels))]
+def rows_of(parts: Parts, path: Path, variant: str, labels: int | str) -> list[dict[str, str]]:
+    """The CSV's lines of one variant and label count, with the flags that these have now.
+
+    (A file from before there was that column doesn't say what its rows ran with: all are taken.)
+    """
+    flags = _flags(parts, variant, labels)
+    rows = [row for row in read_lines(path) if (row["variant"], row["labels"]) == (variant, str(labels))]
+    return [row for row in rows if row.get("flags", flags) == flags]
+
+
+def _flags(parts: Parts, variant: str, labels: int | str) -> str:
+    stages = {stage: parts.flags(variant, stage) for stage in ("pretrain", "finetune")}
+    return json.dumps([parts.labels[labels], stages], sort_keys=True)
 
 
 def table(parts: Parts, path: Path) -> str:
@@ -105,7 +126,7 @@ def table(parts: Parts, path: Path) -> str:
     head = ["variant", "perplexity", "bits per byte", *heads]
     lines = [line(head), line(["---"] * len(head))]
     for variant in parts.variants:
-        cells = [rows_of(path, variant, labels) for labels in counts]
+        cells = [rows_of(parts, path, variant, labels) for labels in counts]
         if not all(cells):
             continue
         language_model = [f"{float(cells[0][0][k]):.{n}f}" for k, n in (("perplexity", 1), ("bits_per_byte", 3))]
@@ -132,4 +153,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    in_one_line(main)

@@ -9,14 +9,19 @@ and accuracy, and the interval of the difference is over the seeds (Student's t)
 
 from __future__ import annotations
 
+import argparse
 import csv
-import sys
+import io
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import stats
+
+from lit_sft.atomic import write_atomically
+from lit_sft.errors import UserError
 
 Seeds = dict[int, float]
 VALS = ("full", "small")  # the validation set that chose, as scripts/baselines.py names it
@@ -30,16 +35,56 @@ def paired_difference(first: Seeds, second: Seeds) -> str:
     return f"{np.mean(a - b):+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def read(path: Path) -> dict[tuple[str, str, str], dict[str, Seeds]]:
-    """Test figures in percent by (val, labels, method), then by metric and seed; a line repeated counts once."""
-    found: dict[tuple[str, str, str], dict[str, Seeds]] = defaultdict(lambda: defaultdict(dict))
+def read_lines(path: Path) -> list[dict[str, str]]:
+    """The lines of a CSV, or none where there is no file yet."""
+    if not path.is_file():
+        return []
     with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if row["test_macro_f1"]:
-                cell = found[row["val"], row["labels"], row["method"]]
-                for metric in ("macro_f1", "accuracy"):
-                    cell[metric][int(row["seed"])] = 100 * float(row[f"test_{metric}"])
+        return list(csv.DictReader(file))
+
+
+def rows_tested(path: Path) -> list[dict[str, str]]:
+    """The tested runs of a CSV of scripts/baselines.py, one a cell: a line repeated counts once.
+
+    Raises:
+        UserError: there is none; or the seeds of a row of the table ran with different options.
+    """
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    options: dict[tuple[str, ...], str] = {}
+    for row in read_lines(path):
+        if row.get("test_macro_f1"):
+            cell = (row["val"], row["labels"], row["method"])
+            ran = f"{row.get('options')} {row.get('start') or ''}".strip()
+            if options.setdefault(cell, ran) != ran:
+                raise UserError(
+                    f"{path}: the seeds of {row['method']} with {row['labels']} labels ran with different options, "
+                    f"{options[cell]} and {ran}: take the lines of one of them out"
+                )
+            rows[*cell, row["seed"]] = row
+    if not rows:
+        raise UserError(f"{path}: no such results, or no tested row in them")
+    return list(rows.values())
+
+
+def read(path: Path) -> dict[tuple[str, str, str], dict[str, Seeds]]:
+    """Test figures in percent by (val, labels, method), then by metric and seed."""
+    found: dict[tuple[str, str, str], dict[str, Seeds]] = defaultdict(lambda: defaultdict(dict))
+    for row in rows_tested(path):
+        cell = found[row["val"], row["labels"], row["method"]]
+        for metric in ("macro_f1", "accuracy"):
+            cell[metric][int(row["seed"])] = 100 * float(row[f"test_{metric}"])
     return found
+
+
+def write_figures(path: Path, fields: Sequence[str], lines: Iterable[dict[str, Any]]) -> None:
+    """Write a CSV whole: numbers with three digits, nothing for NaN (the deviation of one seed)."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fields, lineterminator="\n")
+    writer.writeheader()
+    for row in lines:
+        kept = {k: v for k, v in row.items() if v == v}
+        writer.writerow({k: f"{v:.3f}" if isinstance(v, float) else v for k, v in kept.items()})
+    write_atomically(path, text.getvalue())
 
 
 def table(path: Path) -> str:
@@ -88,9 +133,8 @@ def error_table(path: Path) -> str:
         there = [cells.get((labels, method, val)) for val in vals]
         cells_here = [labels, method, max((row["seeds"] for row in there if row), key=int)]
         for row in there:
-            figures = (
-                {} if row is None else {k: float(v) for k, v in row.items() if k.startswith(("error", "minus")) and v}
-            )
+            given = {k: float(v) for k, v in (row or {}).items() if k.startswith(("error", "minus")) and v}
+            figures = {"error_std": np.nan} | given  # of one seed there is none
             cells_here += [
                 "{error:.1f} ± {error_std:.1f}".format(**figures).removesuffix(" ± nan") if row else "",  # one seed
                 "[{error_low:.1f}, {error_high:.1f}]".format(**figures) if row else "",
@@ -116,5 +160,20 @@ def spread(values: Sequence[float] | np.ndarray) -> str:
     return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
 
 
+def in_one_line(main: Callable[[], None]) -> None:
+    """Call a script's ``main``; a mistake that it tells, or a file that isn't there, ends it with that line alone."""
+    try:
+        main()
+    except (UserError, FileNotFoundError) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, help="a CSV of scripts/baselines.py")
+    print(table(parser.parse_args().results))
+
+
 if __name__ == "__main__":
-    print(table(Path(sys.argv[1])))
+    in_one_line(main)

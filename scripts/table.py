@@ -12,17 +12,14 @@ that they started from, whatever else the machine did then; ``tokens_per_second`
 from __future__ import annotations
 
 import argparse
-import csv
 import glob
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from paired import error_intervals, predictions_file, side
-from report import line
+from report import in_one_line, line, write_figures
 
-from lit_sft.atomic import write_atomically
 from lit_sft.checkpoints import read_config, stage_folders
 from lit_sft.errors import UserError
 from lit_sft.runs import read_record
@@ -44,14 +41,25 @@ def costs(run: Path) -> dict[str, float]:
     if not (folder / "metrics.json").is_file():
         return {}
     record = read_record(folder)
-    starts = [Path(name) for name in names_in(read_config(folder).get("model", {}).get("init_from"))]
-    pretrained = [read_record(start.parent.parent)["seconds"] for start in starts if start.parent.parent.is_dir()]
-    return {
+    found = {
         "val_error": 100 * (1 - record["val"]["accuracy"]),
         "seconds": record["seconds"],
-        "pretrain_seconds": sum(pretrained),
         "tokens_per_second": record["tokens_per_second"],
     }
+    before = seconds_before(folder)
+    return found if before is None else found | {"pretrain_seconds": before}
+
+
+def seconds_before(folder: Path) -> float | None:
+    """Seconds of all runs that a run started from, and those from others; None where one is no longer there."""
+    total = 0.0
+    for name in names_in(read_config(folder).get("model", {}).get("init_from")):
+        start = Path(name).parent.parent  # of RUN/checkpoints/best.ckpt
+        earlier = seconds_before(start) if (start / "metrics.json").is_file() else None
+        if earlier is None:
+            return None
+        total += read_record(start)["seconds"] + earlier
+    return total
 
 
 def rows_of(named: dict[str, str], reference: str) -> list[dict[str, Any]]:
@@ -62,7 +70,8 @@ def rows_of(named: dict[str, str], reference: str) -> list[dict[str, Any]]:
     for name, pattern in named.items():
         paths = map(Path, sorted(glob.glob(pattern)))  # noqa: PTH207 - absolute ones, too
         spent = [cost for path in paths if predictions_file(path).is_file() and (cost := costs(path))]
-        means = {key: float(np.mean([cost[key] for cost in spent])) for key in (spent[0] if spent else ())}
+        known = set.intersection(*map(set, spent)) if spent else set()
+        means = {key: float(np.mean([cost[key] for cost in spent])) for key in known}
         count = {"seeds": len(runs[name]), "documents": len(runs[name][0])}
         # error_intervals subtracts from the reference; here the sign is the row's own: below zero is fewer errors
         minus = {"minus": "minus", "minus_low": "minus_high", "minus_high": "minus_low"}
@@ -73,7 +82,16 @@ def rows_of(named: dict[str, str], reference: str) -> list[dict[str, Any]]:
 
 def table(lines: list[dict[str, Any]], reference: str) -> str:
     """The lines as a Markdown table."""
-    head = ["", "seeds", "validation error", "test error", "[95%]", f"minus {reference} [95%]", "minutes", "+ LM"]
+    head = [
+        "",
+        "seeds",
+        "validation error",
+        "test error",
+        "[95%]",
+        f"minus {reference} [95%]",
+        "minutes",
+        "LM's minutes",
+    ]
     shown = [line(head), line(["---"] * len(head))]
     for row in lines:
         spread = f" ± {row['error_std']:.1f}" if row["seeds"] > 1 else ""
@@ -97,20 +115,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the CSV")
     arguments = parser.parse_args()
     named = dict(row.rpartition("=")[::2] for row in arguments.rows)
-    if arguments.reference not in named or "" in named:
-        raise SystemExit("rows are NAME=RUN, and --reference is the name of one of them")
-    try:
-        lines = rows_of(named, arguments.reference)
-    except UserError as error:
-        raise SystemExit(str(error)) from error
-    text = io.StringIO()
-    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
-    writer.writeheader()
-    shown = [{k: v for k, v in row.items() if v == v} for row in lines]  # not NaN, the deviation of one seed
-    writer.writerows({k: f"{v:.3f}" if isinstance(v, float) else v for k, v in row.items()} for row in shown)
-    write_atomically(arguments.out, text.getvalue())
+    if arguments.reference not in named or "" in named or len(named) < len(arguments.rows):
+        raise UserError("rows are NAME=RUN, each name once, and --reference is the name of one of them")
+    lines = rows_of(named, arguments.reference)
+    write_figures(arguments.out, FIELDS, lines)
     print(table(lines, arguments.reference))
 
 
 if __name__ == "__main__":
-    main()
+    in_one_line(main)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from paired import clean_parts, compared, intervals, main, mcnemar, randomisation, side
+from report import in_one_line
 from scipy import stats
 from sklearn.metrics import f1_score
 
@@ -143,7 +144,7 @@ def test_runs_of_different_tests_are_refused_in_one_line(
     replace(run(0.8, 1), **change).write(tmp_path / "b" / FILE)  # type: ignore[arg-type]
     sys.argv = ["paired.py", str(tmp_path / "a"), str(tmp_path / "b")]
     with pytest.raises(SystemExit) as refused:
-        main()
+        in_one_line(main)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
 

@@ -6,19 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from baselines import FIELDS, append_line, linear_model, low_shot_positions, plans_in, read_lines, write_intervals
+from baselines import FIELDS, append_line, linear_model, low_shot_positions, plans_in, write_intervals
 from compare import compare
 from conftest import Configs, Files, Fit, read
 from contamination import data_options
 from parts import Parts, pretrained
 from parts import run as run_variant
 from parts import table as parts_table
-from report import intervals_file, paired_difference, table
+from report import in_one_line, intervals_file, paired_difference, read_lines, rows_tested, table, write_figures
 from scipy import stats
-from table import rows_of
+from table import rows_of, seconds_before
 from table import table as runs_table
 
 from lit_sft.data.datamodule import TextDataModule
+from lit_sft.errors import UserError
 from lit_sft.evaluation.predictions import FILE, Predictions, read_predictions
 
 SEARCH = Path(__file__).parents[1] / "scripts" / "search" / "pydocs.yaml"
@@ -94,6 +95,47 @@ def test_a_column_that_came_later_is_left_out_of_an_older_csv(tmp_path: Path) ->
     assert read_lines(path) == [{"method": "tfidf", "seed": seed} for seed in "01"]
 
 
+def test_a_csv_that_was_cut_off_is_refused_and_an_empty_one_begun(tmp_path: Path) -> None:
+    path = tmp_path / "cut.csv"
+    path.touch()
+    append_line(path, {"method": "tfidf", "seed": "0"})
+    assert read_lines(path) == [{"method": "tfidf", "seed": "0"}]
+    path.write_text("method,seed\ntfidf,")
+    with pytest.raises(UserError, match="its last line is cut off"):
+        append_line(path, {"method": "tfidf", "seed": "0"})
+
+
+def test_seeds_that_ran_with_different_options_make_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "mixed.csv"
+    row = {"method": "tfidf", "labels": "20", "val": "full", "test_macro_f1": "0.5", "test_accuracy": "0.5"}
+    for seed, c in (("0", 1), ("1", 3)):
+        append_line(path, row | {"seed": seed, "options": f"C {c}"})
+    with pytest.raises(UserError, match=r"the seeds of tfidf with 20 labels ran with different options, C 1 and C 3"):
+        rows_tested(path)
+    with pytest.raises(UserError, match="no such results"):
+        rows_tested(tmp_path / "absent.csv")
+
+
+def test_a_mistake_in_a_script_is_one_line() -> None:
+    def mistaken() -> None:
+        raise UserError("what is wrong")
+
+    with pytest.raises(SystemExit, match=r"^error: what is wrong$"):
+        in_one_line(mistaken)
+
+
+def test_errors_of_one_seed_are_shown_without_a_deviation(tmp_path: Path) -> None:
+    path = tmp_path / "one.csv"
+    figures = {"error": 9.508, "error_std": np.nan, "error_low": 9.14, "error_high": 9.88}
+    write_figures(
+        intervals_file(path),
+        ["labels", "val", "method", "seeds", *figures],
+        [{"labels": "all", "val": "full", "method": "tfidf", "seeds": 1, **figures}],
+    )
+    assert read_lines(intervals_file(path))[0]["error_std"] == ""
+    assert table(path).splitlines()[-1] == "| all | tfidf | 1 | 9.5 | [9.1, 9.9] |  |"
+
+
 def test_error_intervals_are_over_documents_and_the_difference_is_paired(tmp_path: Path) -> None:
     """Against scipy's percentile bootstrap; 2,000 resamples put a border within about 0.4 points of it here."""
     random, path = np.random.default_rng(3), tmp_path / "set.csv"
@@ -106,7 +148,7 @@ def test_error_intervals_are_over_documents_and_the_difference_is_paired(tmp_pat
             predicted = np.where(wrong[method][-1], 1 - labels, labels)
             columns = (np.arange(400), np.arange(400, dtype=np.uint64), labels, predicted)
             Predictions(["no", "yes"], *columns, np.zeros(400), np.eye(2)[predicted]).write(folder / FILE)
-            figures = {"test_macro_f1": "0.5", "test_accuracy": "0.5", "run": str(folder)}
+            figures = {"test_macro_f1": "0.5", "test_accuracy": str(1 - wrong[method][-1].mean()), "run": str(folder)}
             cell = {"method": method, "labels": "all", "val": "full", "seed": str(seed), "options": "{}"}
             append_line(path, {field: (cell | figures).get(field, "") for field in FIELDS})
     write_intervals(path)
@@ -121,6 +163,21 @@ def test_error_intervals_are_over_documents_and_the_difference_is_paired(tmp_pat
     assert (one["seeds"], one["documents"], one["minus"]) == ("3", "400", "")
     spread = np.std([100 * run.mean() for run in wrong["pretrained"]], ddof=1)
     assert f"{float(one['error']):.1f} ± {spread:.1f} | [" in table(path).splitlines()[2]
+
+    # where a folder of that name holds another run, its line stays as it was, and so does a difference from it
+    before = intervals_file(path).read_text()
+    right = np.array([0, 1] * 200)
+    everything = (
+        np.arange(400),
+        np.arange(400, dtype=np.uint64),
+        right,
+        1 - right,
+        np.zeros(400),
+        np.eye(2)[1 - right],
+    )
+    Predictions(["no", "yes"], *everything).write(tmp_path / "pretrained-1" / FILE)
+    write_intervals(path)
+    assert intervals_file(path).read_text() == before
 
 
 def test_the_rows_of_a_comparison_read_the_data_of_the_run(fit_recipe: Fit, configs: Configs, files: Files) -> None:
@@ -153,9 +210,10 @@ def test_data_options_are_found_in_a_config_or_the_file_that_it_names(tmp_path: 
     (tmp_path / "data.yaml").write_text("labeled: a.csv\n")
     (tmp_path / "named.yaml").write_text("data: data.yaml\nmodel: {stage: finetune}\n")
     (tmp_path / "own.yaml").write_text("data: {labeled: a.csv}\n")
-    (tmp_path / "none.yaml").write_text("model: {stage: finetune}\n")
-    found = [data_options(tmp_path / f"{name}.yaml") for name in ("data", "named", "own", "none")]
-    assert found == [{"labeled": "a.csv"}] * 3 + [{}]
+    (tmp_path / "none.yaml").write_text("trainer: {max_epochs: 1}\n")
+    (tmp_path / "numbers.yaml").write_text("data: {text_column: 0}\n")
+    found = [data_options(tmp_path / f"{name}.yaml") for name in ("data", "named", "own", "none", "numbers")]
+    assert found == [{"labeled": "a.csv"}] * 3 + [{}, {"text_column": "0"}]
 
 
 def test_a_table_of_runs_has_errors_differences_and_what_they_cost(tmp_path: Path) -> None:
@@ -191,6 +249,9 @@ def test_a_table_of_runs_has_errors_differences_and_what_they_cost(tmp_path: Pat
     assert (linear["error"], linear["minus"]) == (30.0, 15.0)
     assert linear["minus_low"] < 15 < linear["minus_high"]
     assert "seconds" not in linear
+    assert seconds_before(tmp_path / "net/version_0") == 600.0
+    (tmp_path / "lm/metrics.json").unlink()
+    assert "pretrain_seconds" not in rows_of(named, "net")[0]
     shown = runs_table([net, linear], "net").splitlines()
     assert shown[2].startswith("| net | 2 | 25.0 | 15.00 ± 7.1 | [")
     assert shown[2].endswith("|  | 1.5 | 10.0 |")
@@ -243,9 +304,14 @@ def test_a_part_is_measured_with_labels_a_class_and_with_all(tmp_path: Path, mon
     run_variant(parts, "it", out)  # nothing is left to do
     assert [[a for a in arguments if "labels" in a or "x" in a] for arguments in ran] == [
         *[["--x=1", "--data.labels_per_class=20"]] * 2,
-        *[[]] * 2,
+        *[["--data.labels_per_class=null"]] * 2,
     ]
     assert [row["labels"] for row in read_lines(out)] == ["20", "20", "all", "all"]
     lines = parts_table(parts, out).splitlines()
     assert "20 labels a class | all labels" in lines[0]
     assert lines[2] == "| it | 8.0 | 1.250 | 25.0 ± 0.0 | 25.0 ± 0.0 |"
+    counts["all"] = {"x": 2}
+    run_variant(parts, "it", out)  # whose flags have changed
+    assert len(ran) == 6
+    with pytest.raises(UserError, match="no variant 'that': there are 'it'"):
+        run_variant(parts, "that", out)

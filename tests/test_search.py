@@ -10,7 +10,10 @@ from typing import Any
 import baselines
 import numpy as np
 import pytest
-from baselines import Cells, Results, fill, plans_in, read_lines
+from baselines import Cells, Results, fill, plans_in
+from report import read_lines
+
+from lit_sft.errors import UserError
 
 SEARCH = """
 7:
@@ -72,7 +75,8 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any]
 def filled(tmp_path: Path, metric: str = "macro_f1", **options: Any) -> list[dict[str, str]]:
     search, out = tmp_path / "search.yaml", tmp_path / "out.csv"
     search.write_text(SEARCH)
-    given = argparse.Namespace(config=[Path("config.yaml")], init_from="logs/lm", metric=metric, out=out)
+    start = options.get("init_from", "logs/lm")
+    given = argparse.Namespace(config=[Path("config.yaml")], init_from=start, metric=metric, out=out)
     plans = plans_in(search, options.get("labels"))
     fill(Cells(given), Results(out), plans, options.get("vals", ["full"]), options.get("methods"))
     return read_lines(out)
@@ -112,13 +116,14 @@ def test_a_cell_is_an_ordinary_run_of_its_method_labels_and_seed(runs: list[dict
     by_method: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         by_method.setdefault(run["name"].removeprefix("baselines-out-"), []).append(run)
-    common = {"trainer.max_epochs": "2", "data.labels_per_class": "7"}
+    common = {"trainer.max_epochs": "2", "data.labels_per_class": "7", "data.val_labels_per_class": "null"}
     first = by_method["pretrained-7"][0]["flags"]
     assert first == common | {"model.optimizer.lr": "0.1", "seed_everything": "0", "model.init_from": "logs/lm"}
     assert {run["flags"]["model.init_from"] for run in by_method["other-7"]} == {"logs/other", "logs/third"}
     assert all("model.init_from" not in run["flags"] for run in by_method["scratch-7"] + by_method["scratch-all"])
     whole = by_method["pretrained-all"][0]["flags"]
-    assert whole == {"model.optimizer.lr": "0.1", "seed_everything": "0", "model.init_from": "logs/lm"}
+    assert whole["data.labels_per_class"] == "null"  # a config's own number would be another for TF-IDF
+    assert "trainer.max_epochs" not in whole
     linear = by_method["tfidf"]
     assert [run["data"] for run in linear[:2]] == [(0, 7, None), (1, 7, None)]
     assert linear[-1]["data"] == (0, None, None)
@@ -139,6 +144,20 @@ def test_what_is_there_is_not_run_again(runs: list[dict[str, Any]], tmp_path: Pa
     assert plain == [{k: v for k, v in row.items() if k != "run"} for row in first]
 
 
+def test_rows_of_another_pretraining_are_not_taken_for_this_one_s(runs: list[dict[str, Any]], tmp_path: Path) -> None:
+    filled(tmp_path, labels=["7"])
+    count = len(runs)
+    rows = filled(tmp_path, labels=["7"], init_from="logs/other_lm")
+    again = runs[count:]
+    assert {run["name"] for run in again} == {"baselines-out-pretrained-7"}  # the others start from elsewhere
+    assert {run["flags"]["model.init_from"] for run in again} == {"logs/other_lm"}
+    starts = {(row["method"], row["start"]) for row in rows}
+    assert starts == {(m, "") for m in ("other", "scratch", "tfidf")} | {
+        ("pretrained", "logs/lm"),
+        ("pretrained", "logs/other_lm"),
+    }
+
+
 def test_a_small_validation_set_is_drawn_where_the_plan_has_one(runs: list[dict[str, Any]], tmp_path: Path) -> None:
     rows = filled(tmp_path, vals=["small"], methods=["pretrained", "tfidf"])
     assert {(row["labels"], row["val"]) for row in rows} == {("7", "small")}
@@ -150,6 +169,6 @@ def test_a_method_that_starts_from_a_pretraining_asks_for_one(tmp_path: Path) ->
     search = tmp_path / "search.yaml"
     search.write_text(SEARCH)
     given = argparse.Namespace(config=[Path("c.yaml")], init_from=None, metric="accuracy", out=tmp_path / "out.csv")
-    with pytest.raises(SystemExit, match="pretrained starts from a pretraining: give --init_from"):
+    with pytest.raises(UserError, match="pretrained starts from a pretraining: give --init_from"):
         fill(Cells(given), Results(given.out), plans_in(search), ["full"], ["pretrained"])
     assert np.array_equal(read_lines(given.out), [])

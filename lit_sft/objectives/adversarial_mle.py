@@ -23,9 +23,9 @@ class AdversarialMLE(MLE):
     batch (so that `norm` is for `data.bptt` tokens), r a constant to the gradient. What is reported as "lm", and the
     state that is carried on, are those of the clean pass, the penalties those of the other.
 
-    A step takes twice one of `MLE` (under 16-mixed more): the backward pass through the clean one gives the direction and the step's
-    gradient (`differentiated`), in the precision of the training: at s itself it is no small difference, unlike
-    `VAT`'s. Penalties on the clean pass would want another.
+    A step takes twice one of `MLE` (under 16-mixed more): the backward pass through the clean one gives the direction
+    and the step's gradient (`differentiated`), in the precision of the training: at s itself it is no small
+    difference, unlike `VAT`'s. Penalties on the clean pass would want another.
 
     Args:
         norm: of the perturbation, in the units of the token vectors.

@@ -19,7 +19,7 @@ LANES, BPTT, VOCABULARY = 32, 64, 8000
 
 
 def seconds_per_step() -> list[float]:
-    """Seconds of each step of the model of configs/pydocs/pretrain.yaml on random tokens."""
+    """Seconds of each step of a model of the size of configs/pydocs/pretrain.yaml's on random tokens."""
     import torch
 
     from lit_sft.data.streams import StreamBatch

@@ -128,22 +128,20 @@ def median_seconds(run: Callable[[Any], None], batches: list[Any]) -> float:
     return statistics.median(seconds[WARMUP:])
 
 
-def parts(data: TextDataModule, configs: dict[str, dict[str, Any]], steps: int, dtype: torch.dtype | None) -> None:
-    """Print tokens a second of each part."""
-    stream, documents = data.stream_loader("train").dataset, data.document_loader("train").dataset
-    count = steps + WARMUP
+def show(name: str, batches: list[Any], seconds: float) -> None:
+    """Print a line: what takes so many seconds a batch."""
+    tokens = statistics.median(batch.num_tokens for batch in batches)
+    print(f"  {name:<44}{tokens / seconds:10,.0f} tokens/s   {1000 * seconds:8.1f} ms", flush=True)
+
+
+def lm_parts(data: TextDataModule, config: dict[str, Any], steps: int, dtype: torch.dtype | None) -> None:
+    """Print tokens a second of each part of pretraining."""
+    stream, count = data.stream_loader("train").dataset, steps + WARMUP
     seconds = median_seconds(lambda i: stream[i], list(range(count)))
-    streams, labeled = [stream[i] for i in range(count)], [documents[i] for i in range(count)]
-    tokens = {"lm": statistics.median(b.num_tokens for b in streams)}
-    tokens["classifier"] = statistics.median(b.num_tokens for b in labeled)
-
-    def show(name: str, head: str, seconds: float) -> None:
-        print(f"  {name:<44}{tokens[head] / seconds:10,.0f} tokens/s   {1000 * seconds:8.1f} ms", flush=True)
-
+    streams = [stream[i] for i in range(count)]
     print("language model")
-    show("a batch of streams is made", "lm", seconds)
-    vocab_size = data.tokenizer.vocab_size
-    loop = Loop(MLE(), network_of(configs["pretrain"], vocab_size, "lm"), "unlabeled", dtype)
+    show("a batch of streams is made", streams, seconds)
+    loop = Loop(MLE(), network_of(config, data.tokenizer.vocab_size, "lm"), "unlabeled", dtype)
     encoder, head = loop.network.encoder, loop.network.lm_head
     assert head is not None
     hidden = torch.randn(streams[0].targets.numel(), encoder.output_size, requires_grad=True)
@@ -159,29 +157,36 @@ def parts(data: TextDataModule, configs: dict[str, dict[str, Any]], steps: int, 
             nll = head.nll(hidden, batch.targets.flatten())
         nll.sum().backward()
 
-    show("encoder, forward and backward", "lm", median_seconds(encode, streams))
-    show("adaptive softmax, forward and backward", "lm", median_seconds(softmax, streams))
-    show("clipping and fused AdamW", "lm", median_seconds(lambda _: loop.update(), streams))
-    show("the whole step", "lm", median_seconds(loop.step, streams))
+    show("encoder, forward and backward", streams, median_seconds(encode, streams))
+    show("adaptive softmax, forward and backward", streams, median_seconds(softmax, streams))
+    show("clipping and fused AdamW", streams, median_seconds(lambda _: loop.update(), streams))
+    show("the whole step", streams, median_seconds(loop.step, streams))
     adversarial = Loop(AdversarialMLE(), loop.network, "unlabeled", dtype)
-    show("adversarially trained, the whole step", "lm", median_seconds(adversarial.step, streams))
+    show("adversarially trained, the whole step", streams, median_seconds(adversarial.step, streams))
+
+
+def classifier_parts(data: TextDataModule, config: dict[str, Any], steps: int, dtype: torch.dtype | None) -> None:
+    """Print tokens a second of each part of a fine-tuning."""
+    documents, count = data.document_loader("train").dataset, steps + WARMUP
+    seconds = median_seconds(lambda i: documents[i], list(range(count)))
+    labeled = [documents[i] for i in range(count)]
     print("classifier")
-    show("a batch of documents is made", "classifier", median_seconds(lambda i: documents[i], list(range(count))))
-    loop = Loop(Supervised(), network_of(configs["finetune"], vocab_size, "classifier"), "labeled", dtype)
-    show("the whole step", "classifier", median_seconds(loop.step, labeled))
+    show("a batch of documents is made", labeled, seconds)
+    loop = Loop(Supervised(), network_of(config, data.tokenizer.vocab_size, "classifier"), "labeled", dtype)
+    show("the whole step", labeled, median_seconds(loop.step, labeled))
     adversarial = Loop(Mixed([AT()], diagnose_every=0), loop.network, "labeled", dtype)
-    show("with AT, the whole step", "classifier", median_seconds(adversarial.step, labeled))
+    show("with AT, the whole step", labeled, median_seconds(adversarial.step, labeled))
     loop.network.backprop_tokens = 100
-    show("gradients through the last 100 tokens alone", "classifier", median_seconds(loop.step, labeled))
+    show("gradients through the last 100 tokens alone", labeled, median_seconds(loop.step, labeled))
     loop.network.backprop_tokens = None
     probe = Probe()
     probe.prepare(loop.network)
     started = time.perf_counter()
     with torch.autocast("cpu", dtype, enabled=dtype is not None):
         probe.see_documents(loop.network, labeled, len(data.train))
-    show("frozen encoder, which reads documents once", "classifier", (time.perf_counter() - started) / count)
+    show("frozen encoder, which reads documents once", labeled, (time.perf_counter() - started) / count)
     frozen = Loop(probe, loop.network, "labeled", dtype)
-    show("frozen encoder, the steps after that", "classifier", median_seconds(frozen.step, labeled))
+    show("frozen encoder, the steps after that", labeled, median_seconds(frozen.step, labeled))
 
 
 def overhead(
@@ -236,7 +241,8 @@ def main() -> None:
         data.prepare_data()
         data.setup()
         if arguments.only != "overhead":
-            parts(data, configs, arguments.steps, MIXED[arguments.precision])
+            lm_parts(data, configs["pretrain"], arguments.steps, MIXED[arguments.precision])
+            classifier_parts(data, configs["finetune"], arguments.steps, MIXED[arguments.precision])
         if arguments.only != "parts":
             overhead(data, options, Path(name), arguments.precision, arguments.steps, arguments.pairs)
 
