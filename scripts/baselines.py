@@ -315,7 +315,6 @@ def write_intervals(out: Path) -> None:
     lines: dict[tuple[str, str, str], dict[str, Any]] = {
         (line["labels"], line["val"], line["method"]): line for line in read_lines(intervals_file(out))
     }
-    before = len(lines)
     for (labels, val), methods in runs.items():
         there = {method: read for method, read in methods.items() if (labels, val, method) not in lost}
         for method, figures in error_intervals(there, "pretrained").items():
@@ -323,7 +322,7 @@ def write_intervals(out: Path) -> None:
             if "minus" in figures or not lines.get(cell, {}).get("minus"):
                 count = {"seeds": len(there[method]), "documents": len(there[method][0])}
                 lines[cell] = {"labels": labels, "val": val, "method": method, **count, **figures}
-    if runs or before:
+    if lines:
         write_figures(intervals_file(out), INTERVAL_FIELDS, lines.values())
 
 

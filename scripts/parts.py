@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 from baselines import append_line, as_flags, record_of, run_network
+from contamination import data_options
 from report import in_one_line, line, read_lines, spread
 
 from lit_sft.errors import UserError
@@ -73,18 +74,12 @@ def pretrained(parts: Parts, flags: Flags) -> Path:
     """The folder of the pretraining with these flags, run if it isn't there yet."""
     if parts.init_from is not None and parts.is_own_pretraining(flags):
         return parts.init_from
-    name = _name(flags | {"config": _text(parts.pretrain)})  # changed, it is another pretraining
+    config = {"config": parts.pretrain.read_text(encoding="utf-8"), "data": data_options(parts.pretrain)}
+    name = _name(flags | config)  # changed, it is another pretraining
     for folder in sorted(Path("logs", name).glob("version_*")):
         if (folder / "metrics.json").is_file():
             return folder
     return run_network(["--config", str(parts.pretrain), *as_flags(flags)], name, test=False)
-
-
-def _text(config: Path) -> str:
-    """A config, and behind it the file that it names as its data."""
-    text = config.read_text(encoding="utf-8")
-    data = yaml.safe_load(text).get("data")
-    return text + ((config.parent / data).read_text(encoding="utf-8") if isinstance(data, str) else "")
 
 
 def run(parts: Parts, variant: str, path: Path) -> None:
