@@ -16,7 +16,8 @@ class UserError(Exception):
 class SickRun(UserError):
     """A fit that is ended because it can't come to anything: the message says what was seen, where, and what to do.
 
-    Its folder stays, unlike that of a run that ends by another mistake: the curves show how it came to this.
+    Its folder stays, unlike that of a run that ends by another mistake: the curves show how it came to this. The exit
+    code is 3: the same command would end so again, and a search may go on with its next point.
     """
 
 

@@ -10,7 +10,7 @@ import sys
 import threading
 import traceback
 
-from lit_sft.errors import UserError, nearest, no_room
+from lit_sft.errors import SickRun, UserError, nearest, no_room
 
 USAGE = """usage: python -m lit_sft COMMAND [options]
 
@@ -29,7 +29,7 @@ COMMAND --help lists a command's options; fit --config FILE --print_config shows
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0 done, 2 the user's mistake (told in one line on stderr).
+    """Run one command. Returns the exit code: 0 done; told in one line on stderr, 2 the user's mistake, 3 a sick run.
 
     A mistake of ours is not caught: its traceback is what a bug report needs.
     """
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         print(f"lit_sft: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return 3 if isinstance(error, SickRun) else 2
     except KeyboardInterrupt:
         print("lit_sft: interrupted", file=sys.stderr)
         return 130

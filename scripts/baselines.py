@@ -43,7 +43,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.data.tokens import TokenArray
-from lit_sft.errors import UserError
+from lit_sft.errors import SickRun, UserError
 from lit_sft.evaluation.predictions import FILE, Predictions, read_predictions
 from lit_sft.evaluation.weighted import weighted_figures
 from lit_sft.evaluation.weighted_multilabel import weighted_multilabel_figures
@@ -58,6 +58,7 @@ INTERVAL_FIELDS = (
 )
 PLAN = ("small_val", "seeds", "search_seeds", "fixed")  # of a label count in a search file; what else it has: methods
 SHOWN = ("macro_f1", "accuracy")  # either may choose
+SICK = 3  # exit code of a run that was ended by its health
 Options = dict[str, Any]
 
 
@@ -186,6 +187,10 @@ def run_network(arguments: list[str], name: str, test: bool) -> Path:
     """``lit_sft fit`` and, where asked for, ``test``, in this process; returns the run's folder, in ``logs/NAME``.
 
     One that learns nothing goes on to its end: that is its figure.
+
+    Raises:
+        SickRun: it couldn't go on to its end (the loss isn't finite).
+        SystemExit: it ended by any other mistake.
     """
     command = ["fit", *arguments, f"--name={name}", "--trainer.enable_progress_bar=false"]
     command.append("--health.collapse_patience=0")
@@ -265,7 +270,12 @@ def low_shot_positions(whole: TokenArray, part: TokenArray) -> np.ndarray:
 
 
 def search(cells: Cells, results: Results, plan: Plan, method: str, val: str) -> Options:
-    """The grid's point with the best mean validation figure over the search seeds."""
+    """The grid's point with the best mean validation figure over the search seeds; the only one, without a run.
+
+    A point with a run that couldn't go on to its end is not chosen.
+    """
+    if len(plan.grids[method]) == 1:
+        return plan.grids[method][0]
     scores = []
     for options in plan.grids[method]:
         found = []
@@ -273,10 +283,20 @@ def search(cells: Cells, results: Results, plan: Plan, method: str, val: str) ->
             cell = cells.cell(plan, method, val, seed, options)
             row = results.find(False, **cell)
             if row is None:
-                row = results.add({**cell, **cells.run(plan, method, val, seed, options, test=False)})
+                row = results.add({**cell, **searched(cells, plan, method, val, seed, options)})
             found.append(float(row[f"val_{cells.arguments.metric}"]))
         scores.append(float(np.mean(found)))
-    return plan.grids[method][int(np.argmax(scores))]
+    if np.isnan(scores).all():
+        raise UserError(f"{method} with {plan.labels} labels: each point of its grid has a run that ended sick")
+    return plan.grids[method][int(np.nanargmax(scores))]
+
+
+def searched(cells: Cells, plan: Plan, method: str, val: str, seed: int, options: Options) -> dict[str, Any]:
+    """Validation figures of a point of the grid; NaN where its run couldn't go on to its end."""
+    try:
+        return cells.run(plan, method, val, seed, options, test=False)
+    except SickRun:
+        return {f"val_{name}": float("nan") for name in SHOWN}
 
 
 def fill(cells: Cells, results: Results, plans: list[Plan], vals: list[str], methods: list[str] | None) -> None:
@@ -360,6 +380,8 @@ def plans_in(path: Path, only: list[str] | None = None) -> list[Plan]:
 
 
 def _check(code: int) -> None:
+    if code == SICK:
+        raise SickRun("a run ended sick, as the line above says")
     if code:
         raise SystemExit(code)
 

@@ -44,7 +44,7 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, float], None]:
 def test_a_run_stopped_by_nan_goes_on_with_a_lower_rate(fit: Fit, plant: Callable[[int, float], None]) -> None:
     plant(BATCHES + 7, math.nan)
     result = fit("--trainer.max_epochs", "3")
-    assert result.code == 2
+    assert result.code == 3
     (line,) = [line for line in result.err.splitlines() if line.startswith("lit_sft: error: ")]
     last = re.escape(f"{RUN}/checkpoints/last.ckpt")
     where = (
@@ -67,7 +67,7 @@ def test_a_run_stopped_before_its_first_checkpoint_keeps_its_folder(
 ) -> None:
     plant(3, math.inf)
     result = fit("--trainer.log_every_n_steps", "1")
-    assert result.code == 2
+    assert result.code == 3
     assert "step 3 (epoch 0, batch 3): the loss is inf" in result.err
     assert "there is no checkpoint yet: start again with a lower --model.optimizer.lr (now 0.03)" in result.err
     assert (RUN / "config.yaml").is_file()
@@ -85,7 +85,7 @@ def skips(fit: Fit, plant: Callable[[int, float], None], *flags: str) -> bool:
 def collapses(fit: Fit, *flags: str) -> str | None:
     """The step at which a run that always predicts one class stops."""
     result = fit("--trainer.max_epochs", "5", *flags)
-    assert result.code == (2 if "collapse" in result.err else 0)
+    assert result.code == (3 if "collapse" in result.err else 0)
     found = re.search(r"error: step (\d+): a collapse to one class", result.err)
     return found and found[1]
 

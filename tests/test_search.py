@@ -13,7 +13,7 @@ import pytest
 from baselines import Cells, Results, fill, plans_in
 from report import read_lines
 
-from lit_sft.errors import UserError
+from lit_sft.errors import SickRun, UserError
 
 SEARCH = """
 7:
@@ -163,6 +163,46 @@ def test_a_small_validation_set_is_drawn_where_the_plan_has_one(runs: list[dict[
     assert {(row["labels"], row["val"]) for row in rows} == {("7", "small")}
     assert all(run["flags"]["data.val_labels_per_class"] == "3" for run in runs if run["name"] != "tfidf")
     assert {run["data"][2] for run in runs if run["name"] == "tfidf"} == {3}
+
+
+def test_a_point_whose_run_ends_sick_is_not_chosen_and_not_run_again(
+    runs: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up, tried = baselines.run_network, []
+
+    def network(arguments: list[str], name: str, test: bool) -> Path:
+        flags = dict(flag.removeprefix("--").split("=", 1) for flag in arguments if "=" in flag)
+        tried.append(flags["model.optimizer.lr"])
+        if flags["model.optimizer.lr"] in sick:
+            raise SickRun("a run ended sick")
+        return made_up(arguments, name, test)
+
+    monkeypatch.setattr(baselines, "run_network", network)
+    sick = {"0.2"}  # which is the better point otherwise
+    rows = filled(tmp_path, labels=["7"], methods=["pretrained"])
+    assert [row["val_macro_f1"] for row in rows[2:4]] == ["nan", "nan"]
+    assert tried == ["0.1", "0.1", "0.2", "0.2", "0.1", "0.1", "0.1"]
+    assert filled(tmp_path, labels=["7"], methods=["pretrained"]) == rows
+    assert len(tried) == 7
+    sick = {"0.4", "0.5"}
+    with pytest.raises(UserError, match="scratch with 7 labels: each point of its grid has a run that ended sick"):
+        filled(tmp_path, labels=["7"], methods=["scratch"])
+
+
+def test_a_grid_of_one_point_is_not_searched(runs: list[dict[str, Any]], tmp_path: Path) -> None:
+    rows = filled(tmp_path, labels=["all"])
+    assert [row["method"] for row in rows] == ["pretrained", "other", "scratch", "tfidf"]
+    assert all(row["test_macro_f1"] for row in rows)
+
+
+@pytest.mark.parametrize(("code", "error"), [(3, SickRun), (2, SystemExit)])
+def test_a_sick_run_is_told_from_a_mistake(
+    code: int, error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(baselines, "lit_sft", lambda arguments: code)
+    with pytest.raises(error):
+        baselines.run_network([], "name", test=False)
 
 
 def test_a_method_that_starts_from_a_pretraining_asks_for_one(tmp_path: Path) -> None:
