@@ -162,7 +162,7 @@ def test_test_documents_fed_to_the_run_make_it_transductive(planted: dict[str, s
     half = tmp_path / "half.txt"
     half.write_text("".join(f"{text}\n" for text, _ in TEST[6:9]), encoding="utf-8")
     given = {**planted, "unlabeled": [planted["unlabeled"], str(half)]}
-    with pytest.warns(UserWarning, match="transductive: 7 of 12 test documents stand in the training text"):
+    with pytest.warns(UserWarning, match="transductive: 8 of 12 test documents stand in the training text"):
         data = ready(tmp_path / "cache", **given)
     assert data.contamination["transductive"] is True
     assert data.fed["transductive"] is True
@@ -193,7 +193,9 @@ def test_a_run_inherits_what_the_one_before_was_fed_with(planted: dict[str, str]
     assert len(pretrained.fed["digests"]) == 2
     tuned = {"labeled": str(files.train), "test": planted["test"]}
     assert ready(cache, **tuned).contamination["transductive"] is False
-    with pytest.warns(UserWarning, match=r"test\.csv was training text of the run that the weights come from"):
+    with pytest.warns(
+        UserWarning, match=r"test\.csv was training or validation text of the run that the weights come from"
+    ):
         data = ready(cache, pretrained.fed, **tuned)
     assert data.contamination["transductive"] is True
     assert set(data.fed["digests"]) > set(pretrained.fed["digests"])
@@ -214,8 +216,10 @@ def test_a_fit_tells_its_counts_keeps_them_and_hands_on_what_it_was_fed(
     assert "left there (see --data.remove_test_copies)" in shown.log
     assert read(Path("lm/metrics.json"))["contamination"]["exact"] == 4
     fed = read_checkpoint(Path("lm/checkpoints/best.ckpt")).fed
-    assert len(fed["digests"]) == 2
-    with pytest.warns(UserWarning, match="train.csv was training text of the run that the weights come from"):
+    assert len(fed["digests"]) == 3
+    with pytest.warns(
+        UserWarning, match="train.csv was training or validation text of the run that the weights come from"
+    ):
         cli(
             *("fit", "--config", configs.finetune, "--model.init_from", "lm", "--data.test", planted["labeled"]),
             *("--run_dir", "tuned"),
@@ -230,12 +234,14 @@ def test_a_resumed_run_knows_what_it_was_fed_before(cli: Command, trained: Train
     shutil.copytree(trained.pretrain, "lm")
     flags = ["--config", "lm/config.yaml", "--ckpt_path", "lm/checkpoints/last.ckpt", "--run_dir", "more"]
     flags += ["--trainer.max_epochs", "2", "--data.labeled", "null", "--data.unlabeled", files.unlabeled]
-    with pytest.warns(UserWarning, match=r"train\.csv was training text of the run that the weights come from"):
+    with pytest.warns(
+        UserWarning, match=r"train\.csv was training or validation text of the run that the weights come from"
+    ):
         assert cli("fit", *flags, "--data.test", files.train).code == 0
     assert read(Path("more/metrics.json"))["contamination"]["transductive"] is True
     fed = read_checkpoint(Path("more/checkpoints/last.ckpt")).fed
     assert fed["transductive"] is True
-    assert len(fed["digests"]) == 2
+    assert len(fed["digests"]) == 3
 
 
 def test_a_checkpoint_that_tells_nothing_or_nonsense_of_its_food(trained: Trained, tmp_path: Path) -> None:
@@ -253,9 +259,22 @@ def test_a_checkpoint_that_tells_nothing_or_nonsense_of_its_food(trained: Traine
 
 def test_other_test_data_are_compared_with_what_the_run_was_fed(cli: Command, trained: Trained, files: Files) -> None:
     folder = shutil.copytree(trained.finetune, "run")
-    with pytest.warns(UserWarning, match=r"train\.csv was training text of the run that the weights come from"):
-        assert cli("test", "--ckpt_path", folder, "--data.test", files.train).code == 0
-    assert cli("test", "--ckpt_path", folder, "--data.test", files.val).code == 0
+    for seen in (files.train, files.val):  # of the latter the best checkpoint was chosen by
+        told = rf"{seen.name} was training or validation text of the run that the weights come from"
+        with pytest.warns(UserWarning, match=told):
+            assert cli("test", "--ckpt_path", folder, "--data.test", seen).code == 0
+    unseen = write_csv(Path("unseen.csv"), labeled_rows(6, 77))
+    assert cli("test", "--ckpt_path", folder, "--data.test", unseen).code == 0
+
+
+def test_near_copies_of_most_of_the_test_make_a_run_transductive_too(planted: dict[str, str], tmp_path: Path) -> None:
+    text = "".join(f"number {i} {text}\n" for i, (text, _) in enumerate(TEST))
+    (tmp_path / "more.txt").write_text(text, encoding="utf-8")
+    with pytest.warns(UserWarning, match="12 of 12 test documents stand in the training text, word for word or nearly"):
+        data = ready(tmp_path / "cache", **planted)
+    assert data.contamination["transductive"]
+    removed = ready(tmp_path / "cache", **planted, remove_test_copies=True)
+    assert not removed.contamination["transductive"]
 
 
 @pytest.mark.parametrize("option", ["checkpoint.monitor", "early_stopping.monitor"])

@@ -156,11 +156,12 @@ def test_rejects_a_state_that_does_not_fit(state: dict[str, Any]) -> None:
 
 def changed_data(how: str) -> StreamDataset:
     data = stream_data()
-    seed, chosen = (1, np.arange(25)) if how == "seed" else (0, np.roll(np.arange(25), 1))
-    return StreamDataset(data.tokens.select(chosen), 2, 0, batch_size=4, bptt=12, seed=seed, shuffle=True)
+    seed, chosen = int(how == "seed"), np.roll(np.arange(25), int(how == "documents"))
+    drawn = how == "stretches"  # of random length, but as many
+    return StreamDataset(data.tokens.select(chosen), 2, 0, 4, bptt=12, seed=seed, shuffle=True, random_bptt=drawn)
 
 
-@pytest.mark.parametrize("how", ["seed", "documents"])
+@pytest.mark.parametrize("how", ["seed", "documents", "stretches"])
 def test_in_an_epoch_of_other_documents_or_another_order_a_position_means_nothing(how: str) -> None:
     loader = StatefulLoader(stream_data())
     other = StatefulLoader(changed_data(how))

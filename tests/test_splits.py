@@ -203,6 +203,14 @@ def test_low_shot_equals_a_loop_and_is_nested_and_balanced() -> None:
         previous = set(chosen.tolist())
 
 
+def test_a_text_is_drawn_twice_only_when_there_is_no_other() -> None:
+    keys = np.array([7] * 20 + list(range(100, 110)), dtype=np.uint64)
+    for seed in range(30):
+        chosen = [low_shot(np.zeros(30, dtype=int), keys, count, seed) for count in (5, 11, 12)]
+        assert [len(set(keys[found].tolist())) for found in chosen] == [5, 11, 11]
+        assert set(chosen[0]) < set(chosen[1]) < set(chosen[2])
+
+
 def test_low_shot_follows_the_documents_and_not_their_order() -> None:
     labels = np.arange(200) % 2
     keys = content_keys([f"text {i}" for i in range(200)])

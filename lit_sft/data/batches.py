@@ -30,7 +30,11 @@ class Batch:
         return type(self)(**{k: function(v) if isinstance(v, Tensor) else v for k, v in values.items()})
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """The batch with its tensors on ``device``; Lightning moves batches through this."""
+        """The batch with its tensors on ``device``; Lightning moves batches through this.
+
+        To a GPU without waiting for it, as Lightning asks for with tensors alone: the loaders' are in pinned memory.
+        """
+        non_blocking = non_blocking or torch.device(device).type == "cuda"
         return self._map(lambda t: t.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
@@ -78,10 +82,15 @@ class BatchDataset(Dataset[BatchT], ABC, Generic[BatchT]):
         """
         self.rank, self.world_size = rank, world_size
 
+    @property
+    @abstractmethod
+    def limits(self) -> tuple[int, ...]:
+        """The sizes that decide which documents, or tokens, a batch holds."""
+
     @cached_property
     def order(self) -> int:
-        """A number that the documents, in their order, and the seed give: the same one, the same arrangements."""
-        return zlib.crc32(self.tokens.keys.tobytes(), self.seed & 0xFFFFFFFF)
+        """A number that the documents, in their order, limits and seed give: the same one, the same arrangements."""
+        return zlib.crc32(repr(self.limits).encode(), zlib.crc32(self.tokens.keys.tobytes(), self.seed & 0xFFFFFFFF))
 
     def set_epoch(self, epoch: int) -> None:
         """Arrange the batches of ``epoch`` (0, 1, ...)."""

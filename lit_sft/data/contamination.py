@@ -76,9 +76,10 @@ class Gate:
         ``exact`` and ``near`` exclude each other. ``why``: reasons of ``transductive``, as far as the texts tell.
         """
         exact, near = self._found
-        sides = {"training text": self.train.exact | self.unlabeled.exact, "validation data": self.val.exact}
+        training = [self.train.exact, self.train.near, self.unlabeled.exact, self.unlabeled.near]
+        sides = {"training text": np.logical_or.reduce(training), "validation data": self.val.exact | self.val.near}
         why = [
-            f"{int(copied.sum())} of {len(copied)} test documents stand in the {side}"
+            f"{int(copied.sum())} of {len(copied)} test documents stand in the {side}, word for word or nearly"
             for side, copied in sides.items()
             if not self.removed and len(copied) > 0 and copied.mean() >= TRANSDUCTIVE_SHARE
         ]

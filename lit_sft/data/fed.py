@@ -1,11 +1,12 @@
-"""Provenance: digests of all text that weights and tokenizer have seen. If the test split was among it, a run is
-transductive.
+"""Provenance: digests of all text that weights and tokenizer have seen, or were chosen on.
+
+If the test split was among it, a run is transductive.
 
 Its figures say how well it does on text that it has seen (without labels, or with them), and not on new text. The mark
 is set where half of the test documents stand in the training text, or in the validation data that choose the weights
 (the gate counts them), where a source given as ``test`` is also given as training text, and where either is so for the
 run that this one starts from: a checkpoint carries the digests of the sources that its weights and its tokenizer have
-seen.
+seen, and of those that its weights were chosen on.
 
 Not covered: a test file that an earlier run was fed with in another format, or as a part of another file; a tokenizer
 given as a file; a checkpoint that says nothing of what it was fed with, or the untruth.
@@ -67,12 +68,15 @@ class Food:
         seen = set(self.before["digests"]) - names.keys()
         test = self.sources["test"].items()
         found = [f"{s} is test and training text ({names[d]})" for s, d in test if d in names]
-        found += [f"{s} was training text of the run that the weights come from" for s, d in test if d in seen]
+        found += [
+            f"{s} was training or validation text of the run that the weights come from" for s, d in test if d in seen
+        ]
         if self.before["transductive"] and not self.only_measured:
             found.append("the run that the weights come from is transductive")
         return found
 
     def plain(self, transductive: bool) -> dict[str, Any]:
         """What a checkpoint says of it, as plain values; ``transductive``: whether the run is."""
-        digests = {*self.training.values(), *self.before["digests"]}
+        chosen_on = self.sources.get("val", {}).values()  # its best checkpoint, its thresholds
+        digests = {*self.training.values(), *chosen_on, *self.before["digests"]}
         return {"digests": sorted(digests), "transductive": transductive or self.before["transductive"]}

@@ -119,7 +119,7 @@ class StatefulLoader(DataLoader[BatchT], Generic[BatchT]):
 
         Raises:
             UserError: not a state of this class, or taken in the middle of an epoch of other documents, another order
-                of them, or another number of batches, so that the position means nothing.
+                of them, or other batches, so that the position means nothing.
         """
         fields = ("epoch", "served", "batches", "order")
         counts = [state.get(name) for name in fields]
@@ -134,7 +134,7 @@ class StatefulLoader(DataLoader[BatchT], Generic[BatchT]):
         if state["served"] and state["order"] != self.dataset.order:
             raise UserError(
                 f"cannot resume: the checkpoint is {state['served']} batches into an epoch of other documents, or of "
-                "another order of them: restore data and --seed_everything, or start a new run"
+                "another order of them: restore data, lengths, batch sizes and --seed_everything, or start a new run"
             )
         self._start(state["epoch"], state["served"])
 

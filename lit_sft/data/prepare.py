@@ -36,7 +36,7 @@ from lit_sft.errors import UserError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 5  # raise it when what a prepared folder holds changes
+FORMAT = 6  # raise it when what a prepared folder holds changes
 ARRAYS = ("unlabeled", "val", "test")
 BPE_BYTES = 100_000_000  # of text that merges are learned from: the library takes seven times that; IMDb is less
 

@@ -173,5 +173,7 @@ def low_shot(
         if len(members) < per_class:
             name = f"class {number}" if names is None else f"class {names[number]!r}"
             raise UserError(f"{name} has {len(members)} documents, fewer than the {per_class} labels a class asked for")
-        chosen.append(members[np.argsort(hashes[members], kind="stable")[:per_class]])
+        ordered = members[np.argsort(hashes[members], kind="stable")]
+        again = np.append(False, keys[ordered][1:] == keys[ordered][:-1])  # equal texts stand side by side: all but one
+        chosen.append(ordered[np.argsort(again, kind="stable")][:per_class])  # of them come last
     return np.unique(np.concatenate(chosen))

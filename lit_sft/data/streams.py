@@ -97,6 +97,10 @@ class StreamDataset(BatchDataset[StreamBatch]):
         self.lane_length = -(-self.num_targets // batch_size)
         self._arrange()
 
+    @property
+    def limits(self) -> tuple[int, ...]:
+        return self.batch_size, self.bptt, int(self.random_bptt)
+
     def shard(self, rank: int, world_size: int) -> None:
         """As in the base class.
 

@@ -113,7 +113,7 @@ class Tokenizer:
         Raises:
             UserError: there is no such file, or it holds something else.
         """
-        path = Path(path)
+        path = Path(path).expanduser()
         if not path.is_file():
             problem = "is not a file" if path.exists() else "does not exist"
             raise UserError(f"tokenizer file {path} {problem}")
