@@ -222,7 +222,7 @@ class LitCLI(LightningCLI):
         elif config.ckpt_path:
             self.source = read_resumable(resolve(config.ckpt_path, "ckpt_path"))
         if self.source is not None:
-            check_resumable(self.source, config.model.stage, config.data.clone(with_meta=False).as_dict())
+            check_resumable(self.source, config.clone(with_meta=False).as_dict())
             check_tokenizer(self.source, data.preparation.kind)
             config.ckpt_path = str(self.source.path)
             check_direction(config.model, config.data.direction, [Source.of(self.source)])
@@ -249,7 +249,7 @@ class LitCLI(LightningCLI):
         plain = self.config_dump
         plain["trainer"]["logger"] = self.given_loggers  # a run that starts from these options is placed anew
         self.model.config = {k: plain[k] for k in ("seed_everything", "data", "model")}
-        self.model.config["trainer"] = {"precision": plain["trainer"]["precision"]}
+        self.model.config["trainer"] = {"precision": self.trainer.precision}  # not an alias: what it stands for
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         if not self.trainer.loggers:  # Lightning's own monitor refuses a Trainer that logs nowhere
             callbacks[:] = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]

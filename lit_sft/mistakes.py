@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lit_sft.checkpoint_io import what_now
@@ -30,6 +31,8 @@ def mistake_in(error: Exception, folder: Path | None, source: Path | None) -> Us
         return UserError(reason(error))
     if isinstance(error, ValueError) and "val_check_interval" in str(error):  # Lightning's word: longer than an epoch
         return UserError(f"trainer: {reason(error)}")
+    if isinstance(error, torch.OutOfMemoryError):
+        return None  # no damage, wherever it came up
     frames = traceback.walk_tb(error.__traceback__)
     if source is not None and any(frame.f_code.co_name in RESTORING for frame, _ in frames):
         what = f"{type(error).__name__}: {one_line(error)[:200]}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
@@ -134,6 +134,11 @@ class LitSFT(StepRates):
         if self.network is None:
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             self.build(data.tokenizer, data.label_names, data.multilabel)
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *_: Any, **__: Any) -> Self:
+        """Names what loads a checkpoint: weights alone make no network, the tokenizer is needed too."""
+        raise UserError(f"use lit_sft.load({str(checkpoint_path)!r}); its .module is the LightningModule")
 
     def on_fit_start(self) -> None:
         """Load ``init_from``, unless this run is resumed: only here the Trainer tells (in ``setup`` it doesn't yet).

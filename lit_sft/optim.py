@@ -67,6 +67,8 @@ class WarmupCosine(Schedule):
 class OneCycle(Schedule):
     """Cosine up from ``1 / start_div``, cosine down to ``1 / final_div`` (Smith & Topin 2018; fastai's defaults).
 
+    Of the rate alone: momentum stays.
+
     Args:
         warmup: the share of all steps that rise, in [0, 1).
         start_div: the first rate is the optimizer's divided by this.

@@ -243,9 +243,9 @@ def _load(
     checkpoint: Checkpoint, encoder: Callable[..., Encoder] | None, device: str | torch.device | None
 ) -> Predictor:
     module = build_module(checkpoint, encoder)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return Predictor(module, checkpoint.config.get("data", {}), chosen, checkpoint.precision)
+        return Predictor(module, checkpoint.config.get("data", {}), torch.device(device), checkpoint.precision)
     except (RuntimeError, AssertionError) as error:  # what torch raises for a device that isn't there
         raise UserError(f"device {device}: {str(error).splitlines()[0]}") from error
 

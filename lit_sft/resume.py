@@ -19,8 +19,12 @@ from lit_sft.errors import UserError
 TOKENIZER_OPTIONS = ("vocab_size", "lowercase", "min_frequency", "replace")
 
 
-def check_resumable(source: Checkpoint, stage: str, data: dict[str, Any]) -> None:
-    """Raise a UserError where a checkpoint can't be gone on with: another stage, or another tokenizer."""
+def check_resumable(source: Checkpoint, config: dict[str, Any]) -> None:
+    """Raise a UserError where a checkpoint can't be gone on with: another stage, tokenizer or class of optimizer.
+
+    ``config``: the run's options.
+    """
+    data, stage = config["data"], config["model"]["stage"]
     if source.stage != stage:
         raise UserError(
             f"--ckpt_path {source.path} is a {source.stage} checkpoint and model.stage is {stage}: --ckpt_path resumes "
@@ -34,6 +38,19 @@ def check_resumable(source: Checkpoint, stage: str, data: dict[str, Any]) -> Non
                 f"--data.{key} {data.get(key)} conflicts with {source.path}, whose tokenizer has {before[key]}: "
                 "a resumed run keeps its tokenizer"
             )
+    had, asked = (_class_of(options, "optimizer") for options in (source.config.get("model"), config["model"]))
+    if had and asked and had != asked:
+        raise UserError(
+            f"--model.optimizer {asked} can't go on with {source.path}, which keeps the state of {had}: resume with "
+            f"that, or start a new run from its weights, --model.init_from {source.path}"
+        )
+
+
+def _class_of(options: Any, name: str) -> str | None:
+    """The name of a class that options name."""
+    found = options.get(name) if isinstance(options, dict) else None
+    path = found.get("class_path") if isinstance(found, dict) else None
+    return path.rpartition(".")[2] if isinstance(path, str) else None
 
 
 def check_tokenizer(source: Checkpoint, kind: str) -> None:

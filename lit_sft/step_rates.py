@@ -20,7 +20,8 @@ class StepRates(L.LightningModule):
     step's batches.
 
     And makes the last step of an epoch, which may have fewer batches than ``accumulate_grad_batches``, the mean over
-    those that it has: Lightning divides by that number there, too.
+    those that it has: Lightning divides by that number there, too. The batches of a step weigh alike, however many
+    documents each has.
     """
 
     def __init__(self) -> None:

@@ -346,6 +346,7 @@ def test_a_named_checkpoint_goes_on_in_a_new_version(tuned: Path, fit: Fit) -> N
         (["--model.encoder.hidden_size=13"], "the checkpoint doesn't fit the model"),
         (["--model.pooling", "mean"], "the checkpoint doesn't fit the model"),
         (["--data.vocab_size", "400"], "--data.vocab_size 400 conflicts with"),
+        (["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.1"], "optimizer SGD can't go on with"),
         (["--data.tokenizer", "word"], "--data.tokenizer word conflicts with"),
         (["--data.lowercase", "true"], "--data.lowercase True conflicts with"),
         (["--data.replace", '{"x": ""}'], "--data.replace {'x': ''} conflicts with"),

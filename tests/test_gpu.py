@@ -78,6 +78,16 @@ def test_dropped_weights_give_the_values_and_gradients_of_the_cpu_without_a_warn
         assert (rough - exact).norm() <= 0.1 * exact.norm()
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_under_bfloat16_the_lstm_computes_in_float32_as_autocast_has_it_in_float16(dropout: float) -> None:
+    encoder = LSTMEncoder(11, 5, 6, 2, weight_dropout=dropout).cuda()
+    ids, ones = torch.randint(11, (3, 7), device="cuda"), torch.ones(3, 7, device="cuda")
+    for autocast, expected in ((torch.bfloat16, torch.float32), (torch.float16, torch.float16)):
+        with torch.autocast("cuda", autocast):
+            found = encoder(ids, ones, encoder.initial_state(3), encoder.draw_masks(3, 7))
+        assert found.hidden.dtype == expected
+
+
 def moved(masks: EncoderMasks, device: str, dtype: torch.dtype) -> EncoderMasks:
     def one(value: Any) -> Any:
         if isinstance(value, tuple):
@@ -94,12 +104,13 @@ def test_a_training_step_never_waits_for_the_device(
     module, data = loaded(stage, files, shared_cache, tmp_path, dropout=True)
     module.net.to("cuda").train()
     kind, loader = next(iter(data.train_dataloader().items()))
-    batches = [batch.to("cuda") for batch in loader]
+    batches = [batch.pin_memory() for batch in loader]
     state = None
     torch.cuda.synchronize()
     try:
         torch.cuda.set_sync_debug_mode("error")
-        for batch in batches:
+        for waiting in batches:
+            batch = waiting.to("cuda")
             loss = module.objective(module.net, {kind: batch}, state)
             loss.total.backward()
             state = loss.state

@@ -16,6 +16,7 @@ from training import Losses, PowerCut, data_of, equal, module_of, trainer_of, we
 from lit_sft.callbacks import LastCheckpoint
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.errors import UserError
+from lit_sft.mistakes import mistake_in
 from lit_sft.module import LitSFT
 from lit_sft.optim import WarmupCosine
 
@@ -233,6 +234,22 @@ def test_another_tokenizer_than_the_checkpoints_is_refused(
     other = data_of(files, shared_cache, vocab_size=290)
     with pytest.raises(UserError, match="the tokenizer doesn't fit"):
         trainer_of(tmp_path).fit(module_of("finetune", init_from=str(path)), datamodule=other)
+
+
+def test_what_lightning_loads_a_checkpoint_by_names_what_does(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"use lit_sft\.load\('run/best.ckpt'\); its \.module is the LightningModule"):
+        LitSFT.load_from_checkpoint("run/best.ckpt")
+
+
+def test_memory_that_ran_out_while_restoring_is_no_damage(tmp_path: Path) -> None:
+    def restore_training_state(error: Exception) -> None:  # a name that Lightning has
+        raise error
+
+    for error, told in ((RuntimeError("size"), True), (torch.OutOfMemoryError("CUDA out of memory"), False)):
+        with pytest.raises(RuntimeError) as caught:
+            restore_training_state(error)
+        found = mistake_in(caught.value, tmp_path, tmp_path / "last.ckpt")
+        assert (found is not None and "a damaged checkpoint" in str(found)) == told
 
 
 def test_a_checkpoint_of_something_else_is_refused(data: TextDataModule, tmp_path: Path) -> None:

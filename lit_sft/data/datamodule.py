@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import lightning as L
-import torch
 
 from lit_sft.data.buckets import DocumentBatch, DocumentDataset
 from lit_sft.data.loader import StatefulLoader
@@ -129,7 +128,8 @@ class TextDataModule(TextData, L.LightningDataModule):
     def _loader(self, dataset: StreamDataset | DocumentDataset) -> StatefulLoader:
         if self.trainer is not None and self.trainer.world_size > 1:
             dataset.shard(self.trainer.global_rank, self.trainer.world_size)
-        return StatefulLoader(dataset, self.num_workers, torch.cuda.is_available(), self._epoch_ends_here)
+        pinned = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return StatefulLoader(dataset, self.num_workers, pinned, self._epoch_ends_here)
 
     def _epoch_ends_here(self) -> bool:
         return self.trainer is not None and self.trainer.is_last_batch

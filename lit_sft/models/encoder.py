@@ -279,6 +279,11 @@ def _read(layer: nn.Module, x: Tensor, h: Tensor, c: Tensor, mask: Tensor | None
     `mask` (4 * hidden_size, hidden_size) is multiplied with the recurrent weights, which stay the layer's parameters: a
     wrapper that sets the product in the module (as in the paper's code) is undone by whatever sets the weights anew.
     """
+    if x.is_cuda and torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16:
+        # torch's autocast has cuDNN's LSTM compute in float16, whatever its dtype: without a scale on the loss, small
+        # gradients would be lost. In float32 cuDNN may still multiply on matrix units (TF32).
+        with torch.autocast("cuda", enabled=False):
+            return _read(layer, x.float(), h.float(), c.float(), mask)
     if mask is None:
         x, (h, c) = layer(x, (h, c))
         return x, h, c

@@ -66,7 +66,7 @@ class Mixed(Supervised):
     def __call__(self, network: Network, batch: Mapping[str, Any], state: LSTMState | None) -> Loss:
         """`batch["labeled"]` as for `Supervised`, and an entry for each other kind in `batches`."""
         documents = batch[LABELED]
-        diagnose = self.diagnose_every > 0 and self.step % self.diagnose_every == 0
+        diagnose = self.diagnose_every > 0 and (self.step + 1) % self.diagnose_every == 0  # as Lightning logs
         step = Step(network, batch, state, lambda logits: self.loss(logits, documents.labels), diagnose)
         reading = step.reading(LABELED)
         found = [term(step) for term in self.terms]  # before the supervised loss, whose gradients they may make known
