@@ -1,8 +1,8 @@
 """Prepared data: a trained tokenizer and token arrays, cached by fingerprint.
 
 Two levels, both written to a temporary name and renamed, so that two runs can't see each other's halves:
-``tokenizers/KEY.json`` (a function of the training text and the tokenizer's options) and ``tokens/KEY/`` (a function of
-the splits and the tokenizer). A run that takes its tokenizer from a checkpoint shares the
+``tokenizers/KEY.json`` (named by all sources and options of the corpus, and by the tokenizer's options) and
+``tokens/KEY/`` (by the corpus and the tokenizer). A run that takes its tokenizer from a checkpoint shares the
 arrays of the run that made it.
 The price of hashing every source at each start is about a second a gigabyte; a changed file is never served stale.
 Texts wait on disk (:mod:`lit_sft.data.texts`): memory grows with the number of documents, and with that of different

@@ -48,6 +48,9 @@ class Tokenizer:
         tokenizer.encode_special_tokens = True  # not part of the JSON, so it is set here, for every origin
         tokenizer.add_special_tokens(list(SPECIAL_TOKENS))  # keeps the ids of those already there
         self.pad_id, self.unk_id, self.eos_id = (self._id(token) for token in SPECIAL_TOKENS)
+        unknown = getattr(tokenizer.model, "unk_token", None)  # a given file's model may have another name for it
+        if isinstance(unknown, str) and tokenizer.token_to_id(unknown) is not None:
+            self.unk_id = self._id(unknown)
         self.vocab_size: int = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
 
     @classmethod
