@@ -164,6 +164,7 @@ def test_groups_are_referenced_and_callbacks_appended(cli: Command, configs: Con
 # ---- testing
 
 
+@pytest.mark.filterwarnings("ignore:transductive:")  # another test file is wanted, and validation's is one
 def test_a_test_is_put_into_the_record_once_and_never_overwritten(tuned: Path, cli: Command, files: Files) -> None:
     before = read(tuned / "metrics.json")
     assert cli("test", "--ckpt_path", tuned).code == 0

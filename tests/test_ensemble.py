@@ -142,6 +142,7 @@ def test_predict_takes_several(runs: Runs, files: Files, texts: list[str], cli: 
     assert rows == lit_sft.load(paths, device="cpu").predict(texts)
 
 
+@pytest.mark.filterwarnings("ignore:transductive:")  # another test file is wanted, and validation's is one
 def test_a_test_measures_the_mean_and_writes_over_nothing(
     runs: Runs, files: Files, texts: list[str], cli: Command
 ) -> None:

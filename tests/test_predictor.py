@@ -79,6 +79,7 @@ def test_predictions_equal_those_of_testing(
     assert (np.abs(found - probabilities(predictor.load(path).predict(texts))).max() > 1e-6) == (precision != "32-true")
 
 
+@pytest.mark.filterwarnings("ignore:transductive:")  # another test file is wanted, and validation's is one
 def test_the_accuracy_of_the_predictions_is_the_one_that_test_reports(
     model: Predictor, trained: Trained, files: Files, texts: list[str], cli: Command
 ) -> None:

@@ -147,7 +147,7 @@ def test_mixed_is_the_weighted_sum_with_its_ramps(number: int) -> None:
 def test_the_diagnostics_are_shares_of_gradient_and_of_documents() -> None:
     network, labeled, other = sharp().eval(), batch(), others()
     mixed = Mixed([AT(norm=0.5), EntMin(weight=3.0)], diagnose_every=2)
-    mixed.step = 4
+    mixed.step = 5
     given = {"labeled": labeled, "unlabeled_documents": other}
     parts = mixed(network, given, None).parts
     step = step_of(network, labeled, other)
@@ -161,7 +161,7 @@ def test_the_diagnostics_are_shares_of_gradient_and_of_documents() -> None:
     choices = [p.argmax().item() for p in predicted(network, other)]
     for number in range(3):
         assert parts[f"predicted_{number}"].item() == pytest.approx(choices.count(number) / 3)
-    mixed.step = 5
+    mixed.step = 6
     assert "unlabeled_share" not in mixed(network, given, None).parts
 
 
