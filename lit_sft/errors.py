@@ -9,16 +9,20 @@ class UserError(Exception):
     """A mistake in a file, a column or an option.
 
     The message is one line: what is wrong, where (file, row, key) and what to do. The command line prints it
-    to stderr and exits with code 2, without a traceback (``LIT_SFT_DEBUG=1`` shows it).
+    to stderr and exits with ``exit_code``, without a traceback (``LIT_SFT_DEBUG=1`` shows it).
     """
+
+    exit_code = 2
 
 
 class SickRun(UserError):
     """A fit that is ended because it can't come to anything: the message says what was seen, where, and what to do.
 
-    Its folder stays, unlike that of a run that ends by another mistake: the curves show how it came to this. The exit
-    code is 3: the same command would end so again, and a search may go on with its next point.
+    Its folder stays, unlike that of a run that ends by another mistake: the curves show how it came to this. It has an
+    exit code of its own: the same command would end so again, and a search may go on with its next point.
     """
+
+    exit_code = 3
 
 
 # A full disk, a used-up quota, a limit on the size of files: room can be made, and the command given again.

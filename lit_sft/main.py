@@ -10,7 +10,7 @@ import sys
 import threading
 import traceback
 
-from lit_sft.errors import SickRun, UserError, nearest, no_room
+from lit_sft.errors import UserError, nearest, no_room
 
 USAGE = """usage: python -m lit_sft COMMAND [options]
 
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         print(f"lit_sft: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 3 if isinstance(error, SickRun) else 2
+        return error.exit_code if isinstance(error, UserError) else UserError.exit_code
     except KeyboardInterrupt:
         print("lit_sft: interrupted", file=sys.stderr)
         return 130

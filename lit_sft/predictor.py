@@ -24,7 +24,7 @@ from lit_sft.models import Encoder
 from lit_sft.module import LitSFT
 from lit_sft.objectives import MLE, Objective, Supervised
 from lit_sft.options import one_line
-from lit_sft.stored_options import own_class, stored_config
+from lit_sft.stored_options import class_path_of, own_class, stored_config
 
 TEXTS_AT_ONCE = 2048  # sorted by length together; memory stays at this many, whatever the input's size
 TOKENS_AT_ONCE = 16_384
@@ -288,5 +288,4 @@ def _heads_of(checkpoint: Checkpoint) -> Objective:
 
 
 def _class_path_in(checkpoint: Checkpoint) -> str:
-    spec = checkpoint.config.get("model", {}).get("encoder")
-    return str(spec.get("class_path") if isinstance(spec, dict) else spec)
+    return str(class_path_of(checkpoint.config.get("model", {}).get("encoder")))

@@ -14,6 +14,7 @@ from lit_sft.checkpoints import Checkpoint, checkpoint_in, read_entries
 from lit_sft.data.extension import EXTEND
 from lit_sft.data.tokenization import KINDS, Tokenizer
 from lit_sft.errors import UserError
+from lit_sft.stored_options import class_path_of
 
 # What the tokenizer of a checkpoint was trained with: another value would ask for another tokenizer.
 TOKENIZER_OPTIONS = ("vocab_size", "lowercase", "min_frequency", "replace")
@@ -38,19 +39,13 @@ def check_resumable(source: Checkpoint, config: dict[str, Any]) -> None:
                 f"--data.{key} {data.get(key)} conflicts with {source.path}, whose tokenizer has {before[key]}: "
                 "a resumed run keeps its tokenizer"
             )
-    had, asked = (_class_of(options, "optimizer") for options in (source.config.get("model"), config["model"]))
+    options = source.config.get("model", {}), config["model"]
+    had, asked = (str(class_path_of(o.get("optimizer")) or "").rpartition(".")[2] for o in options)
     if had and asked and had != asked:
         raise UserError(
             f"--model.optimizer {asked} can't go on with {source.path}, which keeps the state of {had}: resume with "
             f"that, or start a new run from its weights, --model.init_from {source.path}"
         )
-
-
-def _class_of(options: Any, name: str) -> str | None:
-    """The name of a class that options name."""
-    found = options.get(name) if isinstance(options, dict) else None
-    path = found.get("class_path") if isinstance(found, dict) else None
-    return path.rpartition(".")[2] if isinstance(path, str) else None
 
 
 def check_tokenizer(source: Checkpoint, kind: str) -> None:

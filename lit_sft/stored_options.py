@@ -40,7 +40,7 @@ def stored_config(checkpoint: Checkpoint, named: dict[str, str], without: tuple[
         spec = model.get(key)
         if spec is None or key in without:
             continue
-        if named.get(key) not in (None, _class_path(spec)):
+        if named.get(key) not in (None, class_path_of(spec)):
             continue
         if key == "objective" and key in named and not _harmless(_options(spec)):
             continue  # terms of the user's own: they are given again, and only say which heads there are
@@ -63,7 +63,8 @@ def own_class(name: str, base: type) -> type | None:
     return None
 
 
-def _class_path(spec: Any) -> Any:
+def class_path_of(spec: Any) -> Any:
+    """The name of the class that an option names, with its options or alone."""
     return spec.get("class_path") if isinstance(spec, dict) else spec
 
 
@@ -77,7 +78,7 @@ def _class_spec(path: Path, key: str, spec: Any, named: str | None) -> dict[str,
     The options are numbers and plain words: a string that the parser could take for another class, or for the
     file of one, is refused like the class itself.
     """
-    name = _class_path(spec)
+    name = class_path_of(spec)
     options = _options(spec)
     if not isinstance(name, str) or not (name == named or own_class(name, CLASS_OPTIONS[key])):
         raise UserError(

@@ -58,7 +58,6 @@ INTERVAL_FIELDS = (
 )
 PLAN = ("small_val", "seeds", "search_seeds", "fixed")  # of a label count in a search file; what else it has: methods
 SHOWN = ("macro_f1", "accuracy")  # either may choose
-SICK = 3  # exit code of a run that was ended by its health
 Options = dict[str, Any]
 
 
@@ -380,7 +379,7 @@ def plans_in(path: Path, only: list[str] | None = None) -> list[Plan]:
 
 
 def _check(code: int) -> None:
-    if code == SICK:
+    if code == SickRun.exit_code:
         raise SickRun("a run ended sick, as the line above says")
     if code:
         raise SystemExit(code)

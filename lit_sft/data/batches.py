@@ -63,14 +63,16 @@ class BatchDataset(Dataset[BatchT], ABC, Generic[BatchT]):
         tokens: the documents.
         seed: a number >= 0; with the epoch it fixes every random choice.
         shuffle: whether the arrangement depends on seed and epoch at all.
+        limits: the sizes that decide which documents, or tokens, a batch holds.
     """
 
-    def __init__(self, tokens: TokenArray, seed: int, shuffle: bool) -> None:
+    def __init__(self, tokens: TokenArray, seed: int, shuffle: bool, limits: tuple[int, ...]) -> None:
         if seed < 0:
             raise UserError(f"seed is {seed}: it must be 0 or more")
         self.tokens = tokens
         self.seed = seed
         self.shuffle = shuffle
+        self.limits = limits
         self.epoch = 0
         self.rank, self.world_size = 0, 1
 
@@ -81,11 +83,6 @@ class BatchDataset(Dataset[BatchT], ABC, Generic[BatchT]):
         share it.
         """
         self.rank, self.world_size = rank, world_size
-
-    @property
-    @abstractmethod
-    def limits(self) -> tuple[int, ...]:
-        """The sizes that decide which documents, or tokens, a batch holds."""
 
     @cached_property
     def order(self) -> int:

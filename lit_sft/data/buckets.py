@@ -133,7 +133,7 @@ class DocumentDataset(BatchDataset[DocumentBatch]):
         shuffle: bool,
         direction: Direction = "forward",
     ) -> None:
-        super().__init__(tokens, seed, shuffle)
+        super().__init__(tokens, seed, shuffle, (max_length, max_tokens, max_documents))
         if len(tokens) == 0:
             raise UserError("there are no documents to make batches of")
         limits = {"max_length": max_length, "max_tokens": max_tokens, "max_documents": max_documents}
@@ -147,15 +147,10 @@ class DocumentDataset(BatchDataset[DocumentBatch]):
         self.max_length = max_length
         self.truncation: Truncation = truncation
         self.direction = check_direction(direction)
-        self._limits = (max_length, max_tokens, max_documents)
         self._lengths = np.minimum(tokens.lengths, max_length) + 2  # (documents,), boundaries included
         self._bounds = _bucket_bounds(self._lengths)
         self._cuts = _cut(np.sort(self._bounds)[::-1], max_tokens, max_documents)
         self._arrange()
-
-    @property
-    def limits(self) -> tuple[int, ...]:
-        return self._limits
 
     def _arrange(self) -> None:
         random = self._random()

@@ -76,8 +76,7 @@ class Gate:
         ``exact`` and ``near`` exclude each other. ``why``: reasons of ``transductive``, as far as the texts tell.
         """
         exact, near = self._found
-        training = [self.train.exact, self.train.near, self.unlabeled.exact, self.unlabeled.near]
-        sides = {"training text": np.logical_or.reduce(training), "validation data": self.val.exact | self.val.near}
+        sides = {"training text": self.train.found | self.unlabeled.found, "validation data": self.val.found}
         why = [
             f"{int(copied.sum())} of {len(copied)} test documents stand in the {side}, word for word or nearly"
             for side, copied in sides.items()

@@ -43,6 +43,11 @@ class Copies:
     others: np.ndarray
     keys: np.ndarray
 
+    @property
+    def found(self) -> np.ndarray:
+        """bool (test documents,), one of the others is a copy, exact or near."""
+        return self.exact | self.near
+
 
 class CopyFinder:
     """Finds copies of the test documents among other texts.

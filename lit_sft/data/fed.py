@@ -77,6 +77,6 @@ class Food:
 
     def plain(self, transductive: bool) -> dict[str, Any]:
         """What a checkpoint says of it, as plain values; ``transductive``: whether the run is."""
-        chosen_on = self.sources.get("val", {}).values()  # its best checkpoint, its thresholds
+        chosen_on = self.sources["val"].values()  # its best checkpoint, its thresholds
         digests = {*self.training.values(), *chosen_on, *self.before["digests"]}
         return {"digests": sorted(digests), "transductive": transductive or self.before["transductive"]}

@@ -81,7 +81,7 @@ class StreamDataset(BatchDataset[StreamBatch]):
         direction: Direction = "forward",
         random_bptt: bool = False,
     ) -> None:
-        super().__init__(tokens, seed, shuffle)
+        super().__init__(tokens, seed, shuffle, (batch_size, bptt, int(random_bptt)))
         if len(tokens) == 0:
             raise UserError("there are no documents to make a text stream of")
         for name, value in (("batch_size", batch_size), ("bptt", bptt)):
@@ -96,10 +96,6 @@ class StreamDataset(BatchDataset[StreamBatch]):
         self.num_targets = tokens.num_tokens + len(tokens)
         self.lane_length = -(-self.num_targets // batch_size)
         self._arrange()
-
-    @property
-    def limits(self) -> tuple[int, ...]:
-        return self.batch_size, self.bptt, int(self.random_bptt)
 
     def shard(self, rank: int, world_size: int) -> None:
         """As in the base class.
