@@ -46,7 +46,8 @@ class Copies:
     @property
     def found(self) -> np.ndarray:
         """bool (test documents,), one of the others is a copy, exact or near."""
-        return self.exact | self.near
+        found: np.ndarray = self.exact | self.near
+        return found
 
 
 class CopyFinder:
