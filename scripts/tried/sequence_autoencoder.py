@@ -1,0 +1,75 @@
+"""Sequence autoencoder: a document is read, then written again from the state at its end (Dai & Le 2015, section 2).
+
+An objective of a pretraining that stays out of the package until a run shows that it helps.
+
+    PYTHONPATH=scripts/tried python -m lit_sft fit --config configs/imdb/pretrain.yaml --data.max_length 128 \\
+        --data.max_unlabeled_documents 16 --model.objective sequence_autoencoder.SequenceAutoencoder
+
+Validation is that of a language model, on streams, and tells of another task than this one: fine-tune the last
+checkpoint, not the best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_sft.models import LSTMState, Network
+from lit_sft.models.heads import IGNORE_INDEX
+from lit_sft.objectives import MLE, Loss, Objective
+
+
+class Twice(NamedTuple):
+    """Documents that are followed by themselves: what is read of `<eos> x <eos> x <eos>`, all but the last token."""
+
+    input_ids: Tensor  # int64 (batch, 2 * time - 2)
+    attention_mask: Tensor  # bool, the same shape
+
+
+class SequenceAutoencoder(Objective):
+    """Mean negative log-likelihood of a document's tokens, given all of it; one network reads and writes.
+
+    Args:
+        activation_penalty, temporal_penalty: as `MLE` has them, over both readings.
+    """
+
+    batches = frozenset({"unlabeled_documents"})
+    heads = frozenset({"lm"})
+
+    def __init__(self, activation_penalty: float = 0.0, temporal_penalty: float = 0.0) -> None:
+        self.mle = MLE(activation_penalty, temporal_penalty)
+
+    def __call__(self, network: Network, batch: Mapping[str, Any], state: LSTMState | None) -> Loss:
+        """`batch["unlabeled_documents"]`: input_ids, attention_mask (batch, time), lengths (batch,)."""
+        documents = batch["unlabeled_documents"]
+        twice = read_twice(documents.input_ids, documents.lengths)
+        encoded = network.encode(twice, None, network.draw_masks(*twice.input_ids.shape))
+        targets = documents.input_ids[:, 1:].masked_fill(~documents.attention_mask[:, 1:], IGNORE_INDEX)
+        nll = network.nll(second_reading(encoded.hidden, documents.lengths, targets.shape[1]), targets)
+        kept = (targets != IGNORE_INDEX).sum()
+        loss = self.mle.of_mean(nll.sum() / kept.clamp(min=1), kept, twice, encoded)
+        loss.state = None  # every document starts from nothing
+        return loss
+
+
+def read_twice(input_ids: Tensor, lengths: Tensor) -> Twice:
+    """What is read of documents `<eos> x <eos>`, written twice with one `<eos>` between.
+
+    Args:
+        input_ids: int64 (batch, time), padded on the right.
+        lengths: int64 (batch,), with both boundaries.
+    """
+    time, first = input_ids.shape[1], lengths.unsqueeze(1)  # (batch, 1)
+    place = torch.arange(2 * time - 2, device=input_ids.device)  # (2 * time - 2,)
+    source = torch.where(place < first, place, place - first + 1).clamp(max=time - 1)  # (batch, 2 * time - 2)
+    return Twice(input_ids.gather(1, source), place < 2 * first - 2)
+
+
+def second_reading(hidden: Tensor, lengths: Tensor, steps: int) -> Tensor:
+    """The hidden vectors (batch, 2 * time - 2, size) from each document's second `<eos>` on: (batch, steps, size)."""
+    place = lengths.unsqueeze(1) - 1 + torch.arange(steps, device=hidden.device)  # (batch, steps)
+    place = place.clamp(max=hidden.shape[1] - 1)
+    return hidden.gather(1, place.unsqueeze(2).expand(-1, -1, hidden.shape[2]))

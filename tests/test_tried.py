@@ -1,0 +1,36 @@
+"""Objectives that were tried and left out compute what they say: what is said of them rests on it."""
+
+import torch
+from toy_network import build
+from tried.sequence_autoencoder import SequenceAutoencoder, read_twice
+
+from lit_sft.data.buckets import collate
+
+EOS, PAD = 11, 0
+
+
+def test_a_document_is_read_and_then_written_once_more() -> None:
+    ids = torch.tensor([[EOS, 1, 2, EOS, PAD], [EOS, 3, 4, 5, EOS], [EOS, EOS, PAD, PAD, PAD]])
+    twice = read_twice(ids, torch.tensor([4, 5, 2]))
+    read = [row[mask].tolist() for row, mask in zip(twice.input_ids, twice.attention_mask, strict=True)]
+    assert read == [[EOS, 1, 2, EOS, 1, 2], [EOS, 3, 4, 5, EOS, 3, 4, 5], [EOS, EOS]]
+
+
+def test_the_loss_is_that_of_the_second_reading_by_a_slow_loop() -> None:
+    network = build().eval()
+    assert network.lm_head is not None
+    random = torch.Generator().manual_seed(3)
+    documents = [torch.randint(1, 11, (length,), generator=random).numpy() for length in (3, 6, 1, 0)]
+    encoder, losses = network.encoder, []
+    for document in documents:
+        once = [*document.tolist(), EOS]
+        ids = torch.tensor([[EOS, *once, *once]])
+        hidden = encoder(ids, torch.ones_like(ids), encoder.initial_state(1), encoder.draw_masks(*ids.shape)).hidden
+        log_prob = network.lm_head.log_prob(hidden[0])  # (tokens, vocab)
+        begin = len(once)  # the place of the second <eos>, which the first token of the copy follows
+        losses += [-log_prob[begin + step, token] for step, token in enumerate(once)]
+    batch = collate(documents, EOS, PAD)
+    loss = SequenceAutoencoder()(network, {"unlabeled_documents": batch}, None)
+    torch.testing.assert_close(loss.total, sum(losses) / len(losses))
+    assert loss.weight == len(losses) == 14
+    assert loss.state is None
