@@ -17,6 +17,7 @@ from lit_sft.objectives import AT, VAT, EntMin, Mixed, PseudoLabels, Supervised,
 from lit_sft.objectives import vat as vat_module
 from lit_sft.objectives.divergence import entropy, kl_divergence
 from lit_sft.objectives.known import is_float16
+from lit_sft.objectives.mixed import share_of_gradient
 from lit_sft.objectives.reading import Reading, random_unit, unit
 from lit_sft.objectives.term import Step
 
@@ -280,6 +281,29 @@ def test_directions_are_those_of_float32_under_bfloat16() -> None:
         assert F.cosine_similarity(lower.flatten(1), reference.flatten(1)).min() > bound
     for single, double in zip(directions(network, False)[:1], directions(exact, False)[:1], strict=True):
         assert F.cosine_similarity(single.double().flatten(1), double.flatten(1)).min() > 0.9999
+
+
+def test_under_float16_gradients_of_a_sure_prediction_are_those_of_float32() -> None:
+    """The passes are exact there; cast to float16, most of the backward pass of a loss of 6e-7 would be zeros."""
+    network, documents = sharp().float().eval(), batch()
+    with torch.no_grad():
+        network.classifier.linear.bias[0] += 15.0  # type: ignore[union-attr]
+    documents.labels = torch.zeros(4, dtype=torch.int64)
+    reading = Reading.of(network, documents)
+    found: dict[bool, list[Tensor]] = {}
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.float16, enabled=autocast):
+            step = step_of(network, documents)
+            step._readings["labeled"] = reading
+            torch.manual_seed(3)
+            found[autocast] = [AT().towards(reading, step), VAT().towards(reading)]
+            losses = 1e-4 * entropy(reading.logits).mean(), 1e-4 * step.loss(reading.logits)
+            found[autocast] += [share_of_gradient(*losses, network.parameters())]
+    *lower, share = found[True]
+    *reference, expected = found[False]
+    for ours, theirs in zip(lower, reference, strict=True):
+        assert F.cosine_similarity(ours.flatten(1), theirs.flatten(1)).min() > 0.9999
+    torch.testing.assert_close(share, expected, rtol=1e-5, atol=0.0)
 
 
 @pytest.mark.parametrize(

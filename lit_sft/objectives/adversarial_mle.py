@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from lit_sft.models.encoder import LSTMState, detach_state
 from lit_sft.models.network import Network
 from lit_sft.objectives.at import Direction
 from lit_sft.objectives.base import Loss
-from lit_sft.objectives.known import differentiated, is_float16
+from lit_sft.objectives.known import differentiated, gradients, is_float16
 from lit_sft.objectives.mle import MLE, mean_nll
 from lit_sft.objectives.reading import random_unit, unit
 
@@ -66,7 +64,7 @@ class AdversarialMLE(MLE):
             towards = random_unit(reach, embeds)
         else:
             if is_float16(embeds):  # the sum's, since of a mean over thousands of tokens it holds nothing
-                (gradient,) = torch.autograd.grad(mean * kept, embeds, retain_graph=True)
+                (gradient,) = gradients(mean * kept, [embeds], retain_graph=True)
             else:
                 mean, gradient = differentiated(mean, embeds, network.parameters())
             towards = unit(gradient, reach)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_sft.models.network import Network
-from lit_sft.objectives.known import is_float16
+from lit_sft.objectives.known import gradients, is_float16
 from lit_sft.objectives.reading import Reading, random_unit, unit
 from lit_sft.objectives.term import LABELED, Step, Term
 
@@ -58,5 +58,5 @@ class AT(Term):
             return unit(step.gradient(), reading.reach)
         # above frozen token vectors, or in float16, where a sure prediction's gradient is zero
         moved = torch.zeros_like(reading.embeds, requires_grad=True)
-        (gradient,) = torch.autograd.grad(step.loss(reading.perturbed(moved, exact=True)), moved)
+        (gradient,) = gradients(step.loss(reading.perturbed(moved, exact=True)), [moved])
         return unit(gradient, reading.reach)

@@ -1,13 +1,23 @@
-"""A loss that is differentiated once for two uses: where its documents are to be moved to, and what it trains."""
+"""Gradients that a loss itself asks for: where documents are to be moved to, and what the step then needs no more."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+
+def gradients(loss: Tensor, at: Sequence[Tensor], retain_graph: bool = False) -> tuple[Tensor, ...]:
+    """The gradients of a scalar loss at tensors of one device; None at those that it was not computed from.
+
+    Outside autocast, so that each operation goes back in the precision that it had: autocast casts the matrix products
+    of a backward pass too, those of an exact forward pass among them, and float16 has no room for small gradients.
+    """
+    with torch.autocast(at[0].device.type, enabled=False):
+        return torch.autograd.grad(loss, at, retain_graph=retain_graph, allow_unused=True)
 
 
 def differentiated(loss: Tensor, at: Tensor, parameters: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
@@ -28,8 +38,7 @@ def differentiated(loss: Tensor, at: Tensor, parameters: Iterable[Tensor]) -> tu
         The loss (scalar), and its gradient (the shape of `at`).
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    with torch.autocast(at.device.type, enabled=False):  # each operation goes back in the precision that it had
-        found = torch.autograd.grad(loss, [at, *trained], retain_graph=True, allow_unused=True, materialize_grads=False)
+    found = gradients(loss, [at, *trained], retain_graph=True)
     pairs = [(p, gradient) for p, gradient in zip(trained, found[1:], strict=True) if gradient is not None]
     known: Tensor = _Known.apply(loss.detach(), [gradient for _, gradient in pairs], *(p for p, _ in pairs))
     return known, torch.zeros_like(at) if found[0] is None else found[0]

@@ -13,6 +13,7 @@ from lit_sft.models.encoder import LSTMState
 from lit_sft.models.network import Network
 from lit_sft.objectives.base import Loss
 from lit_sft.objectives.divergence import log_probabilities
+from lit_sft.objectives.known import gradients
 from lit_sft.objectives.reading import Reading, mean_over
 from lit_sft.objectives.supervised import Supervised
 from lit_sft.objectives.term import DOCUMENTS, LABELED, Step, Term
@@ -102,8 +103,8 @@ def share_of_gradient(part: Tensor, rest: Tensor, parameters: Iterable[Tensor]) 
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     norms = []
     for loss in (part, rest):
-        gradients = torch.autograd.grad(SCALE * loss, trained, retain_graph=True, allow_unused=True)
-        norms.append(torch.stack([g.float().square().sum() for g in gradients if g is not None]).sum().sqrt())
+        found = gradients(SCALE * loss, trained, retain_graph=True)
+        norms.append(torch.stack([g.float().square().sum() for g in found if g is not None]).sum().sqrt())
     return norms[0] / (norms[0] + norms[1]).clamp(min=1e-30)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from lit_sft.models.network import Network
 from lit_sft.objectives.at import Direction
 from lit_sft.objectives.divergence import kl_divergence
+from lit_sft.objectives.known import gradients
 from lit_sft.objectives.reading import Reading, mean_over, random_unit, unit
 from lit_sft.objectives.term import DOCUMENTS, LABELED, Step, Term
 
@@ -81,7 +82,7 @@ class VAT(Term):
         for _ in range(self.power_steps):
             moved = (self.xi * direction).requires_grad_()
             kl = kl_divergence(clean, reading.perturbed(moved, exact=True), reading.network.multilabel)
-            (gradient,) = torch.autograd.grad(kl.sum(), moved)
+            (gradient,) = gradients(kl.sum(), [moved])
             direction = unit(gradient, reading.reach)
         return direction
 
