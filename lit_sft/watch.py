@@ -14,7 +14,10 @@ class Watcher:
     """
 
     def accepts(self, trainer: L.Trainer, loss: Tensor) -> bool:
-        """Whether a batch of this loss (scalar, detached) may be learned from: if not, nothing is updated by it."""
+        """Whether a batch of this loss may be learned from: if not, nothing is updated by it.
+
+        ``loss``: scalar, detached; of several processes the mean over all, so that they come to the same.
+        """
         return True
 
     def see_gradient(self, trainer: L.Trainer, norm: Tensor, optimizer: Optimizer) -> None:

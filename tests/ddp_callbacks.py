@@ -1,13 +1,18 @@
-"""Callbacks that a test's subprocess names by class_path."""
+"""Callbacks and an objective that a test's subprocess names by class_path."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
+
+from lit_sft.models import LSTMState, Network
+from lit_sft.objectives import Loss, Supervised
 
 
 class Snapshots(Callback):
@@ -32,3 +37,13 @@ class Snapshots(Callback):
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.is_global_zero:
             torch.save(torch.stack(self.steps), self.path)
+
+
+class SickShare(Supervised):
+    """The supervised loss, but NaN at optimizer step 3 in the second of several processes."""
+
+    def __call__(self, network: Network, batch: Mapping[str, Any], state: LSTMState | None) -> Loss:
+        loss = super().__call__(network, batch, state)
+        if self.step == 3 and torch.distributed.get_rank() == 1:
+            loss.total = loss.total * math.nan
+        return loss

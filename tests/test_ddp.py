@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from processes import start_ranks
 from torch import Tensor
 
 from lit_sft.checkpoints import read_checkpoint
-from lit_sft.errors import UserError
+from lit_sft.errors import SickRun, UserError
 from lit_sft.evaluation.predictions import read_predictions
 from lit_sft.ranks import of_this_rank
 
@@ -144,6 +145,23 @@ def test_two_processes_test_as_one_does(
         assert kept[0].keys.tolist() == kept[1].keys.tolist()
         assert kept[0].probabilities == pytest.approx(kept[1].probabilities, abs=1e-6)
         assert records[0]["test_interval"]["loss"] == pytest.approx(records[1]["test_interval"]["loss"], abs=1e-5)
+
+
+def test_a_loss_that_is_not_finite_in_one_process_ends_both_before_the_weights_change(configs: Configs) -> None:
+    sick = ("--model.objective=ddp_callbacks.SickShare", "--saving.every_steps=1")
+    told = set()
+    for running in start_ranks(2, "fit", "--config", configs.finetune, *sick, "--run_dir=sick"):
+        code, written = running.wait()
+        assert code == SickRun.exit_code, written
+        assert "Traceback" not in written
+        (line,) = re.findall("^lit_sft: error: (.*)$", written, re.MULTILINE)
+        told.add(line)
+    (message,) = told
+    assert message.startswith("step 3 (epoch 0, batch 3): the loss is nan; labeled documents ")
+    checkpoint = "sick/checkpoints/last.ckpt"
+    way_on = "go on with --ckpt_path last and a lower --model.optimizer.lr (now 0.03)"
+    assert message.endswith(f"{checkpoint} keeps the weights after 3 steps: {way_on}")
+    assert all(value.isfinite().all() for value in read_checkpoint(Path(checkpoint)).network_weights().values())
 
 
 def test_a_run_goes_on_with_as_many_processes_only() -> None:

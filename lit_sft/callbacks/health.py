@@ -111,9 +111,6 @@ class Health(L.Callback, Watcher):
 
     # ---- numbers that aren't finite
 
-    def on_before_backward(self, trainer: L.Trainer, module: L.LightningModule, loss: Tensor) -> None:
-        self._note(self._reading(trainer, "loss", loss.detach()), trainer)
-
     def see_gradient(self, trainer: L.Trainer, norm: Tensor, optimizer: Optimizer) -> None:
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             return
@@ -172,10 +169,11 @@ class Health(L.Callback, Watcher):
     # ---- spikes
 
     def accepts(self, trainer: L.Trainer, loss: Tensor) -> bool:
+        self._note(self._reading(trainer, "loss", loss), trainer)
         if not self.skip_spikes:
             return True
         value, limit = loss.item(), self.spikes.limit()
-        if not math.isfinite(value) or self.spikes.accepts(value):  # the former is told before the backward pass
+        if not math.isfinite(value) or self.spikes.accepts(value):  # the former is noted, and told when it is read
             self._in_a_row = 0
             return True
         self.skipped += 1
