@@ -28,6 +28,7 @@ from lit_sft.loggers import LoggedRun, place_loggers
 from lit_sft.mistakes import mistake_in
 from lit_sft.module import LitSFT
 from lit_sft.options import check_trainer, explain, read_config_file, reason, values_of
+from lit_sft.processes import ending_together
 from lit_sft.resume import check_resumable, check_tokenizer, last_checkpoint, read_resumable
 from lit_sft.runs import RECORD, discard_run, resume_run, run_folder_of, run_name, start_run
 from lit_sft.starting import Source, check_direction, start_from
@@ -265,9 +266,8 @@ class LitCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
-            super()._run_subcommand(subcommand)
-        except UserError:
-            raise
+            with ending_together(self.trainer.strategy.launcher):  # type: ignore[attr-defined]
+                super()._run_subcommand(subcommand)
         except Exception as error:
             known = mistake_in(error, self.folder, self.source.path if self.source else None)
             if known is None:

@@ -17,13 +17,15 @@ RESTORING = {"_restore_modules_and_callbacks", "restore_training_state", "go_on_
 
 
 def mistake_in(error: Exception, folder: Path | None, source: Path | None) -> UserError | None:
-    """The mistake that an exception of the Trainer stands for; None where it is none.
+    """The mistake that an exception of the Trainer stands for; None where it is none, or one that is told already.
 
     Args:
-        error: not a UserError itself.
+        error: of any kind.
         folder: the run's.
         source: the checkpoint that was gone on with, started from or measured.
     """
+    if isinstance(error, UserError):
+        return None
     if full := no_room(error):
         now = "make room" if folder is None else what_now(folder / "checkpoints")
         return UserError(f"{full.filename or folder or 'a file'}: can't be written: {full.strerror}; {now}")

@@ -1,4 +1,4 @@
-"""A stage's process, which gets the signals that its recipe gets."""
+"""Processes that others start: a stage's gets the signals that its recipe gets, a run's others end with its first."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import os
 import signal
 import subprocess
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 # Ctrl-C, a scheduler's end of time, and the warning before it: a fit saves, then stops.
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
@@ -38,3 +41,25 @@ def run_process(command: list[str]) -> int:
     if code < 0:
         return 128 - code
     return code or (128 + received[0] if received else 0)
+
+
+@contextmanager
+def ending_together(launcher: Any) -> Iterator[None]:
+    """Within it an exception of a run's first process ends those that it has started.
+
+    By themselves they would wait for it, and be there when it is gone.
+
+    Args:
+        launcher: of the Trainer's strategy; None where there is none.
+    """
+    try:
+        yield
+    except BaseException:
+        children = [process for process in getattr(launcher, "procs", []) if isinstance(process, subprocess.Popen)]
+        if children:
+            launcher.procs.clear()  # Lightning's observer looks at this list, and would kill this process for their end
+        for process in children:
+            process.kill()
+        for process in children:
+            process.wait()
+        raise

@@ -46,22 +46,27 @@ def exact(configs: Configs, stage: str) -> Path:
     return path
 
 
+def launch(processes: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """A command whose first process starts the others, as on the command line."""
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "lit_sft", *map(str, arguments), f"--trainer.devices={processes}"]
+    environment = {**os.environ, "PYTHONPATH": path}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
 def train(
     config: Path, name: str, processes: int, *flags: str, code: int = 0, stop_at: int = -1, launched: bool = False
 ) -> Tensor:
     """A fit in processes of its own, in logs/NAME/version_0; the weights after each batch.
 
-    ``launched``: the first process starts the second, as on the command line; else they are started side by side.
+    ``launched``: the first process starts the second; else they are started side by side.
     """
     snapshots = Path(f"{name}-{'-'.join(flags[1:2]) or 'new'}.pt").resolve()
     arguments = ["fit", "--config", str(config), *flags]
     arguments += ["--trainer.callbacks+=ddp_callbacks.Snapshots", f"--trainer.callbacks.path={snapshots}"]
     arguments += [f"--trainer.callbacks.stop_at={stop_at}"]
     if launched:
-        path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-        command = [sys.executable, "-m", "lit_sft", *arguments, "--name", name, f"--trainer.devices={processes}"]
-        environment = {**os.environ, "PYTHONPATH": path}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        done = launch(processes, *arguments, "--name", name)
         assert done.returncode == code, done.stderr
     else:
         for running in start_ranks(processes, *arguments, "--run_dir", f"logs/{name}/version_0"):
@@ -162,6 +167,20 @@ def test_a_loss_that_is_not_finite_in_one_process_ends_both_before_the_weights_c
     way_on = "go on with --ckpt_path last and a lower --model.optimizer.lr (now 0.03)"
     assert message.endswith(f"{checkpoint} keeps the weights after 3 steps: {way_on}")
     assert all(value.isfinite().all() for value in read_checkpoint(Path(checkpoint)).network_weights().values())
+
+
+@pytest.mark.slow
+def test_an_error_of_the_first_process_alone_ends_the_one_that_it_has_started(configs: Configs) -> None:
+    full = ("--trainer.callbacks+=ddp_callbacks.FullDisk", "--trainer.callbacks.path=second.pid")
+    done = launch(2, "fit", "--config", configs.finetune, *full)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert re.findall("^lit_sft: error: (.*)$", done.stderr, re.MULTILINE) == [
+        "logs/tiny-finetune/version_0: can't be written: No space left on device; there is no checkpoint to go on from "
+        "yet: make room, then start again"
+    ]
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(Path("second.pid").read_text()), 0)
 
 
 def test_a_run_goes_on_with_as_many_processes_only() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -13,13 +14,16 @@ from typing import Any
 import lightning as L
 import pytest
 from conftest import Files
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from training import data_of, module_of, trainer_of
 
 from lit_sft.callbacks import LastCheckpoint
 from lit_sft.callbacks import saving as module
 from lit_sft.callbacks.saving import StopOnSignal
-from lit_sft.processes import STOPPING, run_process
+from lit_sft.processes import STOPPING, ending_together, run_process
 
 
 class Clock(Callback):
@@ -126,3 +130,25 @@ def test_a_child_ended_by_a_signal_has_the_shells_exit_code() -> None:
     assert run_process([sys.executable, "-c", end]) == 137
     assert run_process([sys.executable, "-c", "raise SystemExit(3)"]) == 3
     assert run_process([sys.executable, "-c", ""]) == 0
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SystemExit(143)], ids=repr)
+def test_an_exception_ends_the_processes_that_a_launcher_has_started(error: BaseException) -> None:
+    launcher = _SubprocessScriptLauncher(LightningEnvironment(), num_processes=3, num_nodes=1)
+    children = [subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) for _ in range(2)]
+    launcher.procs += children
+    observer = _ChildProcessObserver(main_pid=os.getpid(), child_processes=launcher.procs)
+    with ending_together(launcher):
+        pass
+    assert [process.poll() for process in children] == [None, None]
+    with pytest.raises(type(error)) as caught, ending_together(launcher):
+        raise error
+    assert caught.value is error
+    assert [process.poll() for process in children] == [-signal.SIGKILL] * 2
+    assert observer._run()  # it has nothing left to look at, or this process would be gone
+
+
+@pytest.mark.parametrize("launcher", [None, SimpleNamespace(procs=[])])
+def test_an_exception_of_a_process_that_has_started_none_is_as_it_was(launcher: Any) -> None:
+    with pytest.raises(KeyError), ending_together(launcher):
+        raise KeyError
