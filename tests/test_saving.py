@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +17,10 @@ import pytest
 from conftest import Files
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
-from training import data_of, module_of, trainer_of
+from training import PowerCut, data_of, module_of, trainer_of
 
 from lit_sft.callbacks import LastCheckpoint
 from lit_sft.callbacks import saving as module
@@ -89,6 +91,35 @@ def test_a_second_signal_stops_at_once_unless_it_is_the_same_press(monkeypatch: 
     with pytest.raises(SystemExit) as error:
         stop._receive(signal.SIGTERM, None)
     assert error.value.code == 128 + signal.SIGTERM
+
+
+class Asks(Callback):
+    """Asks what Lightning asks all processes at every batch; may end the fit by an exception."""
+
+    def __init__(self, fails: bool) -> None:
+        self.fails = fails
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor()
+        if self.fails:
+            raise PowerCut
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("ours", [False, True])
+def test_lightnings_question_for_its_own_handler_is_left_out_while_ours_is_in_its_place(
+    ours: bool, fails: bool, files: Files, shared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, asked = "_broadcast_sigterm_tensor", []
+    assert name in _TrainingEpochLoop.advance.__code__.co_names  # where Lightning asks
+    monkeypatch.setattr(_TrainingEpochLoop, name, lambda loop: asked.append(loop))
+    callbacks = [StopOnSignal(LastCheckpoint())] if ours else []
+    trainer = trainer_of(tmp_path, max_steps=2, callbacks=[*callbacks, Asks(fails)])
+    with pytest.raises(PowerCut) if fails else nullcontext():
+        trainer.fit(module_of("finetune"), data_of(files, shared_cache))
+    assert bool(asked) is not ours
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor()
+    assert asked[-1] is trainer.fit_loop.epoch_loop
 
 
 CHILD = """

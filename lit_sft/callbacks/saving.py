@@ -163,6 +163,8 @@ class StopOnSignal(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._install()  # Lightning has put its own in between, which would end the run at any place
+        if self._before:  # of several processes each waits at every batch to hear whether Lightning's own was called
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing_to_tell  # type: ignore[method-assign]
 
     def _install(self) -> None:
         if threading.current_thread() is threading.main_thread():
@@ -202,17 +204,29 @@ class StopOnSignal(Callback):
         raise SystemExit(128 + (self.received or signal.SIGTERM))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._restore()
+        self._restore(trainer)
         if self.received is not None:  # the fit was over before it could stop; what would follow must not begin
             raise SystemExit(128 + self.received)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._restore()
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        _ask_again(trainer)  # the signals' handlers Lightning itself puts back
 
-    def _restore(self) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._restore(trainer)
+
+    def _restore(self, trainer: Trainer) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+        _ask_again(trainer)
+
+
+def _nothing_to_tell() -> None:
+    """Stands for Lightning's question to all processes whether its handler was called, while ours is in its place."""
+
+
+def _ask_again(trainer: Trainer) -> None:
+    trainer.fit_loop.epoch_loop.__dict__.pop("_broadcast_sigterm_tensor", None)
 
 
 def place_saving(callbacks: list[Callback], folder: Path) -> None:
