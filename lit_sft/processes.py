@@ -11,8 +11,11 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from lit_sft.errors import SickRun
+
 # Ctrl-C, a scheduler's end of time, and the warning before it: a fit saves, then stops.
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+STARTED_BY = "LIT_SFT_STARTED_BY"  # a run's first process, for those that Lightning's launcher starts from it
 
 
 def run_process(command: list[str]) -> int:
@@ -43,18 +46,25 @@ def run_process(command: list[str]) -> int:
     return code or (128 + received[0] if received else 0)
 
 
+class Stopped(SystemExit):
+    """Ends a process at a place where all processes of its run end: it was stopped by a signal, and is saved."""
+
+
 @contextmanager
 def ending_together(launcher: Any) -> Iterator[None]:
     """Within it an exception of a run's first process ends those that it has started.
 
-    By themselves they would wait for it, and be there when it is gone.
+    By themselves they would wait for it, and be there when it is gone. Where all end alike, the exit code is that of
+    the first: those that it has started end with 0, or Lightning would kill it for their codes before it has finished.
 
     Args:
         launcher: of the Trainer's strategy; None where there is none.
     """
+    was_started = os.environ.get(STARTED_BY) == str(os.getppid())
+    os.environ[STARTED_BY] = str(os.getpid())
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         children = [process for process in getattr(launcher, "procs", []) if isinstance(process, subprocess.Popen)]
         if children:
             launcher.procs.clear()  # Lightning's observer looks at this list, and would kill this process for their end
@@ -62,4 +72,8 @@ def ending_together(launcher: Any) -> Iterator[None]:
             process.kill()
         for process in children:
             process.wait()
+        if was_started and isinstance(error, (SickRun, Stopped)):
+            raise SystemExit(0) from error
         raise
+    finally:
+        del os.environ[STARTED_BY]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import math
 import os
+import signal
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,21 @@ class FullDisk(Callback):
         trainer.strategy.barrier()
         if trainer.global_step == 3 and trainer.is_global_zero:
             raise OSError(errno.ENOSPC, "No space left on device")
+
+
+class SlowEnd(Callback):
+    """The first process takes 12 seconds over an exception; with ``stop`` it sends itself SIGTERM after step 3."""
+
+    def __init__(self, stop: bool) -> None:
+        self.stop = stop
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        if self.stop and trainer.global_step == 3 and trainer.is_global_zero:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        if trainer.is_global_zero:
+            time.sleep(12)
 
 
 class SickShare(Supervised):

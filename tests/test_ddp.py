@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -181,6 +182,20 @@ def test_an_error_of_the_first_process_alone_ends_the_one_that_it_has_started(co
     ]
     with pytest.raises(ProcessLookupError):
         os.kill(int(Path("second.pid").read_text()), 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sick", [False, True])
+def test_an_end_that_all_processes_reach_has_the_exit_code_of_the_first(sick: bool, configs: Configs) -> None:
+    """Though the first takes longer over it than Lightning gives it when another has ended with an error."""
+    ends = ("--trainer.callbacks+=ddp_callbacks.SlowEnd", f"--trainer.callbacks.stop={not sick}".lower())
+    more = ["--model.objective=ddp_callbacks.SickShare"] if sick else ["--trainer.log_every_n_steps=1"]
+    done = launch(2, "fit", "--config", configs.finetune, *ends, *more)
+    assert done.returncode == (SickRun.exit_code if sick else 128 + signal.SIGTERM), done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("lit_sft: error: step 3 ") == int(sick)
+    saved = Path("logs/tiny-finetune/version_0/checkpoints/last.ckpt")
+    assert saved.is_file() is not sick
 
 
 def test_a_run_goes_on_with_as_many_processes_only() -> None:

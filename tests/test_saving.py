@@ -25,7 +25,8 @@ from training import PowerCut, data_of, module_of, trainer_of
 from lit_sft.callbacks import LastCheckpoint
 from lit_sft.callbacks import saving as module
 from lit_sft.callbacks.saving import StopOnSignal
-from lit_sft.processes import STOPPING, ending_together, run_process
+from lit_sft.errors import SickRun
+from lit_sft.processes import STARTED_BY, STOPPING, Stopped, ending_together, run_process
 
 
 class Clock(Callback):
@@ -177,6 +178,26 @@ def test_an_exception_ends_the_processes_that_a_launcher_has_started(error: Base
     assert caught.value is error
     assert [process.poll() for process in children] == [-signal.SIGKILL] * 2
     assert observer._run()  # it has nothing left to look at, or this process would be gone
+
+
+@pytest.mark.parametrize("parent", [True, False])
+@pytest.mark.parametrize(
+    ("error", "alike"), [(Stopped(143), True), (SickRun("nan"), True), (SystemExit(143), False), (OSError(28), False)]
+)
+def test_a_process_that_lightning_has_started_leaves_the_exit_code_to_the_first_where_all_end_alike(
+    error: BaseException, alike: bool, parent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(STARTED_BY, str(os.getppid() if parent else os.getppid() + 1))
+    with pytest.raises(BaseException) as caught, ending_together(None):
+        raise error
+    if parent and alike:
+        assert isinstance(caught.value, SystemExit)
+        assert caught.value.code == 0
+    else:
+        assert caught.value is error
+    assert STARTED_BY not in os.environ
+    with ending_together(None):
+        assert os.environ[STARTED_BY] == str(os.getpid())  # for those that this one starts
 
 
 @pytest.mark.parametrize("launcher", [None, SimpleNamespace(procs=[])])

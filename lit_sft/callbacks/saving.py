@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from lit_sft.checkpoint_io import AtomicCheckpointIO
 from lit_sft.evaluation.metrics import better
-from lit_sft.processes import STOPPING
+from lit_sft.processes import STOPPING, Stopped
 from lit_sft.ranks import agreed
 
 SAME_PRESS = 1.0  # seconds: a recipe hands on a signal that the terminal may have sent to its stage, too
@@ -201,12 +201,12 @@ class StopOnSignal(Callback):
         if self.last._saved_step != trainer.global_step:
             self.last.save(trainer)
         rank_zero_info(f"stopped at step {trainer.global_step}: fit goes on with --ckpt_path last")
-        raise SystemExit(128 + (self.received or signal.SIGTERM))
+        raise Stopped(128 + (self.received or signal.SIGTERM))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore(trainer)
         if self.received is not None:  # the fit was over before it could stop; what would follow must not begin
-            raise SystemExit(128 + self.received)
+            raise Stopped(128 + self.received)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         _ask_again(trainer)  # the signals' handlers Lightning itself puts back
