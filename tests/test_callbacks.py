@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import yaml
 from conftest import Files
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy_network import build
 from training import Losses, PowerCut, data_of, module_of, trainer_of
 
 from lit_sft.callbacks import BestCheckpoint, EarlyStop, LastCheckpoint, RunRecord, Throughput
+from lit_sft.callbacks import throughput as throughput_module
 from lit_sft.callbacks.record import changed_options
 from lit_sft.callbacks.stopping import check_monitors
 from lit_sft.errors import UserError
@@ -100,6 +102,38 @@ def test_throughput_counts_real_tokens_of_all_but_the_first_steps(
     points = made["events"].Scalars("perf/tokens_per_second")
     assert 0 < len(points) <= 8 // accumulate // every
     assert all(point.value > 0 for point in points)
+
+
+class Clock(Callback):
+    """A second a step, 10 after it, 100 for a validation, 1000 for a save; it comes behind what measures."""
+
+    now = 0.0
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.now += 1
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.now += 10
+
+    def on_validation_epoch_start(self, *_: Any) -> None:
+        self.now += 100
+
+    def on_save_checkpoint(self, *_: Any) -> None:
+        self.now += 1000
+
+
+@pytest.mark.parametrize("every", [1, 3, 50])
+def test_throughput_is_measured_from_batch_to_batch_without_validation_and_saving(
+    every: int, files: Files, shared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, throughput, last = Clock(), Throughput(warmup=2), LastCheckpoint(every_steps=3)
+    monkeypatch.setattr(throughput_module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    last.dirpath = str(tmp_path / "checkpoints")
+    options = {"max_epochs": 2, "limit_val_batches": 1.0, "val_check_interval": 4, "log_every_n_steps": every}
+    trainer = trainer_of(tmp_path, callbacks=[throughput, clock, last], **options)
+    trainer.fit(module_of("finetune"), data_of(files, shared_cache))
+    assert clock.now > 4 * 1000 + 4 * 100
+    assert throughput.seconds == 11 * 14  # 16 batches
 
 
 def test_the_record_is_of_the_best_validation_and_not_of_the_last(

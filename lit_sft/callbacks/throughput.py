@@ -6,16 +6,18 @@ import time
 from typing import Any
 
 import lightning as L
+import torch
 
 
 class Throughput(L.Callback):
-    """Logs ``perf/tokens_per_second``: real tokens (no padding) over the time of the training steps alone.
+    """Logs ``perf/tokens_per_second``: real tokens (no padding) over the time from one batch to the next.
 
-    Validation and checkpoints are left out of the time. The count comes from the batches' own ``num_tokens``, so that
-    nothing waits for the device; on a GPU the figure is right over many steps, not for a single one.
+    That is all that a training step takes, the wait for its batch and what callbacks do at it included; validation and
+    saving are left out. The count comes from the batches' own ``num_tokens``. A GPU is waited for where its numbers are
+    read anyway: when the figure is logged, before a validation, before saving and at the end.
 
     Attributes:
-        tokens, seconds: totals of the run; the first ``warmup`` steps are left out.
+        tokens, seconds: totals of the run up to the last such wait; the first ``warmup`` steps are left out.
     """
 
     def __init__(self, warmup: int = 3) -> None:
@@ -23,7 +25,8 @@ class Throughput(L.Callback):
         self.tokens = 0
         self.seconds = 0.0
         self._seen = 0
-        self._started = 0.0
+        self._started: float | None = None  # None: nothing is measured now
+        self._since = 0  # tokens since then
         self._logged = (0, 0.0)
 
     @property
@@ -31,27 +34,55 @@ class Throughput(L.Callback):
         """The mean over the run so far; None before the first measured step."""
         return self.tokens / self.seconds if self.seconds > 0 else None
 
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._started, self._since = None, 0  # a fit before this one may have ended anywhere
+
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
-        self._started = time.perf_counter()
+        if self._started is None and self._seen >= self.warmup:
+            self._started = _now()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._seen += 1
-        if self._seen <= self.warmup:
+        if self._started is None:
             return
-        self.seconds += time.perf_counter() - self._started
-        self.tokens += trainer.world_size * sum(part.num_tokens for part in batch.values())  # shares are about equal
+        self._since += trainer.world_size * sum(part.num_tokens for part in batch.values())  # shares are about equal
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and trainer.global_step % every == 0:
+            self._started = self._stop()
             tokens, seconds = self._logged
             if self.seconds > seconds:
                 module.log("perf/tokens_per_second", (self.tokens - tokens) / (self.seconds - seconds), batch_size=1)
             self._logged = (self.tokens, self.seconds)
 
+    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._stop()
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._stop()
+
+    def _stop(self) -> float | None:
+        """Take in what was measured up to now, which is returned; the next batch starts anew."""
+        if self._started is None:
+            return None
+        now = _now()
+        self.seconds, self.tokens = self.seconds + now - self._started, self.tokens + self._since
+        self._started, self._since = None, 0
+        return now
+
     def state_dict(self) -> dict[str, Any]:
+        """Called for a checkpoint, whose saving is not to be measured."""
+        self._stop()
         return {"tokens": self.tokens, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.tokens, self.seconds = state_dict["tokens"], state_dict["seconds"]
         self._logged = (self.tokens, self.seconds)
+
+
+def _now() -> float:
+    """Seconds, when the device has done what it was given."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
