@@ -168,7 +168,12 @@ def check_trainer(trainer: Any) -> None:
 
     precision, accelerator = str(trainer.precision), str(trainer.accelerator)
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
-    if precision in ("16", "16-mixed", "16-true") and on_cpu:
+    if precision in ("bf16-true", "16-true"):
+        raise UserError(
+            f"--trainer.precision {precision} also sums up the figures of a validation in half precision, and the best "
+            f"checkpoint is chosen by them: use {precision.replace('true', 'mixed')}"
+        )
+    if precision in ("16", "16-mixed") and on_cpu:
         raise UserError(
             f"--trainer.precision {precision} needs a GPU: the CPU has no float16 LSTM; use 32-true or bf16-mixed"
         )

@@ -170,9 +170,14 @@ def test_a_model_or_trainer_option_out_of_range(flags: list[str], parts: list[st
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="16-mixed is right where there is a GPU")
-@pytest.mark.parametrize("precision", ["16-mixed", "16-true", "16"])
+@pytest.mark.parametrize("precision", ["16-mixed", "16"])
 def test_float16_on_the_cpu(precision: str, fit: Fit) -> None:
     refused(fit("--trainer.precision", precision), f"--trainer.precision {precision} needs a GPU", "bf16-mixed")
+
+
+@pytest.mark.parametrize("kind", ["bf16", "16"])
+def test_figures_are_not_summed_up_in_half_precision(kind: str, fit: Fit) -> None:
+    refused(fit("--trainer.precision", f"{kind}-true"), f"--trainer.precision {kind}-true", f"use {kind}-mixed")
 
 
 def test_labels_where_there_are_none(fit: Fit, files: Files) -> None:
