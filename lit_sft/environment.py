@@ -19,7 +19,7 @@ def report() -> str:
     cuda = torch.cuda.is_available()
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else []
     if cuda:
-        bf16 = "yes" if torch.cuda.is_bf16_supported() else "no"
+        bf16 = "yes" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     else:
         slowness = bfloat16_slowness()
         bf16 = "yes" if slowness <= SLOW else f"slow, a matrix product takes {slowness:.1f} times as long"

@@ -128,6 +128,13 @@ def test_env_tells_where_bfloat16_is_slow(
     assert f"bf16-mixed: {told};" in cli("env").out
 
 
+def test_env_tells_of_a_gpu_that_only_emulates_bfloat16(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert "bf16-mixed: no;" in cli("env").out
+
+
 def test_debug_shows_the_traceback_of_a_mistake(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIT_SFT_DEBUG", "1")
     result = cli("fit", "--config", "absent.yaml")
