@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import csv
 import dataclasses
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,7 @@ def test_loss_and_gradients_are_those_of_the_cpu(stage: str, files: Files, share
         torch.testing.assert_close(found["cuda"][1][name], gradient, rtol=1e-7, atol=1e-10)
 
 
-def test_dropped_weights_give_the_values_and_gradients_of_the_cpu_without_a_warning() -> None:
+def test_dropped_weights_give_the_values_and_gradients_of_the_cpu() -> None:
     torch.manual_seed(1)
     encoder = LSTMEncoder(11, 5, 6, 2, weight_dropout=0.5, type_dropout=0.2, word_dropout=0.2).double()
     ids, ones = torch.randint(11, (3, 7)), torch.ones(3, 7)
@@ -67,11 +66,9 @@ def test_dropped_weights_give_the_values_and_gradients_of_the_cpu_without_a_warn
         hidden.square().sum().backward()
         return [t.detach().cpu().double() for t in (hidden, *(p.grad for p in twin.parameters()))]
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        found = [run("cpu", torch.float64), run("cuda", torch.float64), run("cuda", torch.float32)]
-        with torch.autocast("cuda", torch.bfloat16):
-            half = run("cuda", torch.float32)
+    found = [run("cpu", torch.float64), run("cuda", torch.float64), run("cuda", torch.float32)]
+    with torch.autocast("cuda", torch.bfloat16):
+        half = run("cuda", torch.float32)
     for exact, double, single, rough in zip(*found, half, strict=True):
         torch.testing.assert_close(double, exact, rtol=1e-9, atol=1e-12)
         assert (single - exact).norm() <= 0.01 * exact.norm()  # cuDNN may multiply with TF32's 10 bits of mantissa

@@ -1,6 +1,8 @@
 """Dropout of recurrent weights, of words of the vocabulary and of single words, against loops written out."""
 
 import copy
+import subprocess
+import sys
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -178,6 +180,12 @@ def test_single_words_are_dropped_occurrence_by_occurrence() -> None:
     assert whole.double().mean().item() == pytest.approx(0.25, abs=0.05)
     assert len(whole.unique(dim=0)) == 40
     torch.testing.assert_close(vectors[~whole], (encoder.embedding.weight[3] / 0.75).expand((~whole).sum(), 5))
+
+
+def test_what_cudnn_says_of_the_product_s_memory_is_not_told() -> None:
+    said = "RNN module weights are not part of single contiguous chunk of memory. This means they need to be compacted"
+    code = f"import warnings, lit_sft.models; warnings.simplefilter('error', append=True); warnings.warn({said!r})"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_bf16_stays_near_full_precision_and_no_warning_is_given() -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -22,6 +21,10 @@ from torch import Tensor, nn
 from lit_sft.models.dropout import apply_mask, check_dropout, dropout_mask, locked_mask
 from lit_sft.models.normalised import NormalisedEmbedding
 from lit_sft.models.tails import encode_tails
+
+# cuDNN's word that it copies the weights into one chunk: weight dropout's product is a new tensor at each call. For the
+# whole process, since to set and reset a filter at a call makes Python forget which warnings it has given already.
+warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk of memory")
 
 LSTMState = tuple[tuple[Tensor, ...], ...]
 """A tuple of tensors a layer, here (h, c), each (batch, the layer's units); batch first to select rows."""
@@ -289,7 +292,4 @@ def _read(layer: nn.Module, x: Tensor, h: Tensor, c: Tensor, mask: Tensor | None
         return x, h, c
     own = dict(layer.named_parameters())
     weights = [own["weight_ih_l0"], own["weight_hh_l0"] * mask, own["bias_ih_l0"], own["bias_hh_l0"]]
-    with warnings.catch_warnings() if x.is_cuda else nullcontext():
-        if x.is_cuda:  # cuDNN tells that it copies the weights into one chunk: the product is a new one each time
-            warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")
-        return torch.lstm(x, (h, c), weights, True, 1, 0.0, layer.training, False, True)
+    return torch.lstm(x, (h, c), weights, True, 1, 0.0, layer.training, False, True)
