@@ -144,10 +144,11 @@ class Predictor(TextClassifier):
                     direction=self.direction,
                 )
                 for index in range(len(dataset)):
-                    batch = dataset[index].to(self.device)
+                    batch = dataset[index]
+                    positions = batch.indices.tolist()  # before they are on a device, which it would wait for
                     with torch.autocast(self.device.type, self.autocast_to, enabled=self.autocast_to is not None):
-                        result = compute(batch)
-                    for position, row in zip(batch.indices.tolist(), result.cpu(), strict=True):
+                        result = compute(batch.to(self.device))
+                    for position, row in zip(positions, result.cpu(), strict=True):
                         rows[filled[position]] = row
             yield from rows
 

@@ -7,10 +7,12 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from toy_network import build
 
 from lit_sft.data.buckets import DocumentBatch, DocumentDataset, Truncation, collate, truncate
 from lit_sft.data.tokens import TokenArray
 from lit_sft.errors import UserError
+from lit_sft.evaluation.passes import Evaluation
 
 PAD, EOS = 0, 2
 
@@ -199,3 +201,20 @@ def test_rejects_no_documents_and_impossible_options() -> None:
         dataset(tokens, truncation="middle")
     with pytest.raises(IndexError):
         dataset(tokens)[10_000]
+
+
+def test_a_process_without_a_document_of_a_batch_measures_nothing_of_it() -> None:
+    tokens = TokenArray.from_ids([[3] * number for number in range(7)], labels=[0, 1, 2, 3, 4, 0, 1])
+    data = dataset(tokens, max_documents=2)  # an odd number of documents: the last batch has one
+    network = build(5).float()
+    evaluation = Evaluation(network, list("abcde"))
+    seen: list[int] = []
+    for rank in (0, 1):
+        data.shard(rank, 2)
+        for batch in batches(data):
+            assert batch.empty is bool((batch.indices < 0).any())
+            assert batch.to("cpu").empty is batch.empty
+            evaluation.add(network, batch)
+            seen += [] if batch.empty else batch.indices.tolist()
+    assert sorted(seen) == list(range(7))
+    assert torch.tensor(evaluation.confusion()["matrix"]).sum() == 7  # type: ignore[index]

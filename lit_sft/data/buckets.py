@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -32,6 +32,7 @@ class DocumentBatch(Batch):
             applies, else 0, and -1 for all of a document without labels.
         indices: int64 (batch,), place of each document in the data set.
         num_tokens: real positions of the batch; a Python int, so that reading it never waits for a device.
+        empty: whether its only row stands for none, where several processes share fewer documents; likewise.
     """
 
     input_ids: Tensor
@@ -40,6 +41,7 @@ class DocumentBatch(Batch):
     labels: Tensor
     indices: Tensor
     num_tokens: int
+    empty: bool = False
 
 
 def truncate(ids: np.ndarray, max_length: int, how: Truncation) -> np.ndarray:
@@ -172,7 +174,7 @@ class DocumentDataset(BatchDataset[DocumentBatch]):
         if len(members) == 0:  # fewer documents than processes: an empty one, which counts nothing
             nothing = np.array([-1], dtype=np.int64)
             labels = np.full((1, *self.tokens.labels.shape[1:]), NO_LABEL)
-            return collate([np.array([], dtype=np.int64)], self.eos_id, self.pad_id, labels, nothing)
+            return replace(collate([nothing[:0]], self.eos_id, self.pad_id, labels, nothing), empty=True)
         documents = [truncate(self.tokens.document(i), self.max_length, self.truncation) for i in members]
         if self.direction == "backward":  # only now: head and tail are those of the text
             documents = [ids[::-1] for ids in documents]

@@ -101,7 +101,8 @@ class ClassificationMetrics(nn.Module):
             {
                 "accuracy": MulticlassAccuracy(num_classes, average="micro"),
                 "macro_f1": MulticlassF1Score(num_classes, average="macro"),
-                "auroc": MulticlassAUROC(num_classes, average="none", thresholds=None),
+                # its check of the labels alone reads values back from the device at each batch
+                "auroc": MulticlassAUROC(num_classes, average="none", thresholds=None, validate_args=False),
                 "mcc": MulticlassMatthewsCorrCoef(num_classes),
                 "ece": MulticlassCalibrationError(num_classes, n_bins=15),
                 "precision": MulticlassPrecision(num_classes, average="none", zero_division=0),

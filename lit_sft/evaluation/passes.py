@@ -61,7 +61,7 @@ class Evaluation(nn.Module):
             return
         assert self.classes is not None
         logits = network.classify(batch, masks)
-        if batch.indices[0] < 0:  # nothing of this batch is for this process
+        if batch.empty:  # nothing of this batch is for this process
             return
         probabilities = network.class_probabilities(logits)
         losses = _losses(logits, batch.labels)
