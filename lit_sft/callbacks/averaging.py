@@ -67,8 +67,7 @@ class WeightMean(L.Callback):
     @torch.no_grad()
     def _add(self, module: L.LightningModule, share: float) -> None:
         """The mean becomes (1 - share) * mean + share * weights."""
-        for mean, weight in zip(self._mean, module.parameters(), strict=True):
-            mean.lerp_(weight, share)
+        torch._foreach_lerp_(self._mean, list(module.parameters()), share)  # a kernel or two for all of them
         self.count += 1
 
     def on_validation_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
