@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import platform
 import re
@@ -159,8 +160,8 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
-    """Write a record as readable JSON, atomically; NaN (a figure that isn't defined) becomes null."""
-    text = json.dumps(_defined(record), indent=2)
+    """Write a record as readable JSON, atomically; NaN (a figure that isn't defined) and infinities become null."""
+    text = json.dumps(_defined(record), indent=2, allow_nan=False)
     # Lists of numbers in one line each: no JSON string holds a line break, so none is taken for a list.
     text = re.sub(r"\[\n\s+([-+.\w,\s]*?)\n\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text)
     write_atomically(path, text + "\n")
@@ -218,4 +219,6 @@ def package_versions() -> dict[str, str]:
 def _defined(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _defined(v) for k, v in value.items()}
-    return None if isinstance(value, float) and value != value else value
+    if isinstance(value, (list, tuple)):
+        return [_defined(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -105,8 +105,14 @@ def test_a_checkpoint_knows_its_runs_folder() -> None:
 
 
 def test_an_undefined_figure_is_null_and_the_file_is_readable_by_all(tmp_path: Path) -> None:
-    write_record(tmp_path / RECORD, {"test": {"auroc": math.nan, "loss": 1.5}})
-    assert read_record(tmp_path) == {"test": {"auroc": None, "loss": 1.5}}
+    members = [{"test": {"auroc": math.nan, "loss": 0.5}}, {"test": {"auroc": 1.0, "loss": math.inf}}]
+    given = {"test": {"auroc": math.nan, "loss": 1.5}, "interval": (-math.inf, 2.0), "members": members}
+    write_record(tmp_path / RECORD, given)
+    assert read_record(tmp_path) == {
+        "test": {"auroc": None, "loss": 1.5},
+        "interval": [None, 2.0],
+        "members": [{"test": {"auroc": None, "loss": 0.5}}, {"test": {"auroc": 1.0, "loss": None}}],
+    }
     plain = tmp_path / "plain.txt"
     plain.write_text("x")
     assert (tmp_path / RECORD).stat().st_mode == plain.stat().st_mode
