@@ -181,11 +181,11 @@ class LitCLI(LightningCLI):
             self.folder = run_folder_of(self.source.path)
             data.prepare_data()
         self.prepared_data, config.data.direction = data, data.direction
-        step = self.source.global_step if self.source is not None and self.resumed else None
+        step = self.source.global_step if self.source is not None and config.ckpt_path else 0
         self._dump_config()
         self.given_loggers = self.config_dump["trainer"]["logger"]
         del self.config_dump  # else Lightning keeps it as it is here
-        place_loggers(config.trainer, self.folder, str(self.subcommand), step)
+        place_loggers(config.trainer, self.folder, str(self.subcommand), step if self.resumed else None)
 
     def _prepare_fit(self, config: Namespace, data: TextDataModule) -> None:
         """Find what to start from, prepare the data, and only then make the run's folder."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Command, Configs, Fit, made, read
+from conftest import Command, Configs, Fit, Trained, made, read
 from jsonargparse import Namespace
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -135,6 +136,25 @@ def test_an_id_is_not_looked_for_in_another_store(workplace: Path) -> None:
 
 def test_an_id_of_one_s_own_stays(workplace: Path) -> None:
     assert placed(wandb_logger(id="mine"), make_run(WandbLogger="abc"), "test").init_args.id == "mine"
+
+
+def test_a_run_without_a_checkpoint_goes_on_at_step_0_and_not_where_it_starts_from(
+    fit: Fit, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+
+    def noted(trainer: Any, folder: Path | None, command: str, step: int | None) -> None:
+        steps.append(step)
+        place_loggers(trainer, folder, command, step)
+
+    monkeypatch.setattr("lit_sft.cli.place_loggers", noted)
+    assert fit(*QUICK, "--model.init_from", trained.pretrain).code == 0
+    (FOLDER / "metrics.json").unlink()
+    assert fit(*QUICK, "--model.init_from", trained.pretrain, "--ckpt_path", "last").code == 0
+    (FOLDER / "metrics.json").unlink()
+    shutil.rmtree(FOLDER / "checkpoints")
+    assert fit(*QUICK, "--model.init_from", trained.pretrain, "--ckpt_path", "last").code == 0
+    assert steps == [None, 3, 0]
 
 
 # ---- what they hold
