@@ -100,7 +100,7 @@ def test_every_option_matters(
     assert not skips(fit, plant, "--health.skip_spikes", "6")  # the window is never full
     assert not skips(fit, plant, "--health.skip_spikes", "1e6", *window)
     plant(-1, 1.0)
-    monkeypatch.setattr(ClassificationMetrics, "only_prediction", lambda self: "sea")
+    monkeypatch.setattr(ClassificationMetrics, "collapsed_to", lambda self: "sea")
     monkeypatch.setattr("lit_sft.callbacks.health.NO_WORSE", 0.0)  # however good the model is
     assert collapses(fit) == str(3 * BATCHES)
     assert collapses(fit, "--health.collapse_patience", "1") == str(BATCHES)

@@ -122,17 +122,34 @@ def test_only_one_class_leaves_the_ranking_undefined_and_the_rest_numbers(classe
 
 
 @pytest.mark.parametrize(
-    ("predicted", "labels", "expected"),
-    [([1, 1, 1], [0, 1, 2], "b"), ([1, 1, 2], [0, 1, 2], None), ([1, 1, 1], [1, 1, 1], None), ([2, 2], [1, 1], None)],
+    ("matrix", "expected"),  # documents of each label (a row) by prediction
+    [
+        ([[0, 1, 0], [0, 1, 0], [0, 1, 0]], "b"),
+        ([[0, 1, 0], [0, 1, 0], [0, 0, 1]], None),
+        ([[0, 0, 0], [0, 3, 0], [0, 0, 0]], None),  # the labels are one, too
+        ([[0, 0, 0], [0, 0, 2], [0, 0, 0]], None),  # and the same where it is another one
+        ([[100, 0], [96, 4]], "a"),  # 4 of 200 are taken for b, which 100 are
+        ([[98, 2], [98, 2]], "a"),  # right or wrong
+        ([[100, 0], [95, 5]], None),  # a twentieth, and no fewer
+        ([[0, 100], [1, 99]], "b"),
+        ([[980, 0], [20, 0]], "a"),  # a rare class: not one document is taken for it
+        ([[960, 0], [39, 1]], "a"),
+        ([[980, 0], [19, 1]], None),
+        ([[50, 0, 0], [48, 2, 0], [48, 0, 2]], "a"),  # 4 of 150, others than a are 100
+        ([[50, 0, 0], [47, 3, 0], [48, 0, 2]], None),
+    ],
 )
-def test_the_only_prediction_is_one_where_the_labels_differ(
-    predicted: list[int], labels: list[int], expected: str | None
+def test_a_collapse_is_to_the_label_beside_which_the_others_are_hardly_given(
+    matrix: list[list[int]], expected: str | None
 ) -> None:
-    metrics = ClassificationMetrics(["a", "b", "c"])
-    for p, y in zip(predicted, labels, strict=True):  # a batch each
-        metrics.update(torch.eye(3)[[p]] * 0.4 + 0.2, torch.tensor([y]), torch.zeros(1))
+    classes = len(matrix)
+    metrics = ClassificationMetrics(NAMES[:classes])
+    for label, row in enumerate(matrix):
+        if predicted := [place for place, count in enumerate(row) for _ in range(count)]:  # a batch each
+            probabilities = torch.eye(classes)[predicted] * 0.4 + 0.6 / classes
+            metrics.update(probabilities, torch.full((len(predicted),), label), torch.zeros(len(predicted)))
     metrics.compute()
-    assert metrics.only_prediction() == expected
+    assert metrics.collapsed_to() == expected
 
 
 def lm_batches(seed: int = 0) -> list[tuple[Tensor, Tensor]]:

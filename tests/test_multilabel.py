@@ -214,7 +214,7 @@ def test_the_only_prediction_is_one_where_the_labels_differ(
     figures = MultilabelMetrics(["a", "b"])
     for p, y in zip(probabilities, labels, strict=True):
         figures.update(torch.tensor([p]), torch.tensor([y], dtype=torch.int8), torch.zeros(1))
-    assert figures.only_prediction() == expected
+    assert figures.collapsed_to() == expected
 
 
 # ---- loss and weights

@@ -63,15 +63,18 @@ class Health(L.Callback, Watcher):
     from, with the weight they have anyway (under ``16-mixed`` none of them, if it is the last). Ten in a row are no
     spike, and end the fit. Reads the loss at each step, for which a GPU has to be waited for.
 
-    **Collapse**: a classifier that gives every validation document the same label, though they have several, in
-    ``collapse_patience`` validations in a row. One that has only begun to learn does so too, and isn't meant: its loss
-    is about that of guessing, and it falls, or its AUROC shows that it ranks the documents already.
+    **Collapse**: a classifier that gives nearly every validation document the same label, though they have several, in
+    ``collapse_patience`` validations in a row: other labels than this one are given to fewer than a twentieth of as
+    many documents as have others. (Where a document has any number of labels, every document must get the same ones.)
+    One that has only begun to learn does so too, and isn't meant: its loss is about that of guessing, and it falls, or
+    its AUROC shows that it ranks the documents already.
 
     Args:
         skip_spikes: skip batches whose loss is this many spreads above the median of those before, such as 6; 0 skips
             none. One process only.
         spike_window: how many losses before are looked at; the first that many batches are never skipped.
-        collapse_patience: end a fine-tuning at so many validations in a row that predict one class; 0 never does.
+        collapse_patience: end a fine-tuning at so many validations in a row that predict nearly one class alone; 0
+            never does.
     """
 
     def __init__(self, skip_spikes: float = 0.0, spike_window: int = 100, collapse_patience: int = 3) -> None:
@@ -193,7 +196,7 @@ class Health(L.Callback, Watcher):
         watched = self.collapse_patience and trainer.state.fn == "fit" and measured.classes is not None
         if not watched or trainer.sanity_checking:
             return
-        label: str | None = measured.classes.only_prediction()
+        label: str | None = measured.classes.collapsed_to()
         loss, auroc = (float(trainer.callback_metrics[f"val/{name}"]) for name in ("loss", "auroc"))
         guessing = measured.classes.guessing
         falls = self._val_loss is not None and loss < FALLING * self._val_loss
@@ -214,8 +217,8 @@ class Health(L.Callback, Watcher):
         sound = best is not None and best[1] < self._collapsed_since
         start = f"go on from {best[0]} (after {best[1]} steps)" if best and sound else "start again"
         return (
-            f"step {trainer.global_step}: a collapse to one class: in {self._collapsed} validations in a row every "
-            f"document was taken for {label!r} ({figures}); {start} with {_lower_rate(trainer)}, a longer "
+            f"step {trainer.global_step}: a collapse to one class: in {self._collapsed} validations in a row nearly "
+            f"every document was taken for {label!r} ({figures}); {start} with {_lower_rate(trainer)}, a longer "
             "warm-up or class weights (Supervised's class_weights); --health.collapse_patience 0 lets such a run go on"
         )
 

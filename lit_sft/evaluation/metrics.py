@@ -147,12 +147,17 @@ class ClassificationMetrics(nn.Module):
         """How often each class (a row) was taken for each (a column), as plain values."""
         return {"labels": self.label_names, "matrix": self.scores["confusion"].compute().tolist()}
 
-    def only_prediction(self) -> str | None:
-        """The label that every document got though they have several; None where the predictions differ."""
-        confusion = self.scores["confusion"].compute()  # (classes, classes): rows are the labels
-        predicted = confusion.sum(0).nonzero().flatten().tolist()
-        alone = len(predicted) == 1 and int((confusion.sum(1) > 0).sum()) > 1
-        return self.label_names[predicted[0]] if alone else None
+    def collapsed_to(self) -> str | None:
+        """The label that nearly every document got though they have several; None where there is none.
+
+        That is one beside which others were given to fewer than a twentieth of as many documents as have others: with
+        two classes of one size to fewer than 2.5%, and the rarer the others are, the fewer it takes.
+        """
+        confusion = self.scores["confusion"].compute().cpu()  # (classes, classes): rows are the labels
+        labels, predicted = confusion.sum(1), confusion.sum(0)
+        most = int(predicted.argmax())
+        given, due = (int(counts.sum() - counts[most]) for counts in (predicted, labels))
+        return self.label_names[most] if int((labels > 0).sum()) > 1 and 20 * given < due else None
 
     def reset(self) -> None:
         """Forget all batches."""

@@ -103,7 +103,7 @@ class MultilabelMetrics(nn.Module):
         """How often each label was rightly and wrongly predicted, as plain values: a row of ``matrix`` for each."""
         return {"labels": self.label_names, "columns": list(OUTCOMES), "matrix": self.counts().tolist()}
 
-    def only_prediction(self) -> str | None:
+    def collapsed_to(self) -> str | None:
         """The labels that every document got though theirs differ; None where the predictions differ."""
         probabilities, labels = self.rows.compute()
         predicted = applying(probabilities, self.thresholds)
