@@ -289,6 +289,22 @@ def fit_recipe(cli: Command, configs: Configs, calls: list[list[str]]) -> Fit:
     return call
 
 
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The optimizer step at which each training in this process began: a resumed one above 0, where it was saved."""
+    from lit_sft.module import LitSFT
+
+    steps: list[int] = []
+    before = LitSFT.on_train_start
+
+    def on_train_start(module: LitSFT) -> None:
+        steps.append(module.trainer.global_step)
+        before(module)
+
+    monkeypatch.setattr(LitSFT, "on_train_start", on_train_start)
+    return steps
+
+
 def read(path: Path) -> Any:
     """The content of a JSON or YAML file."""
     text = path.read_text(encoding="utf-8")

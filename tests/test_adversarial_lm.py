@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Files
+from lightning.pytorch.callbacks import Callback
 from toy_network import batch, build
 from training import Losses, check_resumes, data_of, module_of, trainer_of, weights
 
-from lit_sft.callbacks import LastCheckpoint
 from lit_sft.objectives import MLE, VAT, AdversarialMLE, AuxiliaryLM, Mixed, PseudoLabels, Supervised, adversarial_mle
 from lit_sft.objectives.reading import unit
 
@@ -131,10 +131,10 @@ def test_a_training_with_several_loaders_goes_on_exactly(
 ) -> None:
     """Epochs stated in steps; the short loader is cycled, and the long one cut."""
 
-    def fit(saving: LastCheckpoint, path: Path | None) -> dict[str, torch.Tensor]:
+    def fit(saving: list[Callback], path: Path | None) -> dict[str, torch.Tensor]:
         module = module_of("finetune", dropout=True, objective=Mixed(MIXED[name], diagnose_every=2))  # type: ignore[arg-type]
         data = data_of(files, shared_cache, unlabeled=str(files.unlabeled), labels_per_class=6, max_documents=4)
-        trainer = trainer_of(tmp_path, max_epochs=2, limit_train_batches=6, callbacks=[saving])
+        trainer = trainer_of(tmp_path, max_epochs=2, limit_train_batches=6, callbacks=saving)
         trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
         return weights(module)
 

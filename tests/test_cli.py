@@ -300,13 +300,16 @@ def test_the_data_are_looked_at_before_the_weights(fit: Fit) -> None:
     assert "one.csv: a classifier needs two labels or more" in result.err
 
 
-def test_a_run_goes_on_in_its_folder_with_what_the_user_changed(cut_off: Path, fit: Fit, trained: Trained) -> None:
+def test_a_run_goes_on_in_its_folder_with_what_the_user_changed(
+    cut_off: Path, fit: Fit, trained: Trained, begun: list[int]
+) -> None:
     steps = read(trained.finetune / "metrics.json")["steps"]
     config = (cut_off / "config.yaml").read_text()
     result = fit("--ckpt_path", "last", "--trainer.max_epochs", "4", "--model.optimizer.lr", "0.005")
     assert result.code == 0
     assert "trainer.max_epochs: 2 -> 4" in result.log
     assert "0.03 -> 0.005" in result.log
+    assert begun == [steps]
     assert read(cut_off / "metrics.json")["steps"] == 2 * steps
     optimizer = torch.load(cut_off / "checkpoints/last.ckpt", weights_only=True)["optimizer_states"][0]
     assert {group["initial_lr"] for group in optimizer["param_groups"]} == {0.005}
@@ -330,13 +333,15 @@ def test_a_run_without_a_checkpoint_starts_again_in_its_folder(cut_off: Path, fi
     assert made() == ["tiny-finetune/version_0"]
 
 
-def test_a_named_checkpoint_goes_on_in_a_new_version(tuned: Path, fit: Fit) -> None:
+def test_a_named_checkpoint_goes_on_in_a_new_version(tuned: Path, fit: Fit, begun: list[int]) -> None:
     before = {path: path.stat().st_mtime_ns for path in tuned.rglob("*")}
     assert fit("--ckpt_path", tuned / "checkpoints/last.ckpt", "--trainer.max_epochs", "3").code == 0
     assert made() == ["tiny-finetune/version_0", "tiny-finetune/version_1"]
     assert {path: path.stat().st_mtime_ns for path in tuned.rglob("*")} == before
     record = read(Path("logs/tiny-finetune/version_1/metrics.json"))
-    assert record["steps"] == read(tuned / "metrics.json")["steps"] * 3 // 2
+    steps = read(tuned / "metrics.json")["steps"]
+    assert begun == [steps]
+    assert record["steps"] == steps * 3 // 2
     assert Path("logs/tiny-finetune/version_1/checkpoints/best.ckpt").is_file()
 
 

@@ -170,7 +170,9 @@ def test_runs_go_on_reading_as_their_checkpoint_does(
     assert cli(*finetune, "--data.direction", "backward", "--run_dir", "same").code == 0
 
 
-def test_a_backward_pretraining_is_resumed_without_being_told_to(cli: Command, configs: Configs) -> None:
+def test_a_backward_pretraining_is_resumed_without_being_told_to(
+    cli: Command, configs: Configs, begun: list[int]
+) -> None:
     def fit(name: str, *more: object) -> dict[str, Tensor]:
         result = cli("fit", "--config", configs.pretrain, "--run_dir", name, *more)
         assert result.code == 0, result.err
@@ -180,7 +182,9 @@ def test_a_backward_pretraining_is_resumed_without_being_told_to(cli: Command, c
     whole = fit("whole", *first)
     fit("cut", *first[:-1], "1")
     Path("cut/metrics.json").unlink()
+    step = read_checkpoint(Path("cut/checkpoints/last.ckpt")).global_step
     rest = fit("cut", "--ckpt_path", "last", *first[2:])
+    assert begun == [0, 0, step]
     assert read_checkpoint(Path("cut/checkpoints/last.ckpt")).direction == "backward"
     assert all(torch.equal(whole[name], rest[name]) for name in whole)
 

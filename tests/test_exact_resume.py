@@ -22,7 +22,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from processes import start
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
-from training import data_of, equal, module_of, trainer_of, weights
+from training import Began, check_resumes, data_of, module_of, step_of, trainer_of, weights
 
 from lit_sft.callbacks import (
     BestCheckpoint,
@@ -45,14 +45,10 @@ pytestmark = [
 
 def train(stage: str, files: Files, cache: Path, folder: Path, options: dict[str, Any], path: Path | None) -> Path:
     """A fit with all that has a state: dropout, a schedule, averaged weights, early stopping, two loader processes."""
-    callbacks = [
-        EMAWeightAveraging(decay=0.9),
-        EarlyStop(patience=50),
-        BestCheckpoint(),
-        LastCheckpoint(every_steps=1, keep=100),
-    ]
-    for callback in callbacks[2:]:
+    began, saving = Began(), [BestCheckpoint(), LastCheckpoint(every_steps=1, keep=100)]
+    for callback in saving:
         callback.dirpath = str(folder)
+    callbacks = [EMAWeightAveraging(decay=0.9), EarlyStop(patience=50), began, *saving]
     logger = TensorBoardLogger(folder, name="", version="", purge_step=None)
     module = module_of(stage, dropout=True, schedule=WarmupCosine(0.2), layer_decay=0.7)
     given = {"max_epochs": 3, "gradient_clip_val": 0.5, "limit_val_batches": 1.0, "logger": logger, **options}
@@ -60,6 +56,7 @@ def train(stage: str, files: Files, cache: Path, folder: Path, options: dict[str
     data = data_of(files, cache, **of_data)
     trainer = trainer_of(folder, callbacks=callbacks, **given)
     trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+    assert began.step == step_of(path)
     return folder
 
 
@@ -91,7 +88,7 @@ def test_every_checkpoint_leads_to_the_same_end(
         steps = [event.step for event in EventAccumulator(str(file)).Reload().Scalars("train/loss")]
         assert steps == list(range(2, 15, 3))
     for path in saved[:: -(-len(saved) // 6)]:  # six of them, from the last to the first
-        step = torch.load(path, weights_only=True)["global_step"]
+        step = step_of(path)
         folder.mkdir()
         shutil.copy(whole / "best.ckpt", folder)
         rest = train(stage, files, shared_cache, folder, options, path)
@@ -117,25 +114,21 @@ def test_parts_of_awd_lstm_and_ulmfit_together_lead_to_the_same_end(
     trainer.fit(module_of("pretrain"), data_of(files, shared_cache))
     trainer.save_checkpoint(tmp_path / "start.ckpt")
 
-    def fit(path: Path | None) -> dict[str, Tensor]:
-        saving = LastCheckpoint(every_steps=1, keep=100)
-        saving.dirpath = str(tmp_path / ("rest" if path else "whole"))
+    def fit(saving: list[Callback], path: Path | None) -> dict[str, Tensor]:
         callbacks: list[Callback] = [NonMonotonicAveraging(nonmono=0)]
         if stage == "finetune":
             callbacks = [GradualUnfreezing(0.5), ExponentialAveraging(0.8, 6), L2Start(0.1)]
         options = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.25, "val_check_interval": 4}
-        trainer = trainer_of(tmp_path, max_epochs=3, limit_val_batches=1.0, callbacks=[*callbacks, saving], **options)
+        trainer = trainer_of(tmp_path, max_epochs=3, limit_val_batches=1.0, callbacks=callbacks + saving, **options)
         start = str(tmp_path / "start.ckpt") if stage == "finetune" else None
         module = module_of(stage, dropout=True, init_from=start, **OF_STAGE[stage])
         data = data_of(files, shared_cache, bptt=64, random_bptt=True)
         trainer.fit(module, data, ckpt_path=path, weights_only=True)
         return weights(module)
 
-    whole, averaged = fit(None), set()
-    for path in sorted((tmp_path / "whole").glob("last*.ckpt"))[::3]:
-        averaged.add(TRAINED in torch.load(path, weights_only=True))
-        assert equal(fit(path), whole), path.name
-    assert averaged == {True, False}
+    check_resumes(fit, tmp_path, least=10, every=3)
+    tried = sorted((tmp_path / "whole").glob("last-*.ckpt"))[::3]
+    assert {TRAINED in torch.load(path, weights_only=True) for path in tried} == {True, False}
 
 
 def with_all_states(configs: Configs) -> Path:
@@ -161,9 +154,14 @@ def test_a_killed_run_and_one_that_got_a_signal_go_on_to_the_same_end(configs: C
             assert code == 128 + number, errors
             assert f"{number.name}: saving at the next step" in errors
             assert "Traceback" not in errors
+        folder = newest(number.name)
+        saved = step_of(folder / "checkpoints" / "last.ckpt")
         code, written = start("fit", "--config", config, "--name", number.name, "--ckpt_path", "last").wait()
         assert code == 0, written
-        assert differences(whole, newest(number.name)) == []
+        assert differences(whole, folder) == []
+        file = max(folder.glob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime)
+        first = min(event.step for event in EventAccumulator(str(file)).Reload().Scalars("train/loss"))
+        assert first == saved, "the resumed part began elsewhere"
 
 
 def stopped(number: signal.Signals, config: Path) -> tuple[int, str]:

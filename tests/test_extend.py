@@ -260,7 +260,9 @@ def test_a_run_extends_the_vocabulary_and_another_goes_on_from_it(
     assert weights_of("straight")[0].tokenizer().digest == new.digest
 
 
-def test_a_run_with_an_extended_vocabulary_resumes(cli: Command, configs: Configs, general: Path) -> None:
+def test_a_run_with_an_extended_vocabulary_resumes(
+    cli: Command, configs: Configs, general: Path, begun: list[int]
+) -> None:
     options = ["--config", configs.pretrain, f"--model.init_from={general}", *EXTEND, "--trainer.max_steps=8"]
     options += ["--saving.every_steps=3"]
     assert cli("fit", *options, "--run_dir=target").code == 0
@@ -268,6 +270,7 @@ def test_a_run_with_an_extended_vocabulary_resumes(cli: Command, configs: Config
     (path,) = [found.path for found in saved if found.global_step == 6]
     done = cli("fit", *options, f"--ckpt_path={path}", "--run_dir=rest")
     assert done.code == 0, done.err
+    assert begun == [0, 6]
     ends = [weights_of(run) for run in ("target", "rest")]
     assert [found.global_step for found, _ in ends] == [8, 8]
     assert all(torch.equal(value, ends[1][1][name]) for name, value in ends[0][1].items())
@@ -309,7 +312,7 @@ GROWN = {"tokenizer": "extend", "vocab_size": 0}
 
 
 def test_a_recipe_that_adapts_a_given_run_goes_on_where_it_was_killed(
-    configs: Configs, general: Path, fit_recipe: Fit, monkeypatch: pytest.MonkeyPatch
+    configs: Configs, general: Path, fit_recipe: Fit, monkeypatch: pytest.MonkeyPatch, begun: list[int]
 ) -> None:
     """Two stages, sizes of the run that is given, a kill in the first one, and a resume without naming that run."""
     adapt = {"name": "adapt", "config": "tiny/pretrain.yaml", "data": GROWN, **SIZES}
@@ -320,8 +323,11 @@ def test_a_recipe_that_adapts_a_given_run_goes_on_where_it_was_killed(
     with monkeypatch.context() as patch:
         patch.setattr("lit_sft.recipes.run.run_process", half_of_it)
         assert fit_recipe("--name", "cut", *start).code == 137
+    step, _ = weights_of("logs/cut/version_0/adapt")
+    begun.clear()
     done = fit_recipe("--name", "cut", "--ckpt_path", "last")
     assert done.code == 0, done.err
+    assert begun == [step.global_step, 0]
     whole, cut = Path("logs/whole/version_0"), Path("logs/cut/version_0")
     for stage in ("adapt", "finetune"):
         found, own = weights_of(whole / stage)

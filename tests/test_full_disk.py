@@ -49,7 +49,7 @@ def full_at_the_third_save() -> None:
     LastCheckpoint.save = save_or_fail  # type: ignore[method-assign]
 
 
-def test_a_disk_that_is_full_in_mid_checkpoint(configs: Configs, cli: Command) -> None:
+def test_a_disk_that_is_full_in_mid_checkpoint(configs: Configs, cli: Command, begun: list[int]) -> None:
     options = yaml.safe_load(configs.finetune.read_text())
     options["saving"] = {"every_steps": 3}
     configs.finetune.write_text(yaml.safe_dump(options))
@@ -69,6 +69,7 @@ def test_a_disk_that_is_full_in_mid_checkpoint(configs: Configs, cli: Command) -
     assert steps == [3, 6]
     assert not (cut / "metrics.json").exists()
     assert cli("fit", "--config", configs.finetune, "--name", "cut", "--ckpt_path", "last").code == 0
+    assert begun == [0, 6]
     assert differences(whole, cut) == []
 
 

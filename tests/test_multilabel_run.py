@@ -108,7 +108,9 @@ def test_a_multilabel_run_learns_and_its_thresholds_are_those_of_validation(cli:
     assert {"val/confusion/text_summary", "test/confusion/text_summary"} <= set(events.Tags()["tensors"])
 
 
-def test_a_test_leaves_the_thresholds_alone_and_a_resumed_run_goes_on_with_them(cli: Command, config: Path) -> None:
+def test_a_test_leaves_the_thresholds_alone_and_a_resumed_run_goes_on_with_them(
+    cli: Command, config: Path, begun: list[int]
+) -> None:
     short = ("--config", config, "--name", "multi", "--trainer.max_epochs", "1")
     assert cli("fit", *short).code == 0
     before = read_checkpoint(RUN / "checkpoints" / "best.ckpt")
@@ -119,7 +121,9 @@ def test_a_test_leaves_the_thresholds_alone_and_a_resumed_run_goes_on_with_them(
     assert read_checkpoint(RUN / "checkpoints" / "best.ckpt").thresholds == before.thresholds
     (RUN / "metrics.json").unlink()
     longer = ("fit", *short[:-1], "2")
+    step = read_checkpoint(RUN / "checkpoints" / "last.ckpt").global_step
     assert cli(*longer, "--ckpt_path", "last").code == 0
+    assert begun == [0, step]
     resumed = read_checkpoint(RUN / "checkpoints" / "last.ckpt")
     assert cli(*longer).code == 0
     assert resumed.thresholds == read_checkpoint(Path("logs/multi/version_1/checkpoints/last.ckpt")).thresholds

@@ -10,14 +10,13 @@ import pytest
 import torch
 import yaml
 from conftest import Command, Configs, Files, Trained, read
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from test_ddp import exact, train
 from torch import Tensor, nn
 from toy_network import batch, build
 from training import Losses, check_resumes, data_of, equal, module_of, trainer_of, weights
 
 import lit_sft
-from lit_sft.callbacks import LastCheckpoint
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.models import LSTMEncoder, Network
 from lit_sft.module import LitSFT
@@ -138,9 +137,9 @@ def test_a_step_is_that_of_supervised_on_an_encoder_without_dropout(files: Files
 def test_a_resumed_training_ends_as_one_that_was_never_stopped(
     files: Files, shared_cache: Path, tmp_path: Path
 ) -> None:
-    def fit(saving: LastCheckpoint, path: Path | None) -> dict[str, Tensor]:
+    def fit(saving: list[Callback], path: Path | None) -> dict[str, Tensor]:
         module = module_of("finetune", dropout=True, objective=Probe())
-        callbacks = [EMAWeightAveraging(decay=0.9), saving]
+        callbacks = [EMAWeightAveraging(decay=0.9), *saving]
         trainer = trainer_of(tmp_path, max_epochs=2, limit_train_batches=5, callbacks=callbacks)
         trainer.fit(module, data_of(files, shared_cache), ckpt_path=path, weights_only=True)
         return weights(module)

@@ -144,7 +144,7 @@ def test_finished_stages_are_skipped(done: Path, fit_recipe: Fit, calls: list[li
 
 
 def test_an_unfinished_stage_is_resumed_from_its_last_checkpoint(
-    done: Path, fit_recipe: Fit, calls: list[list[str]]
+    done: Path, fit_recipe: Fit, calls: list[list[str]], begun: list[int]
 ) -> None:
     for path in (done / "metrics.json", done / "finetune/metrics.json"):
         path.unlink()
@@ -152,6 +152,7 @@ def test_an_unfinished_stage_is_resumed_from_its_last_checkpoint(
     result = fit_recipe("--ckpt_path", "last", "--trainer.max_epochs", "3")
     assert result.code == 0
     assert option(calls[0], "--ckpt_path") == "last"
+    assert begun == [steps]
     assert read(done / "finetune/metrics.json")["steps"] == steps * 3 // 2
     assert "resumed with other flags than before: [] -> ['--trainer.max_epochs', '3']" in result.out
     assert (done / "finetune/config.resume.yaml").is_file()

@@ -271,7 +271,7 @@ def test_predict_equals_test_and_needs_nothing_but_the_checkpoint(
     assert "loaded 12 tensors, 0 start fresh" in cli(*again).log  # a run of its own starts another one, head and all
 
 
-def test_a_fine_tuning_is_resumed_to_the_same_end(pair: Pair, cli: Command) -> None:
+def test_a_fine_tuning_is_resumed_to_the_same_end(pair: Pair, cli: Command, begun: list[int]) -> None:
     def fit(name: str, *more: object) -> dict[str, Tensor]:
         result = cli("fit", "--config", pair.finetune, "--run_dir", name, *constant, *more)
         assert result.code == 0, result.err
@@ -282,7 +282,9 @@ def test_a_fine_tuning_is_resumed_to_the_same_end(pair: Pair, cli: Command) -> N
     whole = fit("whole", *start, "--trainer.max_epochs", "2")
     fit("cut", *start)
     Path("cut/metrics.json").unlink()
+    step = read_checkpoint(Path("cut/checkpoints/last.ckpt")).global_step
     rest = fit("cut", "--ckpt_path", "last", "--trainer.max_epochs", "2")
+    assert begun == [0, 0, step]
     assert all(torch.equal(whole[name], rest[name]) for name in whole)
 
 

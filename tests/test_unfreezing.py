@@ -17,7 +17,7 @@ from test_ddp import exact, train
 from torch import Tensor
 from training import check_resumes, data_of, module_of, trainer_of, weights
 
-from lit_sft.callbacks import GradualUnfreezing, LastCheckpoint
+from lit_sft.callbacks import GradualUnfreezing
 from lit_sft.optim import WarmupCosine
 
 pytestmark = [
@@ -101,8 +101,8 @@ def test_what_trains_gets_the_gradient_that_it_gets_without_freezing(
 def test_a_resumed_training_ends_as_one_that_was_never_stopped(
     files: Files, shared_cache: Path, tmp_path: Path
 ) -> None:
-    def fit(saving: LastCheckpoint, path: Path | None) -> dict[str, Tensor]:
-        callbacks = [GradualUnfreezing(0.5), EMAWeightAveraging(decay=0.9), saving]
+    def fit(saving: list[Callback], path: Path | None) -> dict[str, Tensor]:
+        callbacks = [GradualUnfreezing(0.5), EMAWeightAveraging(decay=0.9), *saving]
         module = module_of("finetune", dropout=True, schedule=WarmupCosine(0.2), layer_decay=0.7)
         trainer = trainer_of(tmp_path, max_epochs=2, accumulate_grad_batches=2, callbacks=callbacks)
         trainer.fit(module, data_of(files, shared_cache), ckpt_path=path, weights_only=True)

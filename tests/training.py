@@ -93,32 +93,52 @@ class Losses(Callback):
         self.values.append(float(outputs["loss"]))
 
 
+class Began(Callback):
+    """The optimizer step at which the training began; None before that."""
+
+    step: int | None = None
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.step = trainer.global_step
+
+
 class PowerCut(Exception):
     """What ends a run in the middle."""
 
 
 def check_resumes(
-    fit: Callable[[LastCheckpoint, Path | None], dict[str, Tensor]], folder: Path, least: int, every: int = 1
+    fit: Callable[[list[Callback], Path | None], dict[str, Tensor]], folder: Path, least: int, every: int = 1
 ) -> None:
-    """A fit that is gone on with ends with the weights of one that was never stopped, bit by bit.
+    """A fit that is gone on with begins where it was saved, and ends as one that was never stopped, bit by bit.
 
     Args:
-        fit: trains with this callback, from the start or from a checkpoint; the weights at its end.
+        fit: trains with these callbacks, from the start or from a checkpoint; the weights at its end.
         folder: empty.
         least: checkpoints that the whole fit must leave, one a step.
         every: of these, how many steps lie between two that are tried.
     """
 
     def run(name: str, path: Path | None) -> dict[str, Tensor]:
-        saving = LastCheckpoint(every_steps=1, keep=100)
+        saving, began = LastCheckpoint(every_steps=1, keep=100), Began()
         saving.dirpath = str(folder / name)
-        return fit(saving, path)
+        ended = fit([saving, began], path)
+        assert began.step == step_of(path)  # one that starts over would end the same
+        return ended
 
     whole = run("whole", None)
     saved = sorted((folder / "whole").glob("last-*.ckpt"))
     assert len(saved) >= least
     for path in saved[::every]:
         assert equal(run("rest", path), whole), path.name
+
+
+def step_of(path: Path | None) -> int:
+    """The optimizer step of a checkpoint; 0 without one."""
+    if path is None:
+        return 0
+    step: int = torch.load(path, weights_only=True)["global_step"]
+    assert step > 0
+    return step
 
 
 def weights(module: LitSFT) -> dict[str, Tensor]:
