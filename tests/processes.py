@@ -10,13 +10,17 @@ import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+STARTED: list[BaseProcess] = []  # and not waited for yet
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["lit_sft.cli", "lit_sft.recipes.run"])
+
+Ended = tuple[int, str]  # exit code (negative where a signal ended it), what went to standard output and error
 
 
 @dataclass(frozen=True)
@@ -26,15 +30,31 @@ class Running:
     process: BaseProcess
     written: Path
 
-    def wait(self, seconds: float = 120) -> tuple[int, str]:
-        """Its exit code (negative where a signal ended it), and what it has written to standard output and error."""
-        self.process.join(seconds)
-        if self.process.exitcode is None:
-            self.process.kill()
-        text = self.written.read_text(encoding="utf-8")
-        self.written.unlink()
-        assert self.process.exitcode is not None, f"still running after {seconds} s:\n{text}"
-        return self.process.exitcode, text
+    def wait(self, seconds: float = 120) -> Ended:
+        """How it ended."""
+        (ended,) = wait_all([self], seconds)
+        return ended
+
+
+def wait_all(running: Sequence[Running], seconds: float = 120) -> list[Ended]:
+    """How each of them ended; those that are still running after so many seconds in all are killed, and told."""
+    end = time.monotonic() + seconds
+    try:
+        for one in running:
+            one.process.join(max(0.0, end - time.monotonic()))
+    finally:
+        late = [place for place, one in enumerate(running) if one.process.is_alive()]
+        for place in late:
+            running[place].process.kill()
+        texts = []
+        for one in running:
+            one.process.join()
+            STARTED.remove(one.process)
+            texts.append(one.written.read_text(encoding="utf-8"))
+            one.written.unlink()
+    assert not late, f"still running after {seconds} s: {late}\n" + "\n".join(texts)
+    codes = [one.process.exitcode for one in running]
+    return [(code, text) for code, text in zip(codes, texts, strict=True) if code is not None]
 
 
 def start(
@@ -52,16 +72,31 @@ def start(
     given = ([str(argument) for argument in arguments], {**os.environ, **(environment or {})}, written, first)
     process = SERVER.Process(target=_command, args=given)
     process.start()
+    STARTED.append(process)
     return Running(process, Path(written))
 
 
-def start_ranks(count: int, *arguments: object) -> list[Running]:
-    """The processes of one distributed training, all started here, as torchrun does it; they need a ``--run_dir``."""
+def run_ranks(count: int, *arguments: object, again: bool = True) -> list[Ended]:
+    """The processes of one distributed training, all started here, as torchrun does it; they need a ``--run_dir``.
+
+    Another process may have taken the port that was free when it was looked for: then they are started once more.
+    """
     from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port()), "WORLD_SIZE": str(count)}
     ranks = [{**shared, "NODE_RANK": "0", "LOCAL_RANK": str(rank)} for rank in range(count)]
-    return [start(*arguments, f"--trainer.devices={count}", environment=rank) for rank in ranks]
+    ended = wait_all([start(*arguments, f"--trainer.devices={count}", environment=rank) for rank in ranks])
+    if again and any("address already in use" in written.lower() for _, written in ended):
+        return run_ranks(count, *arguments, again=False)
+    return ended
+
+
+@atexit.register
+def _kill_what_is_left() -> None:
+    """Before multiprocessing waits for them; as daemons, which it would end, they could have no loaders' processes."""
+    for process in STARTED:
+        if process.is_alive():
+            process.kill()
 
 
 def _command(

@@ -173,8 +173,8 @@ def test_an_interrupted_run_can_go_on(fit: Fit, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_mistake_in_a_real_process_is_one_line_on_standard_error(configs: Configs) -> None:
-    command = [sys.executable, "-m", "lit_sft", "fit", "--config", str(configs.finetune)]
-    done = subprocess.run([*command, "--data.labels_per_class", "41"], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "lit_sft", "fit", "--config", configs.finetune, "--data.labels_per_class", "41"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("lit_sft: error: --data.labels_per_class 41: class 'sea' has 40 documents")

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from conftest import Configs, Files, Trained, multilabel_rows, read
-from processes import start_ranks
+from processes import run_ranks
 from torch import Tensor
 
 from lit_sft.checkpoints import read_checkpoint
@@ -70,9 +70,8 @@ def train(
         done = launch(processes, *arguments, "--name", name)
         assert done.returncode == code, done.stderr
     else:
-        for running in start_ranks(processes, *arguments, "--run_dir", f"logs/{name}/version_0"):
-            ended, written = running.wait()
-            assert ended == code, written
+        ended = run_ranks(processes, *arguments, "--run_dir", f"logs/{name}/version_0")
+        assert [found for found, _ in ended] == [code] * processes, "\n".join(written for _, written in ended)
     return torch.load(snapshots, weights_only=True)
 
 
@@ -134,9 +133,8 @@ def test_two_processes_test_as_one_does(
         run = str(shutil.copytree(getattr(trained, stage), f"run-{processes}"))
         options = [f"--data.{name}={value}" for name, value in batches.items()]
         command = ["test", "--ckpt_path", run, f"--trainer.devices={processes}", f"--data.labeled={copies}", *options]
-        done = subprocess.run(
-            [sys.executable, "-m", "lit_sft", *map(str, command)], capture_output=True, text=True, check=False
-        )
+        command = [sys.executable, "-m", "lit_sft", *command]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
         records.append(read(Path(run, "metrics.json")))
         if stage == "finetune":

@@ -34,6 +34,7 @@ from lit_sft.callbacks import (
     NonMonotonicAveraging,
 )
 from lit_sft.callbacks.averaging import TRAINED
+from lit_sft.module import LitSFT
 from lit_sft.objectives import MLE
 from lit_sft.optim import SlantedTriangular, WarmupCosine
 
@@ -166,14 +167,30 @@ def test_a_killed_run_and_one_that_got_a_signal_go_on_to_the_same_end(configs: C
 
 def stopped(number: signal.Signals, config: Path) -> tuple[int, str]:
     """A run that gets the signal after its second checkpoint; its exit code, and what it says."""
-    running = start("fit", "--config", config, "--name", number.name)
-    while not list(Path("logs", number.name).glob("*/checkpoints/last-1.ckpt")) and running.process.is_alive():
+    running = start("fit", "--config", config, "--name", number.name, first=slowly)
+    end = time.monotonic() + 120
+    while not list(Path("logs", number.name).glob("*/checkpoints/last-1.ckpt")):
+        if not running.process.is_alive() or time.monotonic() > end:
+            pytest.fail(f"it ended or stands still, with no second checkpoint:\n{running.wait(0)[1]}")
         time.sleep(0.02)
-    os.kill(running.process.pid or 0, number)
+    assert running.process.pid is not None
+    os.kill(running.process.pid, number)
     return running.wait()
+
+
+def slowly() -> None:
+    """Let the steps take long enough for the signal to come before the end."""
+    step = LitSFT.training_step
+
+    def training_step(module: LitSFT, batch: Any, batch_idx: int) -> Tensor | None:
+        time.sleep(0.05)
+        return step(module, batch, batch_idx)
+
+    LitSFT.training_step = training_step  # type: ignore[method-assign]
 
 
 @pytest.mark.slow
 def test_the_pydocs_recipe_is_killed_twenty_times(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "scripts/kill.py"], cwd=Path(__file__).parents[1], check=False)
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "scripts/kill.py"], cwd=root, timeout=7200, check=False)
     assert done.returncode == 0

@@ -255,7 +255,7 @@ def test_every_store_holds_the_same_figures_as_csv(
 
     def process(*arguments: object) -> None:  # W&B has one run a process
         command = [sys.executable, "-m", "lit_sft", *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
 
     tested = fit_test_and_resume(process, configs.finetune, name)

@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -299,7 +300,12 @@ def test_a_reader_that_has_had_enough_ends_it_quietly(trained: Trained, files: F
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None
-        assert json.loads(process.stdout.readline())
-        process.stdout.close()
-        assert process.stderr.read() == b""
+        limit = threading.Timer(120, process.kill)  # what is read below has no timeout of its own
+        limit.start()
+        try:
+            assert json.loads(process.stdout.readline())
+            process.stdout.close()
+            assert process.stderr.read() == b""
+        finally:
+            limit.cancel()
     assert process.returncode == 141

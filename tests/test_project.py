@@ -92,7 +92,7 @@ def test_scripts_are_valid_bash_and_executable(script: Path) -> None:
     bash = shutil.which("bash")
     if bash is None:
         pytest.skip("no bash here")
-    result = subprocess.run([bash, "-n", str(script)], capture_output=True, text=True, check=False)
+    result = subprocess.run([bash, "-n", str(script)], capture_output=True, text=True, timeout=60, check=False)
     assert (result.returncode, result.stderr) == (0, "")
     assert script.stat().st_mode & 0o111
     assert "set -euo pipefail" in script.read_text(encoding="utf-8")

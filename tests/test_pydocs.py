@@ -195,7 +195,8 @@ print(hashlib.sha256(repr(pydocs.load_pydocs(Path(sys.argv[2]))).encode()).hexdi
     for seed in ("1", "2"):
         command = [sys.executable, "-c", script, str(tmp_path / "sources"), str(tmp_path / f"cache{seed}")]
         environment = os.environ | {"PYTHONHASHSEED": seed}
-        digests.add(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+        digests.add(done.stdout)
     assert len(digests) == 1
 
 
@@ -245,7 +246,7 @@ from lit_sft.data import pydocs
 assert all(root.is_dir() for root in pydocs.source_roots().values())
 print([name for name in pydocs.PROJECTS if name in sys.modules])
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
 
 

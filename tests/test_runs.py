@@ -9,7 +9,7 @@ from typing import ClassVar
 import pytest
 import torch
 from conftest import Configs
-from processes import start
+from processes import start, wait_all
 
 from lit_sft.errors import UserError
 from lit_sft.runs import (
@@ -177,8 +177,7 @@ def test_four_runs_started_at_once(configs: Configs, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     command = ["fit", "--config", configs.finetune, "--name", "four", "--seed_everything"]
     four = [start(*command, seed, environment={"LIT_SFT_CACHE": str(cache)}) for seed in (1, 1, 2, 2)]
-    for running in four:
-        code, written = running.wait()
+    for code, written in wait_all(four):
         assert code == 0, written
 
     folders = versions(Path("logs/four"))

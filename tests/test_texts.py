@@ -177,7 +177,7 @@ for i in range(3000):
     file.append("x" * 1000)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    done = subprocess.run([sys.executable, "-c", code], check=False)
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
     assert done.returncode == -signal.SIGKILL
     assert list(tmp_path.iterdir()) == []
 
@@ -211,8 +211,15 @@ def test_two_processes_may_read_one_file(tmp_path: Path) -> None:
     texts = on_disk(expected, tmp_path)
     texts[0]  # written
     child = os.fork()
-    same = all(list(texts) == expected for _ in range(20))
-    if child == 0:
-        os._exit(0 if same else 1)
+    if child == 0:  # whatever happens, it must not go on as a second pytest
+        code = 1
+        try:
+            code = 0 if all(list(texts) == expected for _ in range(20)) else 1
+        finally:
+            os._exit(code)
+    try:
+        same = all(list(texts) == expected for _ in range(20))
+    finally:
+        _, status = os.waitpid(child, 0)
     assert same
-    assert os.waitpid(child, 0)[1] == 0
+    assert status == 0

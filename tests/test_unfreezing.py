@@ -12,7 +12,7 @@ import yaml
 from conftest import Command, Configs, Files
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
-from processes import start_ranks
+from processes import run_ranks
 from test_ddp import exact, train
 from torch import Tensor
 from training import check_resumes, data_of, module_of, trainer_of, weights
@@ -122,9 +122,8 @@ def test_two_processes_unfreeze_as_one_does(configs: Configs) -> None:
     assert (one - two).abs().max() < 1e-6
     moved = ((one[1:] - one[:-1]) != 0).sum(1)
     assert moved[0] < moved[-2]
-    for running in start_ranks(2, "fit", "--config", config, "--run_dir", "refused"):
-        code, written = running.wait()
-        assert code == 2
+    for code, written in run_ranks(2, "fit", "--config", config, "--run_dir", "refused"):
+        assert code == 2, written
         assert "needs --trainer.strategy ddp_find_unused_parameters_true" in written
         assert "Traceback" not in written
 
