@@ -146,6 +146,31 @@ def test_a_fit_that_ends_before_a_validation_keeps_its_weights(fit: Fit, cli: Co
     assert steps == {"best": 2 * record["steps"], "last": 3 * record["steps"]}
 
 
+@pytest.mark.parametrize(("patience", "min_delta", "epochs"), [(1, 100, 2), (2, 100, 3), (1, -100, 4)])
+def test_early_stopping_ends_a_fit_by_its_patience_and_the_least_change(
+    patience: int, min_delta: float, epochs: int, fit: Fit, trained: Trained
+) -> None:
+    """The first validation is always the best so far; no later loss is less by 100, and all are with -100."""
+    options = (f"--early_stopping.patience={patience}", f"--early_stopping.min_delta={min_delta}")
+    result = fit("--trainer.max_epochs=4", *options)
+    assert result.code == 0
+    an_epoch = read(trained.finetune / "metrics.json")["steps"] // 2
+    assert read(RUN / "metrics.json")["steps"] == epochs * an_epoch
+    told = f"early stopping: Monitored metric val/loss did not improve in the last {patience} records"
+    assert (told in result.log) == (epochs < 4)
+
+
+def test_as_many_of_the_last_checkpoints_are_kept_as_is_said(fit: Fit, trained: Trained) -> None:
+    assert fit("--saving.every_steps=4", "--saving.keep=3").code == 0
+    kept = {path.name: torch.load(path, weights_only=True)["global_step"] for path in RUN.glob("checkpoints/last*")}
+    end = read(trained.finetune / "metrics.json")["steps"] // 2
+    steps = [*range(4, end, 4), end]
+    assert len(steps) > 3
+    assert kept == dict(zip(("last.ckpt", "last-1.ckpt", "last-2.ckpt"), reversed(steps), strict=False))
+    assert fit("--saving.every_steps=4", "--saving.keep=1", "--name=one").code == 0
+    assert [path.name for path in Path("logs/one").glob("*/checkpoints/last*")] == ["last.ckpt"]
+
+
 def test_groups_are_referenced_and_callbacks_appended(cli: Command, configs: Configs) -> None:
     options = yaml.safe_load(configs.finetune.read_text())
     for group in ("data", "model"):
