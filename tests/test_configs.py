@@ -1,30 +1,32 @@
 """Every file in ``configs/`` parses, says what it is, and its command and the README's name what is there."""
 
 import re
-import shlex
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 import yaml
 from baselines import as_flags, plans_in
 from jsonargparse import Namespace
+from readmes import READMES, ROOT, commands
 
+from lit_sft.callbacks.stopping import check_monitors
 from lit_sft.cli import LitCLI
 from lit_sft.errors import UserError
 from lit_sft.recipes import run as recipes
 from lit_sft.recipes.file import recipe_in
 
-ROOT = Path(__file__).parents[1]
-READMES = [ROOT / "README.md", ROOT / "scripts/results/README.md"]
 CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/**/*.yaml"))
 STAGES = [path for path in CONFIGS if re.fullmatch(r"configs/(?!(?:data|model|trainer|logger|debug)/)[^/]+/.*", path)]
 RUNNABLE = [path for path in CONFIGS if path.count("/") == 1] + STAGES  # recipes, and stages on their own
 SEARCHES = [path for path in ROOT.glob("scripts/search/*.yaml") if not path.stem.endswith("parts")]  # of baselines.py
 OPTIONS = {"data": "--data", "model": "--model", "trainer": "--trainer", "logger": "--trainer.logger"}
-
-Parse = Callable[[list[str]], list[Namespace]]
 
 
 class _Parsed(Exception):
@@ -35,20 +37,54 @@ class ParseOnly(LitCLI):
     """The command line up to where it would look at the data."""
 
     def before_instantiate_classes(self) -> None:
-        raise _Parsed(self.config[self.subcommand])
+        raise _Parsed(self)
 
 
-def parse_stage(arguments: list[str]) -> Namespace:
-    with pytest.raises(_Parsed) as parsed:
-        ParseOnly(arguments)
-    config: Namespace = parsed.value.args[0]
-    return config
+@dataclass(frozen=True)
+class Stage:
+    """A stage as the command line has parsed it."""
+
+    cli: ParseOnly
+
+    @property
+    def options(self) -> Namespace:
+        options: Namespace = self.cli.config["fit"]
+        return options
+
+    @cached_property
+    def built(self) -> Any:
+        """Its classes with their options, and the network, without memory: a wrong value is an error here."""
+        config = self.cli.config.clone()
+        config["fit"]["trainer"]["logger"] = False  # some are extras, which aren't always there
+        made = self.cli.parser.instantiate(config)["fit"]
+        entries = self.options.data.vocab_size or 30_000
+        with torch.device("meta"), pytest.MonkeyPatch.context() as patch:
+            patch.setattr("lit_sft.module.Evaluation", lambda *_: None)  # torchmetrics' can't do without memory
+            made.model.build(SimpleNamespace(vocab_size=entries), list(self.options.data.label_names or "ab"))
+            made.model.make_optimizer([torch.nn.Parameter(torch.empty(1))])
+        check_monitors([made.checkpoint, made.early_stopping], made.model.objective.heads)
+        return made
 
 
-def parse_recorded(stages: list[Namespace]) -> Callable[[list[str]], Namespace]:
+Parse = Callable[[list[str]], list[Stage]]
+KNOWN: dict[tuple[str, ...], Stage] = {}
+
+
+def parse_stage(arguments: list[str]) -> Stage:
+    """The same arguments are parsed once; a recipe's own options are in a file of another name each time."""
+    paths = [Path(argument) for argument in arguments]
+    key = tuple(path.read_text("utf-8") if path.is_absolute() and path.is_file() else str(path) for path in paths)
+    if key not in KNOWN:
+        with pytest.raises(_Parsed) as parsed:
+            ParseOnly(arguments)
+        KNOWN[key] = Stage(parsed.value.args[0])
+    return KNOWN[key]
+
+
+def parse_recorded(stages: list[Stage]) -> Callable[[list[str]], Namespace]:
     def parse(arguments: list[str]) -> Namespace:
         stages.append(parse_stage(arguments))
-        return stages[-1]
+        return stages[-1].options
 
     return parse
 
@@ -62,7 +98,7 @@ def parse(monkeypatch: pytest.MonkeyPatch) -> Parse:
         recipe = recipe_in(arguments)
         if recipe is None:
             return [parse_stage(arguments)]
-        stages: list[Namespace] = []
+        stages: list[Stage] = []
         monkeypatch.setattr(recipes, "check", parse_recorded(stages))
         monkeypatch.setattr(recipes, "_call", lambda *_: None)
         recipes.run_recipe(recipe, [*arguments[1:], "--trainer.fast_dev_run=true"])
@@ -77,16 +113,12 @@ def header(text: str) -> str:
 
 
 def fit_commands(text: str) -> list[list[str]]:
-    """The arguments of every ``python -m lit_sft fit`` in a text, lines that a backslash continues joined.
-
-    Those with an ellipsis, which nobody can run, are left out.
-    """
-    commands = re.findall(r"python -m lit_sft (fit [^\n`|&;>]*)", re.sub(r"\\\n\s*", " ", text))
-    return [shlex.split(command, comments=True) for command in commands if "…" not in command and "..." not in command]
+    """The arguments of every ``python -m lit_sft fit`` in a text."""
+    return commands(text, "-m lit_sft (fit) ")
 
 
-@pytest.mark.parametrize("path", CONFIGS)
-def test_every_config_parses_where_it_belongs(path: str, parse: Parse) -> None:
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path not in RUNNABLE])  # those: by their own commands
+def test_every_fragment_parses_where_it_belongs(path: str, parse: Parse) -> None:
     folder = Path(path).parts[1]
     assert parse(["fit", OPTIONS.get(folder, "--config"), path])
 
@@ -113,9 +145,9 @@ def test_every_method_of_a_search_parses_with_its_config(path: Path, parse: Pars
 )
 def test_a_debug_config_parses_after_every_stage(path: str, main: str, parse: Parse) -> None:
     (with_debug,), (alone,) = parse(["fit", "--config", main, "--config", path]), parse(["fit", "--config", main])
-    assert with_debug.model.encoder.class_path == alone.model.encoder.class_path
-    assert with_debug.data == alone.data
-    assert with_debug.trainer != alone.trainer
+    assert with_debug.options.model.encoder.class_path == alone.options.model.encoder.class_path
+    assert with_debug.options.data == alone.options.data
+    assert with_debug.options.trainer != alone.options.trainer
 
 
 @pytest.mark.parametrize("path", CONFIGS)
@@ -126,10 +158,11 @@ def test_every_config_starts_by_saying_what_it_is(path: str) -> None:
 
 @pytest.mark.parametrize("path", CONFIGS)
 def test_the_command_in_a_config_runs_that_config(path: str, parse: Parse) -> None:
-    commands = fit_commands(header((ROOT / path).read_text(encoding="utf-8")))
-    assert all(path in command for command in commands)
-    assert all(parse(command) for command in commands)
-    assert commands or path not in RUNNABLE
+    found = fit_commands(header((ROOT / path).read_text(encoding="utf-8")))
+    assert all(path in command for command in found)
+    stages = [stage for command in found for stage in parse(command)]
+    assert all(stage.built for stage in stages)
+    assert stages or path not in RUNNABLE
 
 
 @pytest.mark.parametrize("path", CONFIGS)
@@ -137,26 +170,41 @@ def test_files_named_in_a_config_s_comments_exist(path: str) -> None:
     assert missing_files("\n".join(re.findall(r"#.*", (ROOT / path).read_text(encoding="utf-8")))) == []
 
 
-@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_files_named_in_a_readme_exist(readme: Path) -> None:
     assert missing_files(readme.read_text(encoding="utf-8")) == []
 
 
 def test_every_fit_of_a_config_in_the_readme_parses(parse: Parse) -> None:
-    commands = [
+    found = [
         command
-        for command in fit_commands(READMES[0].read_text(encoding="utf-8"))
+        for readme in READMES
+        for command in fit_commands(readme.read_text(encoding="utf-8"))
         if set(command) & set(CONFIGS) and not any(Path(word).stem == "mine" for word in command)
     ]
-    assert commands
-    assert all(parse(command) for command in commands)
+    assert found
+    assert all(parse(command) for command in found)
 
 
 def test_a_mistake_in_a_config_is_found(tmp_path: Path, parse: Parse) -> None:
+    """In a name where it is parsed, in a value where the classes and the network are built."""
     path = tmp_path / "wrong.yaml"
     path.write_text(yaml.safe_dump({"trainer": {"max_epoch": 3}}), encoding="utf-8")
     with pytest.raises(UserError, match="max_epochs"):
         parse(["fit", "--config", str(path)])
+    wrong: list[tuple[str, Any, str]] = [
+        ("head_dropout", 1.5, "head_dropout"),
+        ("schedule", {"class_path": "WarmupCosine", "init_args": {"warmup": 2.0}}, "warmup"),
+        ("optimizer", {"class_path": "torch.optim.AdamW", "init_args": {"lr": -1.0}}, "learning rate"),
+    ]
+    for option, value, message in wrong:
+        path.write_text(yaml.safe_dump({"model": {"stage": "finetune", option: value}}), encoding="utf-8")
+        (stage,) = parse(["fit", "--config", str(path)])
+        with pytest.raises((UserError, ValueError), match=message):
+            _ = stage.built
+    path.write_text(yaml.safe_dump({"checkpoint": {"monitor": "val/f1"}}), encoding="utf-8")
+    with pytest.raises(UserError, match="no figure val/f1"):
+        _ = parse(["fit", "--config", str(path)])[0].built
 
 
 def missing_files(text: str) -> list[str]:
