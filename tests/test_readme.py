@@ -1,23 +1,16 @@
-"""The README's examples run as they stand."""
+"""The READMEs' examples run as they stand."""
 
 import json
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
-from conftest import Command, Files
-
-README = Path(__file__).parents[1] / "README.md"
-
-
-def block(first_line: str) -> str:
-    """The fenced block that starts with a line, without the fence."""
-    found = re.search(rf"```\w*\n({re.escape(first_line)}.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert found, f"README.md has no block that starts with {first_line!r}"
-    return found[1]
+from conftest import Command, Files, read
+from kill import logged
+from readmes import ROOT, block
 
 
 @pytest.fixture
@@ -48,31 +41,36 @@ def test_your_own_encoder_pretrains_and_fine_tunes(cli: Command, files: Files, e
     assert Path("logs/fine/version_0/metrics.json").is_file()
 
 
-def test_your_own_objective_trains(cli: Command, files: Files, example: Callable[[str], None]) -> None:
-    example("my_objective.py")
-    objective = ["--model.objective", "my_objective.ConfidencePenalty", "--model.objective.weight", "0.2"]
-    small = ["--model.encoder.hidden_size", "12", "--model.encoder.embedding_size", "8"]
-    assert cli("fit", *tiny(files, "finetune"), *objective, *small, "--name", "fine").code == 0
-    assert Path("logs/fine/version_0/metrics.json").is_file()
-
-
-def test_your_own_term_trains_to_what_the_objective_does(
+def test_your_own_objective_changes_the_training_and_as_a_term_in_the_same_way(
     cli: Command, files: Files, example: Callable[[str], None]
 ) -> None:
     example("my_objective.py")
     example("my_term.py")
     small = ["--model.encoder.hidden_size", "12", "--model.encoder.embedding_size", "8"]
+    small += ["--trainer.log_every_n_steps", "1", "--trainer.max_epochs", "3"]
+    small += ["--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", "0.03"]
     term = {"class_path": "my_term.ConfidencePenalty", "init_args": {"weight": 0.2}}
     mixed = {"class_path": "lit_sft.objectives.Mixed", "init_args": {"terms": [term]}}
     own = ["--model.objective", "my_objective.ConfidencePenalty", "--model.objective.weight", "0.2"]
-    losses = []
-    for name, objective in (("term", ["--model.objective", json.dumps(mixed)]), ("own", own)):
+    losses, curves = {}, {}
+    for name, objective in (("plain", []), ("own", own), ("term", ["--model.objective", json.dumps(mixed)])):
         assert cli("fit", *tiny(files, "finetune"), *objective, *small, "--name", name).code == 0
-        losses.append(json.loads(Path(f"logs/{name}/version_0/metrics.json").read_text())["val"]["loss"])
+        losses[name] = read(Path(f"logs/{name}/version_0/metrics.json"))["val"]["loss"]
+        curves[name] = logged(Path(f"logs/{name}/version_0"))
     given = ["--ckpt_path", "logs/term/version_0", "--model.objective", json.dumps(mixed)]
     assert "could name code" in cli("test", *given[:2]).err  # a class that the checkpoint alone names
     assert cli("test", *given).code == 0
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+    plain, loss, supervised, entropy = (
+        np.array(list(curves[name][f"train/{tag}"].values()))
+        for name, tag in (("plain", "loss"), ("own", "loss"), ("own", "supervised"), ("own", "entropy"))
+    )
+    assert loss == pytest.approx(supervised - 0.2 * entropy, abs=1e-6)
+    assert entropy.min() > 0
+    assert supervised[0] == plain[0]  # the same weights, batch and masks
+    assert np.abs(supervised - plain).max() > 1e-3
+    assert abs(losses["own"] - losses["plain"]) > 1e-3
+    assert losses["term"] == pytest.approx(losses["own"], rel=1e-5)
 
 
 def test_the_adversarial_example_trains(cli: Command, files: Files) -> None:
@@ -92,4 +90,4 @@ def test_your_own_data_in_three_lines_of_yaml(cli: Command, files: Files) -> Non
     Path("mine.yaml").write_text(yaml.safe_dump({"data": {k: str(v) for k, v in mine.items()}}))
     fast = ["--config", "mine.yaml", "--trainer.fast_dev_run", "true", "--data.vocab_size", "300"]
     for stage in ("pretrain", "finetune"):
-        assert cli("fit", "--config", str(README.parent / "configs" / "own" / f"{stage}.yaml"), *fast).code == 0
+        assert cli("fit", "--config", str(ROOT / "configs" / "own" / f"{stage}.yaml"), *fast).code == 0
