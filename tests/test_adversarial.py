@@ -80,6 +80,10 @@ def logits_at(network: Network, document: Batch, vectors: Tensor) -> Tensor:
 
 
 def plain_loss(logits: Tensor, label: Tensor) -> Tensor:
+    """Of one document; of several labels, (1, labels), the mean over them."""
+    if label.ndim == 2:
+        p = logits.sigmoid()
+        return -torch.where(label.bool(), p, 1 - p).log().mean()
     return F.cross_entropy(
         torch.cat([torch.zeros_like(logits), logits], -1) if logits.shape[-1] == 1 else logits, label
     )
@@ -88,9 +92,11 @@ def plain_loss(logits: Tensor, label: Tensor) -> Tensor:
 # directions
 
 
-@pytest.mark.parametrize("classes", CLASSES)
-def test_ats_direction_and_loss_are_autograd_written_out(classes: int) -> None:
-    network, documents = sharp(classes).eval(), batch(classes)
+@pytest.mark.parametrize(("classes", "multilabel"), [(2, False), (3, False), (3, True)])
+def test_ats_direction_and_loss_are_autograd_written_out(classes: int, multilabel: bool) -> None:
+    network, documents = sharp(classes, classifier={"multilabel": multilabel}).eval(), batch(classes)
+    if multilabel:
+        documents.labels = torch.tensor([[1, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 1]])
     losses = []
     step = step_of(network, documents)
     towards = AT(norm=0.7).towards(step.reading("labeled"), step)

@@ -112,9 +112,10 @@ def test_the_encoder_reads_every_document_once(
 
 
 def test_a_step_is_that_of_supervised_on_an_encoder_without_dropout(files: Files, shared_cache: Path) -> None:
-    """The same head masks, two classes and several labels a document too."""
-    for classes, labels in ((3, [0, 1, 2, 0]), (2, [0, 1, 1, -1])):
-        network, example = build(classes, classifier={"dropout": 0.5}), batch()
+    """The same head masks; two classes and several labels a document too, and documents without any."""
+    several = [[0, 1, 1], [0, 0, 0], [-1, -1, -1], [1, 0, 0]]
+    for classes, labels in ((3, [0, 1, 2, 0]), (2, [0, 1, 1, -1]), (3, several)):
+        network, example = build(classes, classifier={"dropout": 0.5, "multilabel": labels is several}), batch()
         example.labels = torch.tensor(labels)
         example.indices = torch.tensor([3, 0, 2, 1])  # type: ignore[attr-defined]
         network.eval()
