@@ -59,6 +59,22 @@ def test_hash_is_uniform_and_seeds_are_unrelated() -> None:
     assert abs(np.corrcoef(unit[0], unit[1])[0, 1]) < 0.03
 
 
+def test_which_documents_stand_where_is_the_same_for_ever() -> None:
+    """Another result would change every published split, whatever holds between the parts."""
+    blake2b = ["40f89e395b66422f", "cb1abf8beff3192f"]  # printf a | b2sum -l 64
+    keys = [3405396810240292928, 3394012004367669963]
+    assert content_keys(["a", "é"]).tolist() == keys
+    assert [int.from_bytes(bytes.fromhex(digest), "little") for digest in blake2b] == keys
+    texts = [f"text {i}" for i in range(20)]
+    for seed, held, chosen in (
+        (0, [4, 6, 8, 9, 12, 16], [4, 6, 8, 9, 15, 19]),
+        (7, [1, 12, 13, 17], [1, 6, 8, 12, 13, 17]),
+    ):
+        _, part = hold_out(Documents(texts, ["x", "y"] * 10), 0.25, seed)
+        assert part.texts == [texts[i] for i in held]
+        assert low_shot(np.arange(20) % 2, content_keys(texts), 3, seed).tolist() == chosen
+
+
 # ---------------------------------------------------------------- held-out documents
 
 
