@@ -213,12 +213,23 @@ def test_a_unit_direction_survives_the_smallest_gradients_and_zero() -> None:
 # masks
 
 
-@pytest.mark.parametrize("classes", CLASSES)
-def test_without_a_perturbation_clean_and_perturbed_logits_are_bit_equal_in_training(classes: int) -> None:
+@pytest.mark.parametrize("kind", ["two classes", "three classes", "two ways", "backprop_tokens", "bfloat16"])
+def test_without_a_perturbation_clean_and_perturbed_logits_are_bit_equal_in_training(kind: str) -> None:
+    classes = 2 if kind == "two classes" else 3
     network, documents = sharp(classes, **DROPOUTS).train(), batch(classes)
-    reading = Reading.of(network, documents, word_dropout=0.3)
-    assert torch.equal(reading.perturbed(torch.zeros_like(reading.embeds)), reading.logits)
-    assert not torch.equal(Reading.of(network, documents).logits, reading.logits)  # they are random, though
+    if kind == "two ways":
+        encoder = TwoWayEncoder(12, embedding_size=4, hidden_size=5, **DROPOUTS["encoder"])
+        head = ClassifierHead(encoder.output_size, classes, **DROPOUTS["classifier"])  # type: ignore[arg-type]
+        network = Network(encoder, classifier=head).double().train()
+    elif kind == "backprop_tokens":
+        network.backprop_tokens = 2
+    elif kind == "bfloat16":
+        network = network.float()
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind == "bfloat16"):
+        reading = Reading.of(network, documents, word_dropout=0.3)
+        assert (reading.encoded.hidden.dtype == torch.bfloat16) == (kind == "bfloat16")
+        assert torch.equal(reading.perturbed(torch.zeros_like(reading.embeds)), reading.logits)
+        assert not torch.equal(Reading.of(network, documents).logits, reading.logits)  # they are random, though
 
 
 def test_terms_share_one_clean_pass_a_batch_and_its_masks(monkeypatch: pytest.MonkeyPatch) -> None:

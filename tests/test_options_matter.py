@@ -101,7 +101,7 @@ CHANGES: dict[type, dict[str, list[Change]]] = {
     },
     Mixed: {
         "terms": finetune(objective=Mixed([EntMin()])),
-        "diagnose_every": [],  # what is logged: test_adversarial.py
+        "diagnose_every": [],  # what is logged: test_terms.py
         "label_smoothing": finetune(objective=Mixed([AT()], label_smoothing=0.2)),
         "class_weights": finetune(objective=Mixed([AT()], class_weights=[1.0, 3.0, 0.2])),
         "activation_penalty": finetune(objective=Mixed([AT()], activation_penalty=2.0)),

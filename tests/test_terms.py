@@ -15,7 +15,8 @@ from toy_network import Batch, batch, build
 from lit_sft.models import ClassifierHead, Network, TwoWayEncoder
 from lit_sft.models.dropout import dropout_mask
 from lit_sft.objectives import AT, VAT, EntMin, Mixed, PseudoLabels, Supervised, Term
-from lit_sft.objectives.reading import Reading
+from lit_sft.objectives import vat as vat_module
+from lit_sft.objectives.reading import Reading, random_unit
 from lit_sft.objectives.term import Step
 
 
@@ -105,6 +106,44 @@ def test_vat_is_a_mean_over_labeled_and_unlabeled_documents() -> None:
             values.append((p * (p.log() - q.log())).sum())
     assert len(values) == 7
     torch.testing.assert_close(found, torch.stack(values).mean())
+
+
+def kl_at(network: Network, document: Batch, move: Tensor) -> Tensor:
+    """KL(p(s) || p(s + move)) of one document, a scalar."""
+    vectors = network.encoder.embedding(document.input_ids).detach()
+    p = probabilities(logits_at(network, document, vectors)).detach()
+    q = probabilities(logits_at(network, document, vectors + move))
+    return (p * (p.log() - q.log())).sum()
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_ratio_that_vat_logs_is_that_of_two_sums_over_documents(
+    classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both random draws, the iteration's start and the move to compare with, are given."""
+    network, labeled, other = sharp(classes).eval(), batch(classes), others(classes)
+    step = step_of(network, labeled, other, diagnose=True)
+    readings = [step.reading("labeled"), step.reading("unlabeled_documents")]
+    starts, moves = ([random_unit(r.reach, r.embeds) for r in readings] for _ in range(2))
+    draws = iter([*starts, *moves])
+    monkeypatch.setattr(vat_module, "random_unit", lambda *_: next(draws))
+    VAT(norm=0.8, xi=0.1)(step)
+    ours, by_chance, counted = 0.0, 0.0, 0
+    for documents, start, move in zip((labeled, other), starts, moves, strict=True):
+        for row in range(4):
+            if documents.indices[row] < 0:
+                continue
+            document = alone(documents, row)
+            length = document.input_ids.shape[1]
+            near = (0.1 * start[row : row + 1, :length]).requires_grad_()
+            (direction,) = torch.autograd.grad(kl_at(network, document, near), near)
+            direction[:, -1] = 0.0  # the document's end stays
+            ours += kl_at(network, document, 0.8 * direction / direction.norm()).item()
+            by_chance += kl_at(network, document, 0.8 * move[row : row + 1, :length]).item()
+            counted += 1
+    assert counted == 7
+    assert step.parts["vat_kl_ratio"].item() == pytest.approx(ours / by_chance, rel=1e-9)
+    assert ours > 2 * by_chance
 
 
 @pytest.mark.parametrize("term", [EntMin(unlabeled=False), VAT(norm=0.5, unlabeled=False)])
