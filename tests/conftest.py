@@ -7,7 +7,9 @@ import json
 import logging
 import os
 import random
+import tracemalloc
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -303,6 +305,16 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(LitSFT, "on_train_start", on_train_start)
     return steps
+
+
+@contextmanager
+def traced_memory() -> Iterator[Callable[[], int]]:
+    """A function that tells how many bytes Python has had at once since the block began."""
+    tracemalloc.start()
+    try:
+        yield lambda: tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def read(path: Path) -> Any:

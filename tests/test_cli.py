@@ -24,11 +24,6 @@ RUN = Path("logs/tiny-finetune/version_0")
 def tuned(configs: Configs, trained: Trained) -> Path:
     """A finished fine-tuning as the first version of its name."""
     shutil.copytree(trained.finetune, RUN)
-    for path in RUN.glob("test-*.json"):
-        path.unlink()
-    record = read(RUN / "metrics.json")
-    record.pop("test", None)
-    (RUN / "metrics.json").write_text(json.dumps(record))
     return RUN
 
 

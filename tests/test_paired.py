@@ -109,12 +109,15 @@ def test_seeds_are_drawn_apart_from_documents_and_from_each_other() -> None:
     assert over_both[0] < over_documents[0] < over_documents[1] < over_both[1]
 
 
-def test_the_table_tells_both_sides_and_what_was_tested(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_tells_both_sides_and_what_was_tested(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, accuracy in (("good", 0.9), ("bad", 0.5)):
         for seed in range(2):
             run(accuracy, seed).write(tmp_path / name / f"version_{seed}" / FILE)
     (tmp_path / "bad" / "version_2").mkdir()
-    sys.argv = ["paired.py", str(tmp_path / "good" / "version_*"), str(tmp_path / "bad" / "version_*")]
+    sides = [str(tmp_path / name / "version_*") for name in ("good", "bad")]
+    monkeypatch.setattr(sys, "argv", ["paired.py", *sides])
     main()
     left_out, *lines = capsys.readouterr().out.splitlines()
     assert left_out.endswith("1 of 3 runs were not tested, and are left out")
@@ -138,11 +141,11 @@ def test_the_table_tells_both_sides_and_what_was_tested(tmp_path: Path, capsys: 
     ],
 )
 def test_runs_of_different_tests_are_refused_in_one_line(
-    change: dict[str, object], message: str, tmp_path: Path
+    change: dict[str, object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(0.8, 1).write(tmp_path / "a" / FILE)
     replace(run(0.8, 1), **change).write(tmp_path / "b" / FILE)  # type: ignore[arg-type]
-    sys.argv = ["paired.py", str(tmp_path / "a"), str(tmp_path / "b")]
+    monkeypatch.setattr(sys, "argv", ["paired.py", str(tmp_path / "a"), str(tmp_path / "b")])
     with pytest.raises(SystemExit) as refused:
         in_one_line(main)
     assert message in str(refused.value)

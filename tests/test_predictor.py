@@ -4,6 +4,7 @@ import csv
 import inspect
 import io
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -84,13 +85,14 @@ def test_predictions_equal_those_of_testing(
 def test_the_accuracy_of_the_predictions_is_the_one_that_test_reports(
     model: Predictor, trained: Trained, files: Files, texts: list[str], cli: Command
 ) -> None:
-    result = cli("test", "--ckpt_path", trained.finetune, "--data.test", files.val)
+    shutil.copytree(trained.finetune, "run")
+    result = cli("test", "--ckpt_path", "run", "--data.test", files.val)
     assert result.code == 0
     with files.val.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     found = model.predict([row["text"] for row in rows])
     right = [p is not None and p["label"] == row["label"] for p, row in zip(found, rows, strict=True)]
-    record = json.loads((trained.finetune / f"test-{files.val.stem}.json").read_text())
+    record = json.loads(Path("run", f"test-{files.val.stem}.json").read_text())
     assert np.mean(right) == pytest.approx(record["test"]["accuracy"])
 
 

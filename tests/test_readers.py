@@ -4,12 +4,12 @@ import csv
 import io
 import json
 import random
-import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import traced_memory
 
 from lit_sft.data import columnar, csvfiles
 from lit_sft.data.readers import iter_rows, read_documents
@@ -191,12 +191,9 @@ def test_memory_is_flat_with_the_number_of_rows(kind: str) -> None:
     def peak(rows: int) -> int:
         stream = io.BytesIO(("text\n" * (kind == "csv") + f"{line}\n" * rows).encode())
         arrow = pa.total_allocated_bytes()
-        tracemalloc.start()
-        count = sum(1 for _ in iter_rows(stream, format=kind))
-        assert count == rows
-        used = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return used + int(pa.total_allocated_bytes() - arrow)
+        with traced_memory() as used:
+            assert sum(1 for _ in iter_rows(stream, format=kind)) == rows
+            return used() + int(pa.total_allocated_bytes() - arrow)
 
     peak(100)
     assert peak(30_000) < peak(10_000) + 2_000_000  # the rows themselves are 8 MB more
@@ -210,10 +207,9 @@ def test_memory_is_flat_with_the_size_of_a_parquet_file(groups: int, tmp_path: P
     pq.write_table(pa.table({"text": rows}), tmp_path / "a.parquet", len(rows) // groups, use_dictionary=False)
     del rows
     arrow = pa.total_allocated_bytes()
-    tracemalloc.start()
-    most = max(pa.total_allocated_bytes() for _ in iter_rows(tmp_path / "a.parquet"))
-    assert tracemalloc.get_traced_memory()[1] + most - arrow < 13_000_000
-    tracemalloc.stop()
+    with traced_memory() as used:
+        most = max(pa.total_allocated_bytes() for _ in iter_rows(tmp_path / "a.parquet"))
+        assert used() + most - arrow < 13_000_000
 
 
 # ---------------------------------------------------------------- columns and labels

@@ -6,14 +6,13 @@ import gzip
 import io
 import json
 import re
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Command, Fit, Trained, labeled_rows
+from conftest import Command, Fit, Trained, labeled_rows, traced_memory
 from refusals import refused
 
 from lit_sft.data.corpus import load_corpus
@@ -94,10 +93,9 @@ def test_every_suffix_may_have_gz_behind_it(suffix: str, tmp_path: Path) -> None
 
 def test_gzip_is_not_unpacked_into_memory(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt.gz", gzip.compress(b"a line of text\n" * 1_000_000, 1))  # 15 MB
-    tracemalloc.start()
-    assert sum(1 for _ in zip(iter_rows(path), range(60_000), strict=False)) == 60_000
-    assert tracemalloc.get_traced_memory()[1] < 3_000_000
-    tracemalloc.stop()
+    with traced_memory() as peak:
+        assert sum(1 for _ in zip(iter_rows(path), range(60_000), strict=False)) == 60_000
+        assert peak() < 3_000_000
 
 
 # ---------------------------------------------------------------- labels before the text
