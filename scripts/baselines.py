@@ -385,24 +385,29 @@ def _check(code: int) -> None:
         raise SystemExit(code)
 
 
-def main() -> None:
-    """Fill the CSV, then print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """What it is called with."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument(
         "--config", type=Path, nargs="+", required=True, help="a fine-tuning config, and others that win over it"
     )
-    parser.add_argument("--init_from", help="the pretraining that cells start from, unless their method says another")
-    parser.add_argument("--methods", nargs="+", help="some of the search file's methods")
-    parser.add_argument("--labels", nargs="+", help="some of the search file's label counts")
-    parser.add_argument(
+    options.add_argument("--init_from", help="the pretraining that cells start from, unless their method says another")
+    options.add_argument("--methods", nargs="+", help="some of the search file's methods")
+    options.add_argument("--labels", nargs="+", help="some of the search file's label counts")
+    options.add_argument(
         "--val", nargs="+", default=["full"], choices=("full", "small"), help="small: no more than training labels"
     )
-    parser.add_argument(
+    options.add_argument(
         "--metric", default="macro_f1", choices=SHOWN, help="the validation figure that chooses options"
     )
-    parser.add_argument("--search", type=Path, required=True, help="YAML: seeds and grids for each label count")
-    parser.add_argument("--out", type=Path, required=True, help="the CSV of all runs")
-    arguments = parser.parse_args()
+    options.add_argument("--search", type=Path, required=True, help="YAML: seeds and grids for each label count")
+    options.add_argument("--out", type=Path, required=True, help="the CSV of all runs")
+    return options
+
+
+def main() -> None:
+    """Fill the CSV, then print the table."""
+    arguments = parser().parse_args()
     plans = plans_in(arguments.search, arguments.labels)
     if unknown := set(arguments.methods or ()) - {method for plan in plans for method in plan.grids}:
         raise UserError(f"{arguments.search} has no method {', '.join(sorted(unknown))}")

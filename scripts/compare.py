@@ -63,12 +63,17 @@ def sizes_of(config: dict[str, Any]) -> list[str]:
     return [f"--model.encoder.{name}={value}" for name, value in sizes.items() if value is not None]
 
 
+def parser() -> argparse.ArgumentParser:
+    """What it is called with."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("run", type=Path, help="the folder of a finished recipe")
+    options.add_argument("--scratch", type=Path, required=True, help="the fine-tuning config of the from-scratch row")
+    return options
+
+
 def main() -> None:
     """Print the rows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="the folder of a finished recipe")
-    parser.add_argument("--scratch", type=Path, required=True, help="the fine-tuning config of the from-scratch row")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     rows = compare(arguments.run, arguments.scratch)
     print(f"\n{'test':<16}macro-F1  accuracy")
     for name, figures in rows.items():

@@ -116,15 +116,20 @@ def draw(found: dict[str, Curve], path: Path) -> None:
     pyplot.close(figure)
 
 
+def parser() -> argparse.ArgumentParser:
+    """What it is called with."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("results", type=Path, help="a CSV of scripts/baselines.py")
+    options.add_argument("--classes", type=int, required=True, help="how many there are")
+    options.add_argument("--all", type=int, default=0, help="how many labels 'all' is; 0 leaves these rows out")
+    options.add_argument("--method", default="scratch", help="whose labels are counted")
+    options.add_argument("--out", type=Path, help="the picture (default: beside the CSV, as NAME.curve.png)")
+    return options
+
+
 def main() -> None:
     """Draw, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help="a CSV of scripts/baselines.py")
-    parser.add_argument("--classes", type=int, required=True, help="how many there are")
-    parser.add_argument("--all", type=int, default=0, help="how many labels 'all' is; 0 leaves these rows out")
-    parser.add_argument("--method", default="scratch", help="whose labels are counted")
-    parser.add_argument("--out", type=Path, help="the picture (default: beside the CSV, as NAME.curve.png)")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     found = curves(arguments.results, arguments.classes, arguments.all)
     found = {name: {n: errors for n, errors in curve.items() if n > 0} for name, curve in found.items()}
     if missing := {"pretrained", arguments.method} - {name for name, curve in found.items() if curve}:

@@ -146,17 +146,22 @@ def unequal(one: Any, other: Any, place: str) -> list[str]:
     return [] if same else [f"{place} {one!r:.60} and {other!r:.60}"]
 
 
+def parser() -> argparse.ArgumentParser:
+    """What it is called with."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--config", type=Path, default=Path("scripts/kill.yaml"))
+    options.add_argument("--kills", type=int, default=20, help="in each run")
+    options.add_argument("--repeats", type=int, default=1, help="runs that are killed")
+    options.add_argument("--signal", default="KILL", choices=("KILL", "TERM", "INT"))
+    options.add_argument("--seed", type=int, default=0, help="draws the moments")
+    options.add_argument("--start", type=float, default=10.0, help="seconds that a start takes before training")
+    options.add_argument("--name", default="kill", help="the runs' folders: logs/NAME-unbroken and logs/NAME-killed")
+    return options
+
+
 def main() -> None:
     """Run and compare; exit code 1 where a run differs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=Path("scripts/kill.yaml"))
-    parser.add_argument("--kills", type=int, default=20, help="in each run")
-    parser.add_argument("--repeats", type=int, default=1, help="runs that are killed")
-    parser.add_argument("--signal", default="KILL", choices=("KILL", "TERM", "INT"))
-    parser.add_argument("--seed", type=int, default=0, help="draws the moments")
-    parser.add_argument("--start", type=float, default=10.0, help="seconds that a start takes before training")
-    parser.add_argument("--name", default="kill", help="the runs' folders: logs/NAME-unbroken and logs/NAME-killed")
-    arguments, flags = parser.parse_known_args()
+    arguments, flags = parser().parse_known_args()
     number = signal.Signals[f"SIG{arguments.signal}"]
     whole, seconds = unbroken(arguments.config, f"{arguments.name}-unbroken", flags)
     print(f"unbroken: {whole}, {seconds:.0f} s", flush=True)

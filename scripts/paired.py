@@ -224,13 +224,18 @@ def _p_value(p: float | None) -> str:
     return f"{p:.4f}" if p >= 1e-4 else "<0.0001"
 
 
+def parser() -> argparse.ArgumentParser:
+    """What it is called with."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("a", help="a run, or a pattern of several")
+    options.add_argument("b", help="the same to compare it with")
+    options.add_argument("--clean", action="store_true", help="only documents that no run saw a copy of")
+    return options
+
+
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("a", help="a run, or a pattern of several")
-    parser.add_argument("b", help="the same to compare it with")
-    parser.add_argument("--clean", action="store_true", help="only documents that no run saw a copy of")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     both: tuple[Runs, Runs] = side(arguments.a), side(arguments.b)
     check_same(both[0][0], both[1][0])
     print(compared(*(clean_parts(*both) if arguments.clean else both)))

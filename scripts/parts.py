@@ -134,13 +134,18 @@ def _name(flags: Flags) -> str:
     return "parts-" + hashlib.sha256(json.dumps(flags, sort_keys=True).encode()).hexdigest()[:8]
 
 
+def parser() -> argparse.ArgumentParser:
+    """What it is called with."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--parts", type=Path, required=True, help="YAML: configs, label counts, seeds, variants")
+    options.add_argument("--out", type=Path, required=True, help="the CSV of all runs")
+    options.add_argument("--only", nargs="+", metavar="VARIANT", help="these variants alone")
+    return options
+
+
 def main() -> None:
     """Fill the CSV, then print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", type=Path, required=True, help="YAML: configs, label counts, seeds, variants")
-    parser.add_argument("--out", type=Path, required=True, help="the CSV of all runs")
-    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="these variants alone")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     parts = Parts.read(arguments.parts)
     for variant in arguments.only or parts.variants:
         run(parts, variant, arguments.out)

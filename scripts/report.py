@@ -168,11 +168,17 @@ def in_one_line(main: Callable[[], None]) -> None:
         raise SystemExit(f"error: {error}") from error
 
 
+def parser() -> argparse.ArgumentParser:
+    """What it is called with."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("results", type=Path, help="a CSV of scripts/baselines.py")
+    return options
+
+
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help="a CSV of scripts/baselines.py")
-    print(table(parser.parse_args().results))
+    arguments = parser().parse_args()
+    print(table(arguments.results))
 
 
 if __name__ == "__main__":

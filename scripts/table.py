@@ -107,13 +107,18 @@ def _number(row: dict[str, Any], key: str, digits: int, over: float = 1.0) -> st
     return f"{row[key] / over:.{digits}f}" if key in row else ""
 
 
+def parser() -> argparse.ArgumentParser:
+    """What it is called with."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("rows", nargs="+", metavar="NAME=RUN")
+    options.add_argument("--reference", required=True, help="the row that the others are compared with")
+    options.add_argument("--out", type=Path, required=True, help="the CSV")
+    return options
+
+
 def main() -> None:
     """Write the CSV and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="+", metavar="NAME=RUN")
-    parser.add_argument("--reference", required=True, help="the row that the others are compared with")
-    parser.add_argument("--out", type=Path, required=True, help="the CSV")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     named = dict(row.rpartition("=")[::2] for row in arguments.rows)
     if arguments.reference not in named or "" in named or len(named) < len(arguments.rows):
         raise UserError("rows are NAME=RUN, each name once, and --reference is the name of one of them")

@@ -29,7 +29,7 @@ SEARCHES = [path for path in ROOT.glob("scripts/search/*.yaml") if not path.stem
 OPTIONS = {"data": "--data", "model": "--model", "trainer": "--trainer", "logger": "--trainer.logger"}
 
 
-class _Parsed(Exception):
+class Parsed(Exception):
     pass
 
 
@@ -37,7 +37,7 @@ class ParseOnly(LitCLI):
     """The command line up to where it would look at the data."""
 
     def before_instantiate_classes(self) -> None:
-        raise _Parsed(self)
+        raise Parsed(self)
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def parse_stage(arguments: list[str]) -> Stage:
     paths = [Path(argument) for argument in arguments]
     key = tuple(path.read_text("utf-8") if path.is_absolute() and path.is_file() else str(path) for path in paths)
     if key not in KNOWN:
-        with pytest.raises(_Parsed) as parsed:
+        with pytest.raises(Parsed) as parsed:
             ParseOnly(arguments)
         KNOWN[key] = Stage(parsed.value.args[0])
     return KNOWN[key]

@@ -222,15 +222,20 @@ class Timed(L.Callback):
             Timed.clock.write(module.net, trainer.global_step, self.tokens)  # type: ignore[arg-type]
 
 
+def parser() -> argparse.ArgumentParser:
+    """What it is called with."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("loop", choices=("bare", "fit"))
+    options.add_argument("--config", type=Path, default=Path("configs/wikitext2_awd.yaml"))
+    options.add_argument("--minutes", type=float, default=60.0)
+    options.add_argument("--precision", default="32-true", choices=("bf16-mixed", "32-true"))
+    options.add_argument("--out", type=Path, required=True)
+    return options
+
+
 def main() -> None:
     """Run one of the loops."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("loop", choices=("bare", "fit"))
-    parser.add_argument("--config", type=Path, default=Path("configs/wikitext2_awd.yaml"))
-    parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--precision", default="32-true", choices=("bf16-mixed", "32-true"))
-    parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     config = yaml.safe_load(arguments.config.read_text(encoding="utf-8"))
     options = config["data"]
     if isinstance(options, str):

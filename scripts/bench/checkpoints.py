@@ -21,12 +21,17 @@ from lit_sft.callbacks import LastCheckpoint
 from lit_sft.main import main as lit_sft
 
 
+def parser() -> argparse.ArgumentParser:
+    """What it is called with."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--config", default="configs/pydocs/pretrain.yaml")
+    options.add_argument("--minutes", type=float, default=6.0, help="more than the interval, which is 5 minutes")
+    return options
+
+
 def main() -> None:
     """Run, then print the share."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/pydocs/pretrain.yaml")
-    parser.add_argument("--minutes", type=float, default=6.0, help="more than the interval, which is 5 minutes")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     saves: list[float] = []
     whole: list[float] = []
     save, fit = LastCheckpoint.save, Trainer.fit

@@ -43,17 +43,22 @@ TOKENIZERS: dict[str, dict[str, Any]] = {
 LETTERS = np.frombuffer(b"etaoinshrdlucmfwyp", dtype=np.uint8)
 
 
-def main() -> None:
-    """Measure what is asked for and print it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("data/imdb"), help="where IMDb's Parquet files are")
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """What it is called with."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--data", type=Path, default=Path("data/imdb"), help="where IMDb's Parquet files are")
+    options.add_argument(
         "--parts", nargs="+", choices=("speed", "start", "memory"), default=("speed", "start", "memory")
     )
-    parser.add_argument("--kinds", nargs="+", choices=TOKENIZERS, default=list(TOKENIZERS))
-    parser.add_argument("--gigabytes", type=float, default=1.0)
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    options.add_argument("--kinds", nargs="+", choices=TOKENIZERS, default=list(TOKENIZERS))
+    options.add_argument("--gigabytes", type=float, default=1.0)
+    options.add_argument("--child", help=argparse.SUPPRESS)
+    return options
+
+
+def main() -> None:
+    """Measure what is asked for and print it."""
+    arguments = parser().parse_args()
     if arguments.child:
         return child(**json.loads(arguments.child))
     options = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))

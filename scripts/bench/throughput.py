@@ -221,16 +221,21 @@ def overhead(
     print(f"framework's overhead: {100 * (statistics.median(ratios) - 1):.1f}% (median of {pairs} pairs)")
 
 
+def parser() -> argparse.ArgumentParser:
+    """What it is called with."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--precision", default="bf16-mixed", choices=list(MIXED))
+    options.add_argument("--steps", type=int, default=30, help="that are measured")
+    options.add_argument("--pairs", type=int, default=5)
+    options.add_argument("--only", choices=("parts", "overhead"))
+    return options
+
+
 def main() -> None:
     """Measure parts, then the overhead."""
     if any(os.environ.get(name) != value for name, value in SETTINGS.items()) and sys.platform == "linux":
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **SETTINGS})  # read when a process starts
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--precision", default="bf16-mixed", choices=list(MIXED))
-    parser.add_argument("--steps", type=int, default=30, help="that are measured")
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--only", choices=("parts", "overhead"))
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     configs = {
         stage: yaml.safe_load(Path(f"configs/imdb/{stage}.yaml").read_text(encoding="utf-8"))
         for stage in ("pretrain", "finetune")
