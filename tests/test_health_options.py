@@ -62,6 +62,31 @@ def test_a_run_stopped_by_nan_goes_on_with_a_lower_rate(fit: Fit, plant: Callabl
     assert read(RUN / "metrics.json")["steps"] == 3 * BATCHES
 
 
+def test_a_recipe_whose_second_stage_is_sick_ends_with_3_and_goes_on_with_a_lower_rate(
+    fit_recipe: Fit, calls: list[list[str]], plant: Callable[[int, float], None], begun: list[int]
+) -> None:
+    run = Path("logs/tiny/version_0")
+    plant(BATCHES + 7, math.nan)  # the pretraining has another objective
+    result = fit_recipe("--trainer.max_epochs", "3")
+    assert result.code == 3
+    assert [command[0] for command in calls] == ["fit", "fit"]
+    assert f"{run}/finetune/checkpoints/last.ckpt keeps the weights after {BATCHES} steps" in result.err
+    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "finetune", "pretrain"]
+    kept = {path: path.stat().st_mtime_ns for path in (run / "pretrain").rglob("*")}
+    assert run / "pretrain/metrics.json" in kept
+
+    plant(-1, 1.0)
+    begun.clear()
+    result = fit_recipe("--trainer.max_epochs", "3", "--ckpt_path", "last", "--model.optimizer.lr", "0.01")
+    assert result.code == 0
+    assert [command[0] for command in calls] == ["fit", "test"]
+    assert begun == [BATCHES]
+    assert "resumed with changed options: lr: 0.03 -> 0.01" in result.log
+    assert read(run / "finetune/metrics.json")["steps"] == 3 * BATCHES
+    assert "test" in read(run / "metrics.json")
+    assert {path: path.stat().st_mtime_ns for path in (run / "pretrain").rglob("*")} == kept
+
+
 def test_a_run_stopped_before_its_first_checkpoint_keeps_its_folder(
     fit: Fit, plant: Callable[[int, float], None]
 ) -> None:
