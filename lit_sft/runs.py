@@ -114,10 +114,10 @@ def named_run(folder: Path) -> Path:
 
 def discard_run(folder: Path) -> None:
     """Remove the folder of a run that ended by a mistake, unless it has a checkpoint already."""
-    if any(folder.glob("**/*.ckpt")):
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    with contextlib.suppress(OSError):  # it holds other runs, or another process of this one has removed it
+    with contextlib.suppress(OSError):  # its parent holds other runs, or another process removes what this one looks at
+        if any(folder.glob("**/*.ckpt")):
+            return
+        shutil.rmtree(folder, ignore_errors=True)
         folder.parent.rmdir()
 
 

@@ -154,8 +154,7 @@ def test_two_processes_test_as_one_does(
 def test_a_loss_that_is_not_finite_in_one_process_ends_both_before_the_weights_change(configs: Configs) -> None:
     sick = ("--model.objective=ddp_callbacks.SickShare", "--saving.every_steps=1")
     told = set()
-    for running in start_ranks(2, "fit", "--config", configs.finetune, *sick, "--run_dir=sick"):
-        code, written = running.wait()
+    for code, written in run_ranks(2, "fit", "--config", configs.finetune, *sick, "--run_dir=sick"):
         assert code == SickRun.exit_code, written
         assert "Traceback" not in written
         (line,) = re.findall("^lit_sft: error: (.*)$", written, re.MULTILINE)

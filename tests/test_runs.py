@@ -2,9 +2,11 @@
 
 import json
 import math
+import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -97,6 +99,21 @@ def test_a_discarded_run_leaves_nothing_unless_it_has_a_checkpoint(tmp_path: Pat
     (trained / "last.ckpt").write_text("")
     discard_run(tmp_path / "b" / "version_0")
     assert (trained / "last.ckpt").is_file()
+
+
+def test_another_process_may_discard_the_same_run_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "name" / "version_0"
+    (folder / "checkpoints").mkdir(parents=True)
+    scandir = os.scandir
+
+    def gone(path: str = ".") -> Any:
+        monkeypatch.setattr(os, "scandir", scandir)
+        shutil.rmtree(folder)  # as the other process does between two looks
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", gone)
+    discard_run(folder)
+    assert not folder.exists()
 
 
 def test_a_checkpoint_knows_its_runs_folder() -> None:
