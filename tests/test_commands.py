@@ -95,6 +95,8 @@ def test_every_test_and_prediction_parses(trained: Trained, capsys: pytest.Captu
             except UserError as error:
                 wrong.append((place, call, str(error)))
             continue
+        if any(word.startswith("my_") for word in call):  # the reader's own class: test_readme.py runs it
+            continue
         try:
             place_of_path = call.index("--ckpt_path") + 1
             ParseOnly([*call[:place_of_path], str(trained.finetune), *call[place_of_path + 1 :]])
