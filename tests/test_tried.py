@@ -1,5 +1,6 @@
 """Objectives that were tried and left out compute what they say: what is said of them rests on it."""
 
+import numpy as np
 import torch
 from toy_network import build
 from tried.sequence_autoencoder import SequenceAutoencoder, read_twice
@@ -10,10 +11,10 @@ EOS, PAD = 11, 0
 
 
 def test_a_document_is_read_and_then_written_once_more() -> None:
-    ids = torch.tensor([[EOS, 1, 2, EOS, PAD], [EOS, 3, 4, 5, EOS], [EOS, EOS, PAD, PAD, PAD]])
-    twice = read_twice(ids, torch.tensor([4, 5, 2]))
+    twice = read_twice(collate([np.array(ids, dtype=np.int64) for ids in ([1, 2], [3, 4, 5], [])], EOS, PAD))
     read = [row[mask].tolist() for row, mask in zip(twice.input_ids, twice.attention_mask, strict=True)]
     assert read == [[EOS, 1, 2, EOS, 1, 2], [EOS, 3, 4, 5, EOS, 3, 4, 5], [EOS, EOS]]
+    assert twice.targets.tolist() == [[1, 2, EOS, -100], [3, 4, 5, EOS], [EOS, -100, -100, -100]]
 
 
 def test_the_loss_is_that_of_the_second_reading_by_a_slow_loop() -> None:

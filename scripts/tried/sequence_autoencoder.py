@@ -12,21 +12,27 @@ checkpoint, not the best.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lit_sft.data.buckets import DocumentBatch
 from lit_sft.models import LSTMState, Network
 from lit_sft.models.heads import IGNORE_INDEX
 from lit_sft.objectives import MLE, Loss, Objective
+from lit_sft.objectives.mle import mean_nll
 
 
-class Twice(NamedTuple):
-    """Documents that are followed by themselves: what is read of `<eos> x <eos> x <eos>`, all but the last token."""
+@dataclass
+class Twice:
+    """Documents that are followed by themselves: what is read of `<eos> x <eos> x <eos>`, all but the last token, and
+    what is to be written."""
 
     input_ids: Tensor  # int64 (batch, 2 * time - 2)
     attention_mask: Tensor  # bool, the same shape
+    targets: Tensor  # int64 (batch, time - 1): x <eos>, IGNORE_INDEX at padding
 
 
 class SequenceAutoencoder(Objective):
@@ -45,27 +51,22 @@ class SequenceAutoencoder(Objective):
     def __call__(self, network: Network, batch: Mapping[str, Any], state: LSTMState | None) -> Loss:
         """`batch["unlabeled_documents"]`: input_ids, attention_mask (batch, time), lengths (batch,)."""
         documents = batch["unlabeled_documents"]
-        twice = read_twice(documents.input_ids, documents.lengths)
+        twice = read_twice(documents)
         encoded = network.encode(twice, None, network.draw_masks(*twice.input_ids.shape))
-        targets = documents.input_ids[:, 1:].masked_fill(~documents.attention_mask[:, 1:], IGNORE_INDEX)
-        nll = network.nll(second_reading(encoded.hidden, documents.lengths, targets.shape[1]), targets)
-        kept = (targets != IGNORE_INDEX).sum()
-        loss = self.mle.of_mean(nll.sum() / kept.clamp(min=1), kept, twice, encoded)
+        written = encoded._replace(hidden=second_reading(encoded.hidden, documents.lengths, twice.targets.shape[1]))
+        loss = self.mle.of_mean(*mean_nll(network, twice, written), twice, encoded)
         loss.state = None  # every document starts from nothing
         return loss
 
 
-def read_twice(input_ids: Tensor, lengths: Tensor) -> Twice:
-    """What is read of documents `<eos> x <eos>`, written twice with one `<eos>` between.
-
-    Args:
-        input_ids: int64 (batch, time), padded on the right.
-        lengths: int64 (batch,), with both boundaries.
-    """
-    time, first = input_ids.shape[1], lengths.unsqueeze(1)  # (batch, 1)
+def read_twice(documents: DocumentBatch) -> Twice:
+    """What is read and written of documents `<eos> x <eos>`, put twice with one `<eos>` between."""
+    input_ids, first = documents.input_ids, documents.lengths.unsqueeze(1)  # (batch, time), (batch, 1)
+    time = input_ids.shape[1]
     place = torch.arange(2 * time - 2, device=input_ids.device)  # (2 * time - 2,)
     source = torch.where(place < first, place, place - first + 1).clamp(max=time - 1)  # (batch, 2 * time - 2)
-    return Twice(input_ids.gather(1, source), place < 2 * first - 2)
+    targets = input_ids[:, 1:].masked_fill(~documents.attention_mask[:, 1:], IGNORE_INDEX)
+    return Twice(input_ids.gather(1, source), place < 2 * first - 2, targets)
 
 
 def second_reading(hidden: Tensor, lengths: Tensor, steps: int) -> Tensor:
