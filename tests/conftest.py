@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import random
+import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 import yaml
+from readmes import block
 
 torch.set_num_threads(1)
 
@@ -289,6 +291,18 @@ def fit_recipe(cli: Command, configs: Configs, calls: list[list[str]]) -> Fit:
         return cli("fit", "--config", configs.recipe, *arguments)
 
     return call
+
+
+@pytest.fixture
+def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Write a README's example, a file of this name, where Python finds it."""
+
+    def write(name: str) -> None:
+        (tmp_path / name).write_text(block(f"# {name}"), encoding="utf-8")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        sys.modules.pop(name.removesuffix(".py"), None)
+
+    return write
 
 
 @pytest.fixture

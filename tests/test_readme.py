@@ -1,7 +1,6 @@
 """The READMEs' examples run as they stand."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,18 +10,6 @@ import yaml
 from conftest import Command, Files, read
 from kill import logged
 from readmes import ROOT, block
-
-
-@pytest.fixture
-def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Write an example's file where Python finds it."""
-
-    def write(name: str) -> None:
-        (tmp_path / name).write_text(block(f"# {name}"), encoding="utf-8")
-        monkeypatch.syspath_prepend(str(tmp_path))
-        sys.modules.pop(name.removesuffix(".py"), None)
-
-    return write
 
 
 def tiny(files: Files, stage: str) -> list[str]:
@@ -60,6 +47,8 @@ def test_your_own_objective_changes_the_training_and_as_a_term_in_the_same_way(
     given = ["--ckpt_path", "logs/term/version_0", "--model.objective", json.dumps(mixed)]
     assert "could name code" in cli("test", *given[:2]).err  # a class that the checkpoint alone names
     assert cli("test", *given).code == 0
+    named = ["--model.objective", "my_objective.ConfidencePenalty"]
+    assert cli("test", "--ckpt_path", "logs/own/version_0", *named).code == 0
 
     plain, loss, supervised, entropy = (
         np.array(list(curves[name][f"train/{tag}"].values()))
