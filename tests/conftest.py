@@ -110,9 +110,10 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _own_world(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the user's cache, and none depends on the user's settings."""
+    """No test reads or writes the user's cache, and none depends on the user's settings; each is seeded."""
     monkeypatch.setenv("LIT_SFT_CACHE", str(shared_cache))
     monkeypatch.delenv("LIT_SFT_DEBUG", raising=False)
+    torch.manual_seed(0)
 
 
 @pytest.fixture
@@ -274,7 +275,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     seen: list[list[str]] = []
 
     def run(command: list[str]) -> int:
-        assert command[1:3] == ["-m", "lit_sft"]
+        assert command[:3] == [sys.executable, "-m", "lit_sft"]
         seen.append(command[3:])
         return main(command[3:])
 

@@ -7,13 +7,18 @@ from pathlib import Path
 from conftest import Configs, Files, Result
 
 
-def refused(result: Result, *parts: str) -> None:
-    """One line that has these parts, exit code 2, and no run left behind."""
-    assert result.code == 2
+def one_line(result: Result, *parts: str) -> None:
+    """A user's mistake, told in one line that has these parts, and exit code 2."""
+    assert result.code == 2, result.log
     assert result.err.startswith("lit_sft: error: ")
     assert result.err.count("\n") == 1
     for part in parts:
-        assert part in result.err
+        assert part in result.err, result.err
+
+
+def refused(result: Result, *parts: str) -> None:
+    """That, and no run left behind."""
+    one_line(result, *parts)
     assert list(Path().glob("logs/*/*")) == []
 
 

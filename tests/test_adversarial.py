@@ -35,11 +35,6 @@ DROPOUTS = {
 CLASSES = [2, 3]
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 def sharp(classes: int = 3, **options: Any) -> Network:
     """A toy network whose predictions move with its input: a fresh one's hardly do."""
     network = build(classes, **options)

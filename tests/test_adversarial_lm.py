@@ -14,8 +14,6 @@ from training import Losses, check_resumes, data_of, module_of, trainer_of, weig
 from lit_sft.objectives import MLE, VAT, AdversarialMLE, AuxiliaryLM, Mixed, PseudoLabels, Supervised, adversarial_mle
 from lit_sft.objectives.reading import unit
 
-pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
-
 
 def test_the_adversarial_loss_is_mle_at_vectors_moved_by_autograd_written_out() -> None:
     network, stream = build().eval(), batch()

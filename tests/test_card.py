@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Command, Configs, Files, Fit, labeled_rows, read, write_csv
+from conftest import Command, Configs, Files, Fit, labeled_rows, write_csv
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_sft.data import card as module
@@ -158,7 +158,6 @@ def test_a_dry_run_shows_the_card_and_leaves_nothing(cli: Command, configs: Conf
     assert shown.code == 0
     assert "documents that repeat the words of another: none" in shown.log
     assert not Path("logs").exists()
-    assert read(configs.pretrain)["model"]["stage"] == "pretrain"
 
 
 @pytest.mark.parametrize(

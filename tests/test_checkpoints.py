@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import Command, Configs, Files, Trained, tiny_options
+from conftest import Command, Files, Trained, tiny_options
+from refusals import one_line
 
 from lit_sft import load
 from lit_sft.checkpoints import read_checkpoint, resolve, stage_folders, stage_of
@@ -164,10 +165,7 @@ def test_nothing_that_a_checkpoint_names_is_run(
     inputs = ["--input", files.unlabeled, "--output", "out.jsonl"]
     for command in (["test"], ["predict", *inputs]):
         result = cli(command[0], "--ckpt_path", path, *command[1:])
-        assert result.code == 2
-        assert "encoder" in result.err
-        assert "not followed on a checkpoint's word" in result.err
-        assert result.err.count("\n") == 1
+        one_line(result, "encoder", "not followed on a checkpoint's word")
     with pytest.raises(UserError, match="not followed"):
         load(path)
     assert not trap.exists()
@@ -195,25 +193,6 @@ def test_options_of_a_trainer_optimizer_or_schedule_are_left_alone(edited: Edite
     assert cli("test", "--ckpt_path", path).code == 0
     assert not trap.exists()
     assert not (trap.parent / "theirs").exists()
-
-
-def test_a_pickle_bomb_does_not_go_off(
-    trap: Path, tmp_path: Path, cli: Command, files: Files, configs: Configs
-) -> None:
-    class Bomb:
-        def __reduce__(self) -> Any:
-            return open, (str(trap), "w")
-
-    path = tmp_path / "bomb.ckpt"
-    torch.save({"lit_sft": Bomb(), "state_dict": {}}, path)
-    inputs = ["--input", files.unlabeled, "--output", "-"]
-    for command in (["test"], ["validate"], ["predict", *inputs], ["fit", "--config", configs.finetune]):
-        result = cli(command[0], "--ckpt_path", path, *command[1:])
-        assert result.code == 2
-        assert "nothing of it was run" in result.err
-    with pytest.raises(UserError, match="nothing of it was run"):
-        load(path)
-    assert not trap.exists()
 
 
 # ---- a class of the user's own

@@ -10,6 +10,9 @@ import pytest
 import torch
 import yaml
 from conftest import Command, Configs, Files, Fit, Trained, made, read, write_csv
+from kill import logged
+from readmes import ROOT
+from refusals import one_line
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_sft import load
@@ -62,6 +65,16 @@ def test_a_stage_leaves_a_complete_folder(fit: Fit) -> None:
     assert any(tag.startswith("lr") for tag in tags["scalars"])
     assert "config/text_summary" in tags["tensors"]
     assert f"test --ckpt_path {RUN}" in result.log
+
+
+@pytest.mark.parametrize("name", ["overfit", "profile"])
+def test_a_debug_config_does_what_it_says(name: str, fit: Fit) -> None:
+    assert fit("--config", ROOT / f"configs/debug/{name}.yaml", "--run_dir", "run").code == 0
+    if name == "profile":
+        assert "train_dataloader_next" in Path("run/fit-profile.txt").read_text(encoding="utf-8")
+    else:
+        losses = list(logged(Path("run"))["train/loss"].values())
+        assert losses[-1] < 0.1 * losses[0]
 
 
 def test_the_saved_config_runs_the_same_again(fit: Fit, cli: Command) -> None:
@@ -141,7 +154,7 @@ def test_a_fit_that_ends_before_a_validation_keeps_its_weights(fit: Fit, cli: Co
     assert steps == {"best": 2 * record["steps"], "last": 3 * record["steps"]}
 
 
-@pytest.mark.parametrize(("patience", "min_delta", "epochs"), [(1, 100, 2), (2, 100, 3), (1, -100, 4)])
+@pytest.mark.parametrize(("patience", "min_delta", "epochs"), [(1, 100, 2), (2, 100, 3), (1, -100, 4), (0, 100, 4)])
 def test_early_stopping_ends_a_fit_by_its_patience_and_the_least_change(
     patience: int, min_delta: float, epochs: int, fit: Fit, trained: Trained
 ) -> None:
@@ -265,9 +278,7 @@ def test_a_language_model_is_tested_too(trained: Trained, cli: Command, tmp_path
 def test_a_mistake_in_testing_is_one_line(arguments: list[str], message: str, tuned: Path, cli: Command) -> None:
     before = read(tuned / "metrics.json")
     result = cli(*arguments)
-    assert result.code == 2
-    assert message in result.err
-    assert result.err.count("\n") == 1
+    one_line(result, message)
     assert read(tuned / "metrics.json") == before
 
 
@@ -308,9 +319,7 @@ def test_a_wrong_start_is_one_line_and_leaves_nothing(
 
     Path("other.json").write_text(Tokenizer.train(["the owl the oak"] * 3, "word", 20).to_json())
     result = fit(*[flag.replace("PRETRAIN", str(trained.pretrain)) for flag in flags])
-    assert result.code == 2
-    assert message.replace("PRETRAIN", str(trained.pretrain)) in result.err
-    assert result.err.count("\n") == 1
+    one_line(result, message.replace("PRETRAIN", str(trained.pretrain)))
     assert not Path("logs").exists() or made() == []
 
 
@@ -353,14 +362,16 @@ def test_a_run_without_a_checkpoint_starts_again_in_its_folder(cut_off: Path, fi
     assert made() == ["tiny-finetune/version_0"]
 
 
-def test_a_named_checkpoint_goes_on_in_a_new_version(tuned: Path, fit: Fit, begun: list[int]) -> None:
+@pytest.mark.parametrize("named", ["checkpoints/last.ckpt", ""])  # or the run: from its best checkpoint
+def test_a_named_checkpoint_goes_on_in_a_new_version(named: str, tuned: Path, fit: Fit, begun: list[int]) -> None:
     before = {path: path.stat().st_mtime_ns for path in tuned.rglob("*")}
-    assert fit("--ckpt_path", tuned / "checkpoints/last.ckpt", "--trainer.max_epochs", "3").code == 0
+    assert fit("--ckpt_path", tuned / named, "--trainer.max_epochs", "3").code == 0
     assert made() == ["tiny-finetune/version_0", "tiny-finetune/version_1"]
     assert {path: path.stat().st_mtime_ns for path in tuned.rglob("*")} == before
     record = read(Path("logs/tiny-finetune/version_1/metrics.json"))
     steps = read(tuned / "metrics.json")["steps"]
-    assert begun == [steps]
+    name = "last" if named else "best"
+    assert begun == [torch.load(tuned / f"checkpoints/{name}.ckpt", weights_only=True)["global_step"]]
     assert record["steps"] == steps * 3 // 2
     assert Path("logs/tiny-finetune/version_1/checkpoints/best.ckpt").is_file()
 
@@ -382,9 +393,7 @@ def test_a_conflict_on_resume_is_one_line_and_harms_nothing(
     flags: list[str], message: str, cut_off: Path, fit: Fit
 ) -> None:
     result = fit("--ckpt_path", "last", *flags)
-    assert result.code == 2
-    assert message in result.err
-    assert result.err.count("\n") == 1
+    one_line(result, message)
     assert (cut_off / "checkpoints/last.ckpt").is_file()
     assert fit("--ckpt_path", "last", "--trainer.max_epochs", "3").code == 0
 

@@ -1,5 +1,6 @@
 """Every file in ``configs/`` parses, says what it is, and its command and the README's name what is there."""
 
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,9 +17,12 @@ from baselines import as_flags, plans_in
 from jsonargparse import Namespace
 from readmes import READMES, ROOT, commands
 
+from lit_sft.callbacks import GradualUnfreezing, LastCheckpoint, NonMonotonicAveraging
 from lit_sft.callbacks.stopping import check_monitors
 from lit_sft.cli import LitCLI
+from lit_sft.data.datamodule import TextDataModule
 from lit_sft.errors import UserError
+from lit_sft.module import LitSFT
 from lit_sft.recipes import run as recipes
 from lit_sft.recipes.file import recipe_in
 
@@ -27,6 +31,23 @@ STAGES = [path for path in CONFIGS if re.fullmatch(r"configs/(?!(?:data|model|tr
 RUNNABLE = [path for path in CONFIGS if path.count("/") == 1] + STAGES  # recipes, and stages on their own
 SEARCHES = [path for path in ROOT.glob("scripts/search/*.yaml") if not path.stem.endswith("parts")]  # of baselines.py
 OPTIONS = {"data": "--data", "model": "--model", "trainer": "--trainer", "logger": "--trainer.logger"}
+
+
+def test_what_the_readmes_call_a_default_is_one() -> None:
+    named = [
+        (LastCheckpoint, "every_minutes", 5),
+        (LastCheckpoint, "keep", 2),
+        (TextDataModule, "val_fraction", 0.1),
+        (TextDataModule, "tokenizer", "bpe"),
+        (NonMonotonicAveraging, "nonmono", 5),
+        (GradualUnfreezing, "epochs", 1),
+        (LitSFT, "pooling", "concat"),
+        (LitSFT, "tie_weights_up_to", 10_000),
+    ]
+    defaults = [(kind.__name__, name, inspect.signature(kind).parameters[name].default) for kind, name, _ in named]
+    assert defaults == [(kind.__name__, name, value) for kind, name, value in named]
+    for name in ("imdb", "imdb_hub"):  # the results on IMDb rest on it
+        assert yaml.safe_load((ROOT / f"configs/data/{name}.yaml").read_text("utf-8"))["remove_test_copies"] is True
 
 
 class Parsed(Exception):

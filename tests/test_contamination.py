@@ -14,6 +14,7 @@ import torch
 import yaml
 from conftest import Command, Configs, Files, Fit, Trained, labeled_rows, read, sentence, write_csv
 from contamination import count, options_of
+from refusals import one_line
 
 from lit_sft.checkpoints import read_checkpoint
 from lit_sft.data.adopted import Adopted
@@ -160,9 +161,9 @@ def test_the_scripts_counts_are_the_gates(planted: dict[str, str], tmp_path: Pat
 
 def test_test_documents_fed_to_the_run_make_it_transductive(planted: dict[str, str], tmp_path: Path) -> None:
     half = tmp_path / "half.txt"
-    half.write_text("".join(f"{text}\n" for text, _ in TEST[6:9]), encoding="utf-8")
+    half.write_text("".join(f"{text}\n" for text, _ in TEST[6:7]), encoding="utf-8")
     given = {**planted, "unlabeled": [planted["unlabeled"], str(half)]}
-    with pytest.warns(UserWarning, match="transductive: 8 of 12 test documents stand in the training text"):
+    with pytest.warns(UserWarning, match="transductive: 6 of 12 test documents stand in the training text"):
         data = ready(tmp_path / "cache", **given)
     assert data.contamination["transductive"] is True
     assert data.fed["transductive"] is True
@@ -280,10 +281,7 @@ def test_near_copies_of_most_of_the_test_make_a_run_transductive_too(planted: di
 @pytest.mark.parametrize("option", ["checkpoint.monitor", "early_stopping.monitor"])
 def test_nothing_is_chosen_by_the_test(option: str, fit: Fit) -> None:
     result = fit(f"--{option}", "test/loss")
-    assert result.code == 2
-    assert "test/loss can't be monitored" in result.err
-    assert "monitor val/loss" in result.err
-    assert len(result.err.strip().splitlines()) == 1
+    one_line(result, "test/loss can't be monitored", "monitor val/loss")
 
 
 def test_no_callback_of_the_users_own_is_led_by_the_test(fit: Fit, configs: Configs) -> None:

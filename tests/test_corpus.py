@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from conftest import Files, labeled_rows, write_csv
 
@@ -28,33 +25,8 @@ def lines(path: Path, texts: list[str]) -> str:
     return str(path)
 
 
-def in_format(suffix: str, folder: Path, rows: list[tuple[str, str]]) -> str:
-    path = folder / f"rows{suffix}"
-    if suffix == ".csv":
-        write_csv(path, rows)
-    elif suffix == ".tsv":
-        lines(path, ["text\tlabel", *(f"{text}\t{label}" for text, label in rows)])
-    elif suffix == ".jsonl":
-        lines(path, [json.dumps({"text": text, "label": int(label)}) for text, label in rows])
-    else:
-        pq.write_table(pa.table({"text": [t for t, _ in rows], "label": [int(n) for _, n in rows]}), path)
-    return str(path)
-
-
 def load(folder: Path, **options: Any) -> Corpus:
     return load_corpus(CorpusConfig(**options), folder)
-
-
-@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
-def test_every_format_gives_the_same_documents(suffix: str, tmp_path: Path) -> None:
-    rows = ROWS if suffix != ".tsv" else [(text.replace("\t", " "), label) for text, label in ROWS]
-    val = str(write_csv(tmp_path / "val.csv", rows[:4]))
-    corpus = load(tmp_path, labeled=[in_format(suffix, tmp_path, rows)], val=[val])
-    assert corpus.train == Documents([text for text, _ in rows], [label for _, label in rows])
-    assert corpus.label_names == ["0", "1"]
-    assert corpus.val == corpus.train.select(range(4))
-    assert len(corpus.test) == len(corpus.extra) == 0
-    assert corpus.notes == []
 
 
 @pytest.mark.parametrize(
@@ -81,9 +53,8 @@ def test_label_names_give_names_and_their_order_to_every_split(tmp_path: Path) -
     assert corpus.label_index == {"positive": 0, "negative": 1}
     for split in (corpus.train, corpus.val, corpus.test):
         assert split.labels == [names[label] for _, label in ROWS]
-    merged = load(
-        tmp_path, labeled=[in_format(".csv", tmp_path, [*ROWS, ("x y", "2")])], label_names={**names, "2": "positive"}
-    )
+    more = str(write_csv(tmp_path / "merged.csv", [*ROWS, ("x y", "2")]))
+    merged = load(tmp_path, labeled=[more], label_names={**names, "2": "positive"})
     assert merged.label_names == ["positive", "negative"]
 
 
@@ -153,15 +124,6 @@ def test_mistakes_in_labels_are_named_with_file_and_row(files: Files, tmp_path: 
     names = {"sea": "water", "sky": "air", "wood": "land", "fire": "fire"}
     with pytest.raises(UserError, match=r"no document has the label\(s\) \['fire'\]"):
         load(tmp_path, labeled=[str(files.train)], label_names=names)
-
-
-@pytest.mark.parametrize("option", ["labeled", "unlabeled", "val", "test"])
-def test_a_missing_file_is_named_before_anything_is_read(option: str, files: Files) -> None:
-    options = {"labeled": [str(files.train)], option: [str(files.folder / "trian.csv")]}
-    with pytest.raises(UserError, match=r"trian\.csv: no such file; did you mean 'train\.csv'"):
-        CorpusConfig(**options).fingerprint()
-    with pytest.raises(UserError, match="holds several splits"):
-        CorpusConfig(**{**options, option: [str(files.folder)]}).fingerprint()
 
 
 def test_no_source_at_all_is_refused(tmp_path: Path) -> None:

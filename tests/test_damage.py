@@ -19,10 +19,7 @@ from lit_sft.checkpoint_io import AtomicCheckpointIO, saved
 from lit_sft.errors import UserError
 from lit_sft.resume import last_checkpoint, read_resumable
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*going on from the one before"),
-    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.*going on from the one before")
 
 
 def last_of(run: Path) -> Path:

@@ -53,14 +53,6 @@ def test_validation_is_the_same_for_every_seed_and_follows_the_split_seed(files:
     assert np.array_equal(held[0].val.keys, held[1].val.keys)
 
 
-@pytest.mark.parametrize("option", ["labels_per_class", "val_labels_per_class"])
-def test_more_labels_than_there_are_is_refused_by_option_and_class(
-    option: str, files: Files, shared_cache: Path
-) -> None:
-    with pytest.raises(UserError, match=rf"--data\.{option} 41: class 'sea' has \d+ documents"):
-        ready(files, shared_cache, **{option: 41})
-
-
 def documents(data: TextDataModule, batches: list[Any]) -> list[tuple[int, ...]]:
     """The documents that the targets of an epoch spell, lane after lane."""
     text: list[int] = []
@@ -152,15 +144,6 @@ def test_a_corpus_without_labels_pretrains_and_says_so_when_fine_tuned(
         data.stream_loader("test")
 
 
-def test_blank_texts_give_one_warning_a_run(files: Files, shared_cache: Path, tmp_path: Path) -> None:
-    path = str(write_csv(tmp_path / "train.csv", [*labeled_rows(4, 1), (" ", "sea")]))
-    data = data_of(files, shared_cache, labeled=path)
-    data.prepare_data()
-    with pytest.warns(UserWarning, match=r"train\.csv: 1 of 13 texts are blank and were left out"):
-        data.setup()
-    data.setup("fit")  # a second warning would be an error here
-
-
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
 def test_a_stage_gets_the_loaders_that_its_objective_and_heads_need(
     stage: str, files: Files, shared_cache: Path, tmp_path: Path
@@ -183,24 +166,11 @@ def test_a_repeated_batch_is_never_drawn_anew(files: Files, shared_cache: Path, 
     assert first.indices.tolist() == second.indices.tolist()
 
 
-def test_loader_processes_serve_the_same_batches(files: Files, shared_cache: Path) -> None:
-    alone, helped = (ready(files, shared_cache, num_workers=number) for number in (0, 1))
-    for kind in ("stream_loader", "document_loader"):
-        batches = [[b.input_ids.tolist() for b in getattr(data, kind)("train")] for data in (alone, helped)]
-        assert batches[0] == batches[1]
-
-
 def test_bytes_a_target_are_those_of_text_over_tokens_and_ends(files: Files, shared_cache: Path) -> None:
     data = ready(files, shared_cache, val_labels_per_class=2)
     texts = [data.tokenizer.decode(data.val.document(i)) for i in range(6)]
     targets = sum(len(ids) + 1 for ids in data.tokenizer.encode_batch(texts))
     assert data.bytes_per_target("val") == sum(len(text.encode()) for text in texts) / targets
-
-
-@pytest.mark.parametrize("option", ["max_length", "batch_size", "bptt", "max_tokens", "max_documents"])
-def test_sizes_below_one_are_refused_by_name(option: str, files: Files, shared_cache: Path) -> None:
-    with pytest.raises(UserError, match=rf"must be 1 or more: --data\.{option} 0"):
-        data_of(files, shared_cache, **{option: 0})
 
 
 def test_use_before_setup_is_an_error_of_the_caller(files: Files, shared_cache: Path) -> None:

@@ -6,11 +6,6 @@ import torch
 from lit_sft.models.dropout import apply_mask, check_dropout, locked_mask
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_a_mask_is_zero_with_probability_p_and_keeps_the_mean(p: float) -> None:
     mask = locked_mask(p, (400, 500))

@@ -38,11 +38,6 @@ from lit_sft.module import LitSFT
 from lit_sft.objectives import MLE
 from lit_sft.optim import SlantedTriangular, WarmupCosine
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
-    pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback with a model that overrides"),
-]
-
 
 def train(stage: str, files: Files, cache: Path, folder: Path, options: dict[str, Any], path: Path | None) -> Path:
     """A fit with all that has a state: dropout, a schedule, averaged weights, early stopping, two loader processes."""
@@ -147,7 +142,7 @@ def with_all_states(configs: Configs) -> Path:
 def test_a_killed_run_and_one_that_got_a_signal_go_on_to_the_same_end(configs: Configs) -> None:
     config = with_all_states(configs)
     whole, _ = unbroken(config, "whole", [])  # by an interpreter of its own
-    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         code, errors = stopped(number, config)
         if number == signal.SIGKILL:
             assert code == -number

@@ -25,7 +25,6 @@ from lit_sft.module import LitSFT
 
 STAGES = ["pretrain", "finetune"]
 BATCHES = {"pretrain": 11, "finetune": 8}  # of an epoch
-pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from toy_network import Batch, batch, build
 
 from lit_sft.models import Network
 from lit_sft.models.encoder import EncoderOutput
-from lit_sft.objectives import AT, AdversarialMLE, EntMin, Mixed, Objective, Supervised
+from lit_sft.objectives import AT, VAT, AdversarialMLE, EntMin, Mixed, Objective, Supervised
 from lit_sft.objectives.divergence import entropy
 from lit_sft.objectives.known import differentiated
 from lit_sft.objectives.mle import mean_nll
@@ -105,20 +105,33 @@ def test_a_step_of_the_adversarial_lm_has_the_gradients_of_two_backward_passes(
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("objective", [Mixed([AT()]), AdversarialMLE(activation_penalty=1.0, temporal_penalty=1.0)])
-def test_each_of_a_step_s_two_passes_goes_back_once(objective: Objective, monkeypatch: pytest.MonkeyPatch) -> None:
-    network, back, encode = build().train(), [0, 0], Network.encode
-    passes = iter(range(2))
+@pytest.mark.parametrize(
+    ("objective", "autocast", "expected"),
+    [
+        (Mixed([AT()], diagnose_every=0), False, [1, 1]),
+        (AdversarialMLE(activation_penalty=1.0, temporal_penalty=1.0), False, [1, 1]),
+        (Mixed([VAT(unlabeled=False)], diagnose_every=0), False, [1, 1, 1]),
+        (Mixed([VAT(unlabeled=False)], diagnose_every=0), True, [1, 0, 1, 1]),  # one pass more, in float32
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Objective) else str(value),
+)
+def test_a_step_takes_as_many_passes_as_the_readme_says_and_each_goes_back_once(
+    objective: Objective, autocast: bool, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, back, encode = build().float().train(), [], Network.encode
 
     def counted(self: Network, *given: Any) -> EncoderOutput:
-        number, encoded = next(passes), encode(self, *given)
+        encoded, number = encode(self, *given), len(back)
+        back.append(0)
 
         def count(gradient: Tensor) -> None:
             back[number] += 1
 
-        encoded.hidden.register_hook(count)
+        if encoded.hidden.requires_grad:
+            encoded.hidden.register_hook(count)
         return encoded
 
     monkeypatch.setattr(Network, "encode", counted)
-    found(objective, network, batch())
-    assert back == [1, 1]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found(objective, network, batch())
+    assert back == expected

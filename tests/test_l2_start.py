@@ -131,9 +131,3 @@ def test_it_needs_weights_to_start_from(pretrained: str, files: Files, shared_ca
     train(pretrained, None, files, shared_cache, tmp_path, max_steps=2)
     with pytest.raises(UserError, match="begun without it"):
         train(pretrained, 0.3, files, shared_cache, tmp_path, ckpt_path=tmp_path / "checkpoints" / "last.ckpt")
-
-
-@pytest.mark.parametrize("strength", [-0.1, float("nan")])
-def test_a_strength_below_zero_is_refused(strength: float) -> None:
-    with pytest.raises(ValueError, match=f"strength={strength}"):
-        L2Start(strength)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from lit_sft.data.buckets import DocumentDataset
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.data.documents import Documents, content_keys
 from lit_sft.data.labels import from_plain, label_array, label_counts, label_names_of, to_plain
-from lit_sft.data.readers import ReadReport
 from lit_sft.data.splits import hold_out, low_shot, seeded_hash
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.data.tokens import read_tokens, write_tokens
@@ -148,26 +148,20 @@ def test_a_label_column_of_a_cache_has_one_or_two_axes(tmp_path: Path, tokenizer
         read_tokens(tmp_path / "a")
 
 
-# ---- from sources to the data module, with a reader that gives tuples
+# ---- from sources to the data module
 
 
 @pytest.fixture
-def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Three files whose rows are read as multi-label documents; ``single.csv`` and ``new.csv`` are not like them."""
-    for name, size in (("train", 60), ("val", 20), ("test", 20), ("single", 20), ("new", 20)):
-        (tmp_path / f"{name}.csv").write_text("text,label\n" + f"words of {name},x\n" * size, encoding="utf-8")
-
-    def read(source: str, **options: object) -> tuple[Documents, ReadReport]:
-        name = Path(source).stem
-        documents = documents_of({"train": 8, "val": 9, "test": 10}.get(name, 11), 60 if name == "train" else 20)
-        if name == "single":
-            documents = Documents(documents.texts, ["calm", "loud"] * 10)
-        if not options["labeled"]:
-            documents = documents.unlabeled()
-        return documents, ReadReport(source, len(documents), 0)
-
-    monkeypatch.setattr("lit_sft.data.corpus.read_documents", read)
-    return {name: str(tmp_path / f"{name}.csv") for name in ("train", "val", "test", "single", "new")}
+def sources(tmp_path: Path) -> dict[str, str]:
+    """Three files of multi-label documents, and ``single.jsonl``, whose documents have one label each."""
+    found = {}
+    for name, seed, size in (("train", 8, 60), ("val", 9, 20), ("test", 10, 20), ("single", 11, 20)):
+        documents = documents_of(seed, size)
+        labels = ["calm", "loud"] * 10 if name == "single" else documents.labels or []
+        rows = [json.dumps({"text": text, "label": y}) for text, y in zip(documents.texts, labels, strict=True)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows), encoding="utf-8")
+        found[name] = str(tmp_path / f"{name}.jsonl")
+    return found
 
 
 def module_of(sources: dict[str, str], cache: Path, **options: object) -> TextDataModule:
@@ -196,11 +190,11 @@ def test_the_data_module_serves_them_and_counts_the_subset_in_use(sources: dict[
 
 
 def test_rejects_splits_of_two_kinds(sources: dict[str, str], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data.val .*single.csv: one label a document, .* any number"):
+    with pytest.raises(UserError, match=r"data.val .*single.jsonl: one label a document, .* any number"):
         module_of(sources, tmp_path, val=sources["single"])
-    with pytest.raises(UserError, match=r"data.val .*val.csv: any number of labels a document, .* have one"):
+    with pytest.raises(UserError, match=r"data.val .*val.jsonl: any number of labels a document, .* have one"):
         module_of(sources, tmp_path, labeled=sources["single"])
-    with pytest.raises(UserError, match=r"single.csv: one label a document"):
+    with pytest.raises(UserError, match=r"single.jsonl: one label a document"):
         module_of(sources, tmp_path, labeled=[sources["train"], sources["single"]])
 
 

@@ -22,11 +22,6 @@ from lit_sft.objectives import MLE
 Found = tuple[Tensor, list[Tensor]]
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 def targets_of(head: LMHead, tokens: int) -> Tensor:
     """Every token in turn, some ignored, and the rare ones of the last clusters far behind the others."""
     return torch.arange(tokens).remainder(head.vocab_size).masked_fill(torch.arange(tokens) % 5 == 3, -100)

@@ -259,19 +259,3 @@ def test_layers_keep_their_ratio_under_a_schedule(schedule: Any, data: TextDataM
     top = 0.01 * schedule(4, 4)
     expected = {"embedding": 0.125, "layer1": 0.25, "layer1.bias": 0.25, "layer2": 0.5, "layer2.bias": 0.5}
     assert rates == pytest.approx({n: f * top for n, f in {**expected, "head": 1.0, "head.bias": 1.0}.items()})
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"stage": "pretrain", "objective": Supervised()}, "stage pretrain doesn't go with model.objective Supervised"),
-        ({"stage": "finetune", "objective": Supervised(class_weights=[1.0])}, "class_weights has 1 values"),
-        ({"stage": "finetune", "head_dropout": 1.5}, "dropout=1.5"),
-        ({"stage": "finetune", "encoder": {"hidden_size": 0}}, "hidden_size=0"),
-    ],
-)
-def test_options_that_can_not_be_are_named(
-    options: dict[str, Any], message: str, data: TextDataModule, tmp_path: Path
-) -> None:
-    with pytest.raises(UserError, match=message):
-        trainer_of(tmp_path).fit(module_of(**options), datamodule=data)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Files
-from toy_network import batch, build, loss_of
+from toy_network import batch
 from training import data_of, module_of, trainer_of
 
 from lit_sft.checkpoints import Checkpoint
@@ -18,7 +18,6 @@ from lit_sft.data.extension import extended
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.models import LSTMEncoder, Network, TwoWayEncoder
 from lit_sft.models.normalised import NormalisedEmbedding, folded
-from lit_sft.objectives import MLE
 from lit_sft.transfer import load_pretrained
 
 COUNTS = torch.tensor([0.0, 5, 3, 3, 2, 1, 1, 4, 1, 2, 1, 1])
@@ -88,13 +87,6 @@ def test_folded_weights_compute_what_they_did_before(kind: Any) -> None:
     torch.testing.assert_close(*hidden)
     again = folded(network.state_dict(), network)  # its own weights stay as they are
     assert all(torch.equal(again[name], value) for name, value in network.state_dict().items())
-
-
-def test_a_network_with_normalised_vectors_trains_under_a_tied_head() -> None:
-    network = build(encoder={"normalize_embedding": True})
-    assert loss_of(MLE(), network, batch()).isfinite()
-    assert network.lm_head is not None
-    assert network.lm_head.weight is network.encoder.embedding.weight
 
 
 def test_a_training_counts_its_own_text(files: Files, shared_cache: Path, tmp_path: Path) -> None:

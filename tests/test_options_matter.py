@@ -1,7 +1,6 @@
 """Every option of model, objective and schedule changes a training through the Trainer; none is decoration.
 
-The options are those of the signatures: a new one without a value here fails. (``test_options.py`` has the same for
-networks without a Trainer, and options that only a network has.)
+The options are those of the signatures: a new one without a value here fails.
 """
 
 from __future__ import annotations

@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import random
 import resource
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -162,29 +159,6 @@ def test_a_changed_file_is_never_served_stale(option: str, tmp_path: Path) -> No
     assert [data.tokenizer.decode(array.document(i)) for i in range(15)] == [text for text, _ in changed]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"kind": "word"},
-        {"vocab_size": 280},
-        {"min_frequency": 90},
-        {"split_seed": 3},
-        {"val_fraction": 0.4},
-        {"lowercase": True},
-        {"replace": {"whale": "seal"}},
-    ],
-)
-def test_every_option_of_preparation_has_a_cache_entry_of_its_own(
-    options: dict[str, Any], files: Files, tmp_path: Path
-) -> None:
-    given = {"labeled": [str(files.train)]}
-    first = prepared(tmp_path, **given)
-    other = prepared(tmp_path, **given, **options)
-    assert len(list((tmp_path / "tokens").iterdir())) == 2
-    same_tokenizer = first.tokenizer.digest == other.tokenizer.digest
-    assert not same_tokenizer or not np.array_equal(first.train.keys, other.train.keys)
-
-
 def test_a_given_tokenizer_is_used_as_it_is_and_shares_nothing_but_the_corpus(files: Files, tmp_path: Path) -> None:
     tokenizer = Tokenizer.train(["some other text"] * 3, "word", 50)
     path = tmp_path / "tokenizer.json"
@@ -228,25 +202,6 @@ def test_another_run_that_comes_in_between_disturbs_nothing(
     assert len(other) == 1
     assert np.array_equal(mine.unlabeled.tokens, other[0].unlabeled.tokens)
     assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".tmp") or path.name.startswith(".")]
-
-
-def test_two_processes_at_once_both_succeed_with_the_same_result(tmp_path: Path) -> None:
-    rng = random.Random(0)
-    rows = [(" ".join(f"w{rng.randrange(300)}" for _ in range(40)), str(i % 2)) for i in range(2000)]
-    path = write_csv(tmp_path / "train.csv", rows)
-    code = f"""
-from pathlib import Path
-from lit_sft.data.corpus_config import CorpusConfig
-from lit_sft.data.prepare import Preparation
-p = Preparation(CorpusConfig(labeled=[{str(path)!r}]), "bpe", 1000, False, 2, {{}}, Path({str(tmp_path / "cache")!r}))
-p.make(p.tokenizer())
-data = p.read(p.tokenizer())
-print(data.tokenizer.digest, len(data.train), int(data.unlabeled.tokens.sum()))
-"""
-    runs = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    outputs = [run.communicate(timeout=60)[0] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0]
-    assert outputs[0] == outputs[1] != ""
 
 
 def test_the_texts_are_let_go_when_the_arrays_are_made_and_never_pickled(files: Files, tmp_path: Path) -> None:

@@ -168,7 +168,6 @@ def test_steps_are_the_optimizers(
     assert [re.findall(r"step \d/\d", line) for _, line in lines[-2:]] == [["step 4/4"]] * 2
 
 
-@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_a_run_resumed_in_mid_epoch_goes_on_at_its_step_with_a_sensible_time_left(
     files: Files, shared_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

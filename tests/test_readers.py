@@ -15,18 +15,6 @@ from lit_sft.data import columnar, csvfiles
 from lit_sft.data.readers import iter_rows, read_documents
 from lit_sft.errors import UserError
 
-TEXTS = [
-    "plain words",
-    'a "quoted" word, and a comma',
-    "two\nlines",
-    "carriage\r\nreturn",
-    "Grüße, 世界 🙂",
-    "  spaces kept ",
-    '"',
-    "a,b,c",
-]
-LABELS = ["pos", "neg"] * 4
-
 
 def write(path: Path, content: str | bytes) -> Path:
     path.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -49,36 +37,6 @@ def newline(request: pytest.FixtureRequest) -> str:
 
 
 # ---------------------------------------------------------------- the same documents from every format
-
-
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".ndjson", ".json", ".parquet", ".CSV"])
-def test_every_format_gives_the_same_documents(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"train{suffix}"
-    if suffix.lower() == ".csv":
-        write_csv(path, [["text", "label"], *map(list, zip(TEXTS, LABELS, strict=True))])
-    elif suffix == ".parquet":
-        pq.write_table(pa.table({"text": TEXTS, "label": LABELS}), path)
-    else:
-        lines = [json.dumps({"text": t, "label": y}) for t, y in zip(TEXTS, LABELS, strict=True)]
-        write(path, "\n".join(lines))
-    documents, report = read_documents(path, labeled=True)
-    assert documents.texts == TEXTS
-    assert documents.labels == LABELS
-    assert (report.source, report.rows, report.blank) == (str(path), len(TEXTS), 0)
-    assert read_documents(path, labeled=False)[0].labels is None
-
-
-def test_csv_equals_the_csv_module_on_random_files(tmp_path: Path, newline: str) -> None:
-    draw = random.Random(0)
-    for trial in range(40):
-        alphabet = 'ab ,"\n\té'
-        fields = [["".join(draw.choices(alphabet, k=draw.randint(0, 6))) for _ in "xy"] for _ in range(12)]
-        path = write_csv(tmp_path / f"{trial}.csv", [["text", "label"], *fields], lineterminator=newline)
-        with path.open(newline="", encoding="utf-8") as file:
-            expected = [
-                (i, text, label.strip() or None) for i, (text, label) in enumerate(csv.reader(file), start=1) if i > 1
-            ]
-        assert values(iter_rows(path)) == expected
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])

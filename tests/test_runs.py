@@ -11,11 +11,13 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from conftest import Configs
+from lightning.pytorch.utilities import rank_zero_only
 from processes import start, wait_all
 
 from lit_sft.errors import UserError
 from lit_sft.runs import (
     RECORD,
+    SHARED,
     discard_run,
     named_run,
     new_run,
@@ -24,11 +26,20 @@ from lit_sft.runs import (
     record_of_test,
     run_folder_of,
     run_name,
+    start_run,
     unfinished_run,
     versions,
     write_record,
     write_test,
 )
+
+
+def test_a_process_that_the_first_did_not_start_needs_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    monkeypatch.delenv(SHARED, raising=False)
+    with pytest.raises(UserError, match="give --run_dir"):
+        start_run("a", None)
+    assert start_run("a", "given") == Path("given")
 
 
 @pytest.mark.parametrize(

@@ -30,13 +30,13 @@ from lit_sft.processes import STARTED_BY, STOPPING, Stopped, ending_together, ru
 
 
 class Clock(Callback):
-    """Twenty seconds a step."""
+    """Two minutes a step."""
 
     def __init__(self) -> None:
         self.now = 1000.0
 
     def on_train_batch_start(self, *_: Any) -> None:
-        self.now += 20.0
+        self.now += 120.0
 
 
 class Saved(LastCheckpoint):
@@ -50,12 +50,12 @@ class Saved(LastCheckpoint):
 @pytest.mark.parametrize(
     ("options", "steps"),
     [
-        ({"every_minutes": 1.0}, [3, 6, 8]),  # the last is the training's end
-        ({"every_minutes": 0.5}, [2, 4, 6, 8]),
+        ({"every_minutes": 6.0}, [3, 6, 8]),  # the last is the training's end
+        ({"every_minutes": 3.0}, [2, 4, 6, 8]),
         ({"every_minutes": 0}, [8]),
         ({"every_minutes": 0, "every_steps": 3}, [3, 6, 8]),
-        ({"every_minutes": 2.0, "every_steps": 5}, [5, 8]),
-        ({}, [8]),  # every five minutes
+        ({"every_minutes": 12.0, "every_steps": 5}, [5, 8]),
+        ({}, [3, 6, 8]),  # every five minutes
     ],
     ids=str,
 )

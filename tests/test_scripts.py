@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -33,6 +34,15 @@ def data(files: Files) -> TextDataModule:
     made.prepare_data()
     made.setup()
     return made
+
+
+def test_data_of_many_labels_have_no_linear_model(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="one label a document"):
+        linear_model(SimpleNamespace(multilabel=True), {"C": 1})  # type: ignore[arg-type]
+    (tmp_path / "config.yaml").write_text("{seed_everything: 0, data: {}}")
+    (tmp_path / "metrics.json").write_text('{"test": {"micro_f1": 1.0}}')
+    with pytest.raises(SystemExit, match="any number of labels, and the linear model one"):
+        compare(tmp_path, tmp_path / "scratch.yaml")
 
 
 def test_the_paired_interval_is_students_over_the_shared_seeds() -> None:

@@ -242,6 +242,9 @@ def test_predict_reads_every_format_of_one_file(
     result = cli("predict", "--ckpt_path", trained.finetune, "--input", name, "--output", "out.jsonl", *flags)
     assert result.code == 0
     assert len(Path("out.jsonl").read_text().splitlines()) == 2
+
+
+def test_predict_names_the_row_that_can_not_be_read(cli: Command, trained: Trained) -> None:
     broken = write(Path("broken.csv"), 'text\nthe owl\n"the sail\n')
     result = cli("predict", "--ckpt_path", trained.finetune, "--input", broken, "--output", "broken.jsonl")
     refused(result, "broken.csv, row 3: a quote that is never closed")

@@ -25,10 +25,7 @@ from lit_sft.optim import WarmupCosine
 
 STAGES = ["pretrain", "finetune"]
 BATCHES = {"pretrain": 11, "finetune": 8}  # of an epoch
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:`training_step` returned `None`"),
-    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
 
 
 @pytest.fixture

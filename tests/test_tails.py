@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from test_network import GRUEncoder, compare_gradients
-from torch import Tensor, nn
+from torch import Tensor
 from toy_network import Batch
 
 from lit_sft.models import ClassifierHead, Encoder, LSTMEncoder, Masks, Network
@@ -17,11 +17,6 @@ from lit_sft.objectives import Supervised
 
 LENGTHS = (13, 11, 5, 1, 8)
 RATES = ("embedding_dropout", "hidden_dropout", "output_dropout", "weight_dropout", "type_dropout", "word_dropout")
-
-
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
 
 
 def documents(time: int = 13) -> Batch:
@@ -75,7 +70,7 @@ def row_of(masks: Any, alone: Tensor) -> Any:
     return type(masks)(chosen[0], tuple(chosen[1:-1]), chosen[-1], masks.recurrent)
 
 
-@pytest.mark.parametrize("tail", [1, 2, 3, 5, 6, 8, 11, 12])
+@pytest.mark.parametrize("tail", [1, 5, 12])
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
 @pytest.mark.parametrize("training", [True, False])
 def test_values_and_gradients_are_those_of_the_loop(tail: int, kind: str, training: bool) -> None:
@@ -188,4 +183,3 @@ def test_half_precision_stays_near_full_precision() -> None:
 def test_a_tail_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="backprop_tokens=0 must be at least 1"):
         Network(LSTMEncoder(12), None, ClassifierHead(384, 3), 0)
-    assert isinstance(network_of(1), nn.Module)

@@ -20,11 +20,6 @@ from lit_sft.objectives.reading import Reading, random_unit
 from lit_sft.objectives.term import Step
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 def others(classes: int = 3) -> Batch:
     """Unlabeled documents, unlike those of `batch`; the last row stands for none."""
     documents = batch(classes)
