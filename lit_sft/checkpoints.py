@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-import yaml
 from torch import Tensor
 
 from lit_sft.checkpoint_io import saved
@@ -25,6 +24,7 @@ from lit_sft.data.batches import Direction
 from lit_sft.data.fed import NOTHING, is_fed
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.errors import UserError
+from lit_sft.options import read_yaml
 
 FORMAT = 1
 NETWORK = "network."  # where the LightningModule keeps the network: the prefix of its weights
@@ -59,9 +59,11 @@ class Checkpoint:
         return self.config.get("data", {}).get("direction") or "forward"  # older ones say nothing
 
     def adopted(self, labels: bool = True) -> Adopted:
-        """What the data of another run take over from it; ``labels``: its classes, too."""
+        """What the data of another run take over from it; ``labels``: its classes, too, if it is a classifier."""
         found = Adopted(self.tokenizer(), fed=self.fed, direction=self.direction)
-        return replace(found, label_names=self.label_names or None, multilabel=self.multilabel) if labels else found
+        if not labels or self.stage == "pretrain":
+            return found
+        return replace(found, label_names=self.label_names or None, multilabel=self.multilabel)
 
     @property
     def precision(self) -> str:
@@ -162,8 +164,10 @@ def _check_sums(path: Path) -> None:
 
 
 def _plain_config(value: Any) -> bool:
-    plain = isinstance(value, dict) and all(isinstance(value.get(part, {}), dict) for part in ("data", "model"))
-    return plain and value.get("data", {}).get("direction") in (None, *get_args(Direction))
+    if not isinstance(value, dict) or not all(isinstance(value.get(part, {}), dict) for part in ("data", "model")):
+        return False
+    data = value.get("data", {})
+    return isinstance(data.get("max_length") or 1, int) and data.get("direction") in (None, *get_args(Direction))
 
 
 def _thresholds(value: Any) -> bool:
@@ -229,13 +233,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """A run folder's ``config.yaml``; empty where there is none.
 
     Raises:
-        UserError: the file is not YAML.
+        UserError: the file is not YAML, or no mapping.
     """
     path = folder / "config.yaml"
-    if not path.is_file():
-        return {}
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    return config if isinstance(config, dict) else {}
+    return read_yaml(path) if path.is_file() else {}

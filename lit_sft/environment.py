@@ -6,6 +6,8 @@ import os
 import platform
 import time
 
+import torch
+
 from lit_sft.data.prepare import default_cache_dir
 from lit_sft.runs import package_versions
 
@@ -14,8 +16,6 @@ SLOW = 1.5  # times float32's seconds; a CPU with instructions for bfloat16 need
 
 def report() -> str:
     """Versions, devices, precision and the cache's place, a line each."""
-    import torch
-
     cuda = torch.cuda.is_available()
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else []
     if cuda:
@@ -41,7 +41,6 @@ def bfloat16_slowness() -> float:
     It is measured since no call of torch tells it for every kind of CPU: they differ in instructions, and those without
     any for bfloat16 compute the same through float32.
     """
-    import torch
 
     def seconds(dtype: torch.dtype) -> float:
         matrix, found = torch.ones(256, 256, dtype=dtype), []

@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> None:
-    # Imports stand in the branches: usage and the light commands need no torch.
+    # Imports stand in the branches: usage needs no torch, which takes a second.
     command = arguments[0] if arguments else None
     if command in (None, "-h", "--help"):
         print(USAGE, end="")

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import ArgumentParser
 
@@ -164,8 +165,6 @@ def _subclasses(message: str) -> list[str]:
 
 def check_trainer(trainer: Any) -> None:
     """Raise a UserError for Trainer options that Lightning takes without a word, and that can't work."""
-    import torch  # takes a second, which --help doesn't have to wait for
-
     precision, accelerator = str(trainer.precision), str(trainer.accelerator)
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
     if precision in ("bf16-true", "16-true"):

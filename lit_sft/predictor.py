@@ -85,7 +85,7 @@ class Predictor(TextClassifier):
         self.autocast_to = MIXED.get(precision)
         if device.type == "cpu" and self.autocast_to == torch.float16:
             self.autocast_to = None  # the CPU has no float16 LSTM
-        self.max_length = int(data.get("max_length") or 400)
+        self.max_length = data.get("max_length") or 400
         self.truncation: Truncation = data.get("truncation") or "head"
         self.direction: Direction = data.get("direction") or "forward"
 

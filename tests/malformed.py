@@ -34,7 +34,6 @@ class Case:
     row: int | None = None
     labeled: bool = True
     noted: tuple[str, ...] = ()
-    left_out: int = 0
 
 
 Kind = Callable[[Path, random.Random], Case]
@@ -451,7 +450,7 @@ def a_class_folder_with_other_files(folder: Path, draw: random.Random) -> Case:
     for name in ("labeledBow.feat", "urls_pos.txt", ".DS_Store", "a/x.png", "a/.hidden.txt", "a/README"):
         Style().write(root / name, ["no document"])
     noted = (f"unsup: {count + 1} files", "6 files", "urls_pos.txt")
-    return Case(case.source, case.rows, noted=noted, left_out=count + 1)
+    return Case(case.source, case.rows, noted=noted)
 
 
 @kind

@@ -105,7 +105,14 @@ class TestReading:
 
     @pytest.mark.parametrize(
         ("entry", "value"),
-        [("stage", "test"), ("label_names", [1]), ("config", {"data": []}), ("config", None), ("tokenizer_json", None)],
+        [
+            ("stage", "test"),
+            ("label_names", [1]),
+            ("config", {"data": []}),
+            ("config", {"data": {"max_length": "x"}}),
+            ("config", None),
+            ("tokenizer_json", None),
+        ],
     )
     def test_an_entry_of_another_kind_is_named(self, entry: str, value: Any, edited: "Edited") -> None:
         path = edited(lambda ours: ours.update({entry.removesuffix("_json"): value}))

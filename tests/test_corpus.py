@@ -116,6 +116,15 @@ def test_one_class_only_is_refused(tmp_path: Path) -> None:
         load(tmp_path, labeled=[path])
 
 
+def test_a_document_a_class_is_enough_where_the_classes_are_listed(tmp_path: Path) -> None:
+    rows = [(f"document {i}", f"class {i}") for i in range(30)]
+    path = str(write_csv(tmp_path / "rows.csv", rows))
+    names = {label: label for _, label in rows}
+    with pytest.raises(UserError, match=r"30 different labels in 30 documents.*list them in data\.label_names"):
+        load(tmp_path, labeled=[path], val=[path])
+    assert load(tmp_path, labeled=[path], val=[path], label_names=names).label_names == list(names)
+
+
 def test_mistakes_in_labels_are_named_with_file_and_row(files: Files, tmp_path: Path) -> None:
     odd = str(write_csv(tmp_path / "odd.csv", [("fine", "sea"), ("what", "lake")]))
     for option in ("val", "test"):
@@ -157,8 +166,7 @@ def pydocs(monkeypatch: pytest.MonkeyPatch) -> PyDocs:
         Documents([f"{split} {i}" for i in range(4)], ["torch", "sympy"] * 2, [f"{split}.{i}" for i in range(4)])
         for split in ("train", "val", "test")
     ]
-    comments = Documents(["a comment", "val 1", "test 2"])
-    docs = PyDocs(*splits, comments, Documents(["of a package"]), versions={}, skipped_files=0)
+    docs = PyDocs(*splits, Documents(["a comment", "val 1", "test 2", "of a package"]))
     monkeypatch.setattr("lit_sft.data.pydocs.load_pydocs", lambda cache_dir: docs)
     return docs
 

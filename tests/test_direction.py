@@ -21,7 +21,6 @@ from lit_sft.data.buckets import DocumentDataset, Truncation
 from lit_sft.data.readers import iter_rows
 from lit_sft.data.streams import StreamDataset
 from lit_sft.data.tokens import TokenArray
-from lit_sft.errors import UserError
 from lit_sft.evaluation.predictions import read_predictions
 from lit_sft.models import LMHead, LSTMEncoder, Network
 
@@ -112,11 +111,6 @@ def test_a_target_sees_only_the_tokens_on_its_own_side(direction: Any, bptt: int
                 else:
                     blind = read_in.index(number) < read_in.index(1)
                 assert torch.equal(before[token], after[token]) is blind, (place, number, position)
-
-
-def test_unknown_directions_are_refused() -> None:
-    with pytest.raises(UserError, match="direction 'sideways' is unknown: use 'forward' or 'backward'"):
-        stream(corpus(), "sideways")
 
 
 @pytest.fixture

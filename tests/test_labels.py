@@ -157,7 +157,7 @@ def sources(tmp_path: Path) -> dict[str, str]:
     found = {}
     for name, seed, size in (("train", 8, 60), ("val", 9, 20), ("test", 10, 20), ("single", 11, 20)):
         documents = documents_of(seed, size)
-        labels = ["calm", "loud"] * 10 if name == "single" else documents.labels or []
+        labels = NAMES * 5 if name == "single" else documents.labels or []
         rows = [json.dumps({"text": text, "label": y}) for text, y in zip(documents.texts, labels, strict=True)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(rows), encoding="utf-8")
         found[name] = str(tmp_path / f"{name}.jsonl")

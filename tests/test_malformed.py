@@ -30,8 +30,7 @@ def check(case: Case) -> bool:
     kept = [(text, label) for text, label in case.rows if text.strip()]
     assert list(documents.texts) == [text for text, _ in kept]
     assert documents.labels == ([label for _, label in kept] if case.labeled else None)
-    assert report.rows == len(case.rows) + case.left_out
-    assert (report.read, report.left_out) == (len(kept), case.left_out)
+    assert (report.rows, report.blank) == (len(case.rows), len(case.rows) - len(kept))
     for words in case.noted:
         assert words in " ".join(report.notes)
     return True

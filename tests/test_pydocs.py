@@ -64,8 +64,8 @@ def test_sizes_are_of_the_expected_order(corpus: PyDocs) -> None:
     assert 3e6 < sum(len(text.encode()) for text in everything.texts) < 10e6
     assert 20 <= statistics.median(len(text.split()) for text in everything.texts) <= 40
     assert sum(len(text) for text in corpus.comments.texts) > 3e5
-    assert corpus.comments.labels is corpus.package_comments.labels is None
-    assert corpus.skipped_files < 20
+    assert corpus.comments.labels is None
+    assert {group.split(":")[0] for group in groups(corpus.comments)} == set(pydocs.PROJECTS)
 
 
 @pytest.mark.parametrize("project", PROJECTS)
@@ -84,13 +84,13 @@ def test_no_module_is_on_two_sides(corpus: PyDocs) -> None:
     assert not val & test
     for documents in splits(corpus).values():
         assert documents.labels == [group.split(":")[0] for group in documents.groups or []]
-    unlabeled = groups(corpus.comments) | groups(corpus.package_comments)
+    unlabeled = groups(corpus.comments)
     assert not unlabeled & (val | test)
 
 
 def test_no_project_name_is_left(corpus: PyDocs) -> None:
     left: Counter[str] = Counter()
-    for documents in (*splits(corpus).values(), corpus.comments, corpus.package_comments):
+    for documents in (*splits(corpus).values(), corpus.comments):
         for text in documents.texts:
             lowered = text.lower()
             left.update(name for name in NAMES if name in lowered)
@@ -113,7 +113,7 @@ def test_no_test_passage_shares_40_percent_of_its_six_grams_with_what_is_trained
         grams = six_grams(text)
         assert len(grams & seen) < 0.4 * len(grams), text
     held_out = set().union(*map(six_grams, corpus.val.texts + corpus.test.texts))
-    for text in corpus.comments.texts + corpus.package_comments.texts:
+    for text in corpus.comments.texts:
         grams = six_grams(text)
         assert len(grams & held_out) < 0.4 * len(grams), text
 
@@ -214,7 +214,7 @@ def test_a_damaged_cache_is_built_again(projects: dict[str, Path], tmp_path: Pat
     assert load_pydocs(tmp_path / "cache") == first
 
 
-def test_broken_files_are_skipped_and_counted(projects: dict[str, Path], tmp_path: Path) -> None:
+def test_broken_files_are_skipped(projects: dict[str, Path], tmp_path: Path) -> None:
     sentence = "une phrase tout à fait ordinaire de douze mots ou plus pour être gardée ici"
     code = f'"""{sentence}"""\n'
     (projects["torch"] / "syntax.py").write_text("def broken(:\n")
@@ -222,7 +222,6 @@ def test_broken_files_are_skipped_and_counted(projects: dict[str, Path], tmp_pat
     (projects["torch"] / "unknown.py").write_text("# coding: no-such-codec\n")
     (projects["torch"] / "declared.py").write_bytes(b"# -*- coding: latin-1 -*-\n" + code.encode("latin-1"))
     corpus = load_pydocs(tmp_path / "cache")
-    assert corpus.skipped_files == 3
     assert sentence in (corpus.train + corpus.val + corpus.test).texts
 
 

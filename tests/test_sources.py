@@ -119,7 +119,7 @@ def test_a_tab_is_the_separator_by_default_and_an_empty_line_is_a_blank_row(tmp_
     path = write(tmp_path / "a", "pos\ta\tb\n\nneg\tc")
     documents, report = read_documents(f"label_text:{path}", labeled=True)
     assert list(zip(documents.texts, documents.labels or [], strict=True)) == [("a\tb", "pos"), ("c", "neg")]
-    assert (report.rows, report.read, report.blank) == (3, 2, 1)
+    assert (report.rows, report.blank) == (3, 1)
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])

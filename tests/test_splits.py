@@ -74,7 +74,7 @@ def test_which_documents_stand_where_is_the_same_for_ever() -> None:
     ):
         _, part = hold_out(Documents(texts, ["x", "y"] * 10), 0.25, seed)
         assert part.texts == [texts[i] for i in held]
-        assert low_shot(np.arange(20) % 2, content_keys(texts), 3, seed).tolist() == chosen
+        assert low_shot(np.arange(20) % 2, content_keys(texts), 3, seed, ["x", "y"]).tolist() == chosen
 
 
 # ---------------------------------------------------------------- held-out documents
@@ -180,9 +180,6 @@ def test_too_little_to_hold_out_is_refused() -> None:
     ):
         with pytest.raises(UserError, match="hold some out"):
             hold_out(documents, 0.5, 0)
-    for fraction in (0.0, 1.0, -0.1, 10.0, float("nan")):
-        with pytest.raises(UserError, match="lies between 0 and 1"):
-            hold_out(Documents(["x", "y"]), fraction, 0)
 
 
 # ---------------------------------------------------------------- a sample of some size
@@ -217,7 +214,7 @@ def test_low_shot_equals_a_loop_and_is_nested_and_balanced() -> None:
     keys = content_keys([f"text {i}" for i in range(600)])
     previous: set[int] = set()
     for per_class in (1, 5, 20, 80):
-        chosen = low_shot(labels, keys, per_class, seed=2)
+        chosen = low_shot(labels, keys, per_class, 2, ["a", "b", "c", "d"])
         expected = []
         for label in range(4):
             members = [i for i in range(600) if labels[i] == label]
@@ -231,7 +228,7 @@ def test_low_shot_equals_a_loop_and_is_nested_and_balanced() -> None:
 def test_a_text_is_drawn_twice_only_when_there_is_no_other() -> None:
     keys = np.array([7] * 20 + list(range(100, 110)), dtype=np.uint64)
     for seed in range(30):
-        chosen = [low_shot(np.zeros(30, dtype=int), keys, count, seed) for count in (5, 11, 12)]
+        chosen = [low_shot(np.zeros(30, dtype=int), keys, count, seed, ["a"]) for count in (5, 11, 12)]
         assert [len(set(keys[found].tolist())) for found in chosen] == [5, 11, 11]
         assert set(chosen[0]) < set(chosen[1]) < set(chosen[2])
 
@@ -239,22 +236,18 @@ def test_a_text_is_drawn_twice_only_when_there_is_no_other() -> None:
 def test_low_shot_follows_the_documents_and_not_their_order() -> None:
     labels = np.arange(200) % 2
     keys = content_keys([f"text {i}" for i in range(200)])
-    chosen = set(keys[low_shot(labels, keys, 10, seed=0)].tolist())
+    chosen = set(keys[low_shot(labels, keys, 10, 0, ["a", "b"])].tolist())
     order = np.random.default_rng(0).permutation(200)
-    assert set(keys[order][low_shot(labels[order], keys[order], 10, seed=0)].tolist()) == chosen
-    assert set(keys[low_shot(labels, keys, 10, seed=1)].tolist()) != chosen
+    assert set(keys[order][low_shot(labels[order], keys[order], 10, 0, ["a", "b"])].tolist()) == chosen
+    assert set(keys[low_shot(labels, keys, 10, 1, ["a", "b"])].tolist()) != chosen
 
 
 def test_a_class_with_too_few_documents_is_named() -> None:
     labels = np.array([0, 0, 0, 1, 1])
     keys = content_keys(list("abcde"))
-    with pytest.raises(UserError, match="class 1 has 2 documents, fewer than the 3"):
-        low_shot(labels, keys, 3, 0)
-    with pytest.raises(UserError, match="class 'bad' has 2 documents"):
-        low_shot(labels, keys, 3, 0, names=["good", "bad"])
+    with pytest.raises(UserError, match="class 'bad' has 2 documents, fewer than the 3"):
+        low_shot(labels, keys, 3, 0, ["good", "bad"])
     with pytest.raises(UserError, match="class 'none' has 0 documents"):
-        low_shot(labels, keys, 1, 0, names=["good", "bad", "none"])
+        low_shot(labels, keys, 1, 0, ["good", "bad", "none"])
     with pytest.raises(UserError, match="give at least 1"):
-        low_shot(labels, keys, 0, 0)
-    with pytest.raises(UserError, match="no document has a label"):
-        low_shot(np.full(5, -1), keys, 1, 0)
+        low_shot(labels, keys, 0, 0, ["good", "bad"])

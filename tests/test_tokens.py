@@ -32,7 +32,7 @@ def texts_at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.usefixtures("texts_at_once")
 def test_every_document_reads_back_as_the_tokenizer_wrote_it(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    written = write_tokens(tmp_path / "new" / "train", Documents(TEXTS, LABELS), INDEX, tokenizer, progress=True)
+    written = write_tokens(tmp_path / "new" / "train", Documents(TEXTS, LABELS), INDEX, tokenizer)
     expected = [ids.tolist() for ids in tokenizer.encode_batch(TEXTS)]
     for array in (written, read_tokens(tmp_path / "new" / "train")):
         assert len(array) == 23

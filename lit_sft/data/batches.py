@@ -7,7 +7,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
-from typing import Generic, Literal, Self, TypeVar, cast, get_args
+from typing import Generic, Literal, Self, TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lit_sft.data.tokens import TokenArray
-from lit_sft.errors import UserError
 
 Direction = Literal["forward", "backward"]
 """How documents are read: from their first token on, or from their last one back."""
@@ -45,13 +44,6 @@ class Batch:
 BatchT = TypeVar("BatchT", bound=Batch)
 
 
-def check_direction(direction: str) -> Direction:
-    """The direction itself; a UserError where it is none."""
-    if direction not in get_args(Direction):
-        raise UserError(f"direction {direction!r} is unknown: use 'forward' or 'backward'")
-    return cast(Direction, direction)
-
-
 class BatchDataset(Dataset[BatchT], ABC, Generic[BatchT]):
     """Map-style over the batches of one epoch; ``len()`` is the same every epoch.
 
@@ -67,8 +59,6 @@ class BatchDataset(Dataset[BatchT], ABC, Generic[BatchT]):
     """
 
     def __init__(self, tokens: TokenArray, seed: int, shuffle: bool, limits: tuple[int, ...]) -> None:
-        if seed < 0:
-            raise UserError(f"seed is {seed}: it must be 0 or more")
         self.tokens = tokens
         self.seed = seed
         self.shuffle = shuffle

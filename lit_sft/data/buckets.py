@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_sft.data.batches import Batch, BatchDataset, Direction, check_direction
+from lit_sft.data.batches import Batch, BatchDataset, Direction
 from lit_sft.data.labels import NO_LABEL
 from lit_sft.data.tokens import TokenArray
 from lit_sft.errors import UserError
@@ -119,7 +119,7 @@ class DocumentDataset(BatchDataset[DocumentBatch]):
             its first, between the two boundaries.
 
     Raises:
-        UserError: no documents, a limit below 1, an unknown truncation or direction.
+        UserError: no documents, or an unknown truncation.
     """
 
     def __init__(
@@ -138,17 +138,13 @@ class DocumentDataset(BatchDataset[DocumentBatch]):
         super().__init__(tokens, seed, shuffle, (max_length, max_tokens, max_documents))
         if len(tokens) == 0:
             raise UserError("there are no documents to make batches of")
-        limits = {"max_length": max_length, "max_tokens": max_tokens, "max_documents": max_documents}
-        for name, value in limits.items():
-            if value < 1:
-                raise UserError(f"{name} is {value}: it must be 1 or more")
         if truncation not in ("head", "tail", "head_tail"):
             raise UserError(f"truncation {truncation!r} is unknown: use 'head', 'tail' or 'head_tail'")
         self.eos_id = eos_id
         self.pad_id = pad_id
         self.max_length = max_length
         self.truncation: Truncation = truncation
-        self.direction = check_direction(direction)
+        self.direction = direction
         self._lengths = np.minimum(tokens.lengths, max_length) + 2  # (documents,), boundaries included
         self._bounds = _bucket_bounds(self._lengths)
         self._cuts = _cut(np.sort(self._bounds)[::-1], max_tokens, max_documents)

@@ -25,24 +25,14 @@ T = TypeVar("T")
 def parquet_rows(path: Path, options: RowOptions) -> Iterator[Row]:
     """Parquet: its text is UTF-8 by definition, so ``encoding`` is for the other formats."""
     with open_bytes(path, options.name) as stream:
-        if is_gzip(path):
-            with _unzipped(stream, options.name) as file:
-                yield from _parquet_rows(file, options)
-        else:
+        if not is_gzip(path):
             yield from _parquet_rows(stream, options)
-
-
-def _unzipped(stream: BinaryIO, name: str) -> Any:
-    """A file with a stream's bytes, closed by the caller: Parquet is read from its end."""
-    file = tempfile.TemporaryFile(prefix="lit_sft-")  # noqa: SIM115
-    try:
-        while piece := read_piece(stream, CHUNK_BYTES, name):
-            file.write(piece)
-    except BaseException:
-        file.close()
-        raise
-    file.seek(0)
-    return file
+            return
+        with tempfile.TemporaryFile(prefix="lit_sft-") as file:  # Parquet is read from its end
+            while piece := read_piece(stream, CHUNK_BYTES, options.name):
+                file.write(piece)
+            file.seek(0)
+            yield from _parquet_rows(file, options)
 
 
 def _parquet_rows(stream: BinaryIO, options: RowOptions) -> Iterator[Row]:

@@ -73,28 +73,37 @@ def load_corpus(config: CorpusConfig, cache_dir: Path, gated: bool = True) -> Co
         return _measured_corpus(config, config.only, file)
     if not config.labeled and not config.unlabeled:
         raise UserError("no training text: give --data.labeled or --data.unlabeled a file, or 'pydocs'")
+    if config.labeled:
+        return _labeled_corpus(config, cache_dir, file, gated)
+    return _unlabeled_corpus(config, file, gated)
+
+
+def _labeled_corpus(config: CorpusConfig, cache_dir: Path, file: TextFile, gated: bool) -> Corpus:
+    """``pydocs`` brings documents for validation and test; sources that are named take their place."""
     notes: list[str] = []
+    docs = None
     if PYDOCS in config.labeled:
-        return _pydocs_corpus(config, cache_dir, notes, file, gated)
-    return (_labeled_corpus if config.labeled else _unlabeled_corpus)(config, notes, file, gated)
-
-
-def _labeled_corpus(config: CorpusConfig, notes: list[str], file: TextFile, gated: bool) -> Corpus:
-    train = _read(config, "labeled", notes, file)
+        if len(config.labeled) > 1:
+            raise UserError("data.labeled: 'pydocs' can't be mixed with other labeled sources")
+        docs = pydocs.load_pydocs(cache_dir)
+    train = docs.train if docs else _read(config, "labeled", notes, file)
     if config.label_names is None:
         notes += alike_labels(label_names_of(train))
     names = _label_names(config, train)
     known = _known_labels(config, names)
-    val = _read(config, "val", notes, file, known) if config.val else None
-    test = _read(config, "test", notes, file, known) if config.test else Documents([], [])
-    extra = _read(config, "unlabeled", notes, file) if config.unlabeled else Documents([])
+    val = _read(config, "val", notes, file, known) if config.val else docs.val if docs else None
+    test = _read(config, "test", notes, file, known) if config.test else docs.test if docs else Documents([], [])
     _check_kind(f"data.val {', '.join(config.val)}", val, train)
     _check_kind(f"data.test {', '.join(config.test)}", test, train)
+    extra = docs.comments if docs and PYDOCS in config.unlabeled else Documents([])
+    if others := [source for source in config.unlabeled if docs is None or source != PYDOCS]:
+        extra = extra + _read(replace(config, unlabeled=others), "unlabeled", notes, file)
     return _made(config, train, val, test, extra, names, notes, gated)
 
 
-def _unlabeled_corpus(config: CorpusConfig, notes: list[str], file: TextFile, gated: bool) -> Corpus:
+def _unlabeled_corpus(config: CorpusConfig, file: TextFile, gated: bool) -> Corpus:
     """For language modelling alone: no document has a label."""
+    notes: list[str] = []
     text = _read(config, "unlabeled", notes, file)
     val = _read(config, "val", notes, file, labeled=False) if config.val else None
     test = _read(config, "test", notes, file, labeled=False) if config.test else Documents([])
@@ -133,23 +142,6 @@ def _measured_corpus(config: CorpusConfig, split: Literal["val", "test"], file: 
     documents = _read(config, split, notes, file, config.label_names, labeled=bool(names))
     val, test = (documents, nothing) if split == "val" else (nothing, documents)
     return Corpus(nothing, val, test, Documents([]), names, notes)
-
-
-def _pydocs_corpus(config: CorpusConfig, cache_dir: Path, notes: list[str], file: TextFile, gated: bool) -> Corpus:
-    if len(config.labeled) > 1:
-        raise UserError("data.labeled: 'pydocs' can't be mixed with other labeled sources")
-    docs = pydocs.load_pydocs(cache_dir)
-    names = _label_names(config, docs.train)
-    known = _known_labels(config, names)
-    val = _read(config, "val", notes, file, known) if config.val else docs.val
-    test = _read(config, "test", notes, file, known) if config.test else docs.test
-    _check_kind(f"data.val {', '.join(config.val)}", val, docs.train)
-    _check_kind(f"data.test {', '.join(config.test)}", test, docs.train)
-    extra = docs.comments + docs.package_comments if PYDOCS in config.unlabeled else Documents([])
-    files = [source for source in config.unlabeled if source != PYDOCS]
-    if files:
-        extra = extra + _read(replace(config, unlabeled=files), "unlabeled", notes, file)
-    return _made(config, docs.train, val, test, extra, names, notes, gated)
 
 
 def _check_kind(name: str, documents: Documents | None, before: Documents | None) -> None:
@@ -212,9 +204,12 @@ def _label_names(config: CorpusConfig, train: Documents) -> list[str]:
         only = f"only {next(iter(counts))!r}" if counts else "none"
         needed = "a label" if train.multilabel else "two labels or more"
         raise UserError(f"{', '.join(config.labeled)}: a classifier needs {needed}, found {only}")
-    if not train.multilabel and len(counts) > max(MANY_LABELS, len(train) // 2):
+    if config.label_names is None and not train.multilabel and len(counts) > max(MANY_LABELS, len(train) // 2):
         found = f"{len(counts)} different labels in {len(train)} documents, such as {next(iter(counts))[:60]!r}"
-        raise UserError(f"{', '.join(config.labeled)}: {found}: is data.label_column the right one?")
+        raise UserError(
+            f"{', '.join(config.labeled)}: {found}: is data.label_column the right one? "
+            "If it is, list them in data.label_names"
+        )
     if config.label_names is not None:
         names = list(dict.fromkeys(config.label_names.values()))
         missing = [name for name in names if name not in counts]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
 from lit_sft.data.label_fields import label_of
@@ -36,11 +36,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Parts:
-    """The files of a source in the order of reading; ``left_out`` counts documents of classes that are not read."""
+    """The files of a source in the order of reading, and what there is to tell of the others."""
 
     files: list[Part]
     notes: list[str] = field(default_factory=list)
-    left_out: int = 0
 
 
 def parts_of(source: Source, options: RowOptions, classes: Sequence[str] | None = None) -> Parts:
@@ -130,21 +129,19 @@ def _class_parts(
 ) -> Parts:
     files: list[Part] = []
     notes: list[str] = []
-    left_out = 0
     for name, paths in by_class.items():
         folder = f"{source.place}/{name}"
-        label = label_of(name, 0, RowOptions(**{**vars(options), "name": folder}))
+        label = label_of(name, 0, replace(options, name=folder))
         unknown = (label not in classes) if classes is not None else name == UNLABELED
         if unknown and isinstance(label, str):
             why = "data.label_names lacks it" if classes is not None else "documents without a label"
             notes.append(f"{folder}: {len(paths)} files are left out ({why})")
-            left_out += len(paths)
             continue
         files += [Part(source.path / path, f"{source.place}/{path}", "file", label) for path in paths]
     if not files:
         raise UserError(f"{source.place}: none of the folders {_names(by_class)} is a class of data.label_names")
     notes += _unread(source, set(found).difference(*by_class.values()))
-    return Parts(files, notes, left_out)
+    return Parts(files, notes)
 
 
 def _plain_parts(source: Source, found: list[PurePath]) -> Parts:

@@ -154,7 +154,7 @@ class Preparation:
             if (folder / name / "meta.json").is_file():
                 continue
             try:
-                write_tokens(folder / name, documents, None if name == "unlabeled" else index, tokenizer, progress=True)
+                write_tokens(folder / name, documents, None if name == "unlabeled" else index, tokenizer)
             except OSError as error:
                 raise UserError(f"--data.cache_dir: {folder} can't be written: {error.strerror or error}") from error
         meta = {

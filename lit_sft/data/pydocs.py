@@ -24,7 +24,7 @@ import sysconfig
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -43,7 +43,7 @@ VAL_SHARE = 0.10
 LARGEST_MODULE = 0.1  # of a share
 SPLIT_SEED = 0
 # Part of the cache's fingerprint: raise it whenever a change here or in pydocs_text changes the corpus.
-FORMAT = 2
+FORMAT = 3
 FILES_AT_A_TIME = 150  # for one worker process
 SHINGLE = 6
 NEAR_DUPLICATE = 0.4
@@ -51,22 +51,21 @@ NEAR_DUPLICATE = 0.4
 _LEFT_OUT = {"test", "tests", "testing", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data"}
 _LEFT_OUT |= {"_vendor", "_bundled"}
 
+Passage = tuple[str, str]
+"""Its group and its text."""
+
 
 @dataclass(frozen=True)
 class PyDocs:
     """The corpus: labels are project names, groups are ``project:module.path``, no group is in two splits.
 
-    ``comments`` (of the standard library) and ``package_comments`` (of the six packages) are unlabeled and come from
-    modules that have no passage in ``val`` or ``test``. ``skipped_files`` did not decode or parse.
+    ``comments`` are unlabeled and come from modules that have no passage in ``val`` or ``test``.
     """
 
     train: Documents
     val: Documents
     test: Documents
     comments: Documents
-    package_comments: Documents
-    versions: dict[str, str]
-    skipped_files: int
 
 
 def load_pydocs(cache_dir: Path) -> PyDocs:
@@ -81,8 +80,7 @@ def load_pydocs(cache_dir: Path) -> PyDocs:
             return _from_table(pq.read_table(path))
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
             pass  # damaged: built again
-    roots = source_roots()
-    table = _build(roots, {name: _version(name) for name in roots})
+    table = _build(source_roots())
     _write(table, path)
     return _from_table(table)
 
@@ -141,32 +139,20 @@ def _extract(files: list[Path]) -> list[tuple[list[str], list[str]] | None]:
     return found
 
 
-@dataclass
-class _Passages:
-    texts: list[str] = field(default_factory=list)
-    groups: list[str] = field(default_factory=list)
-
-    def add(self, group: str, texts: list[str]) -> None:
-        self.texts += texts
-        self.groups += [group] * len(texts)
-
-    def select(self, indices: Iterable[int]) -> _Passages:
-        chosen = list(indices)
-        return _Passages([self.texts[i] for i in chosen], [self.groups[i] for i in chosen])
-
-    def without_near_duplicates(self, before: Sequence[str] = ()) -> _Passages:
-        """Those that repeat neither one another nor the texts ``before`` them."""
-        dropped = list(near_duplicates([*before, *self.texts]))[len(before) :]
-        return self.select(i for i, is_dropped in enumerate(dropped) if not is_dropped)
+def _distinct(passages: list[Passage], before: Sequence[str] = ()) -> list[Passage]:
+    """Those that repeat neither one another nor the texts ``before`` them."""
+    repeats = list(near_duplicates([*before, *(text for _, text in passages)]))[len(before) :]
+    return [passage for passage, repeats_one in zip(passages, repeats, strict=True) if not repeats_one]
 
 
-def _read(roots: dict[str, Path]) -> tuple[_Passages, _Passages, int]:
-    """Passages and comments of all sources in a fixed order, and the number of files that could not be read."""
+def _read(roots: dict[str, Path]) -> tuple[list[Passage], list[Passage]]:
+    """Passages and comments of all sources in a fixed order; a file that can't be read or parsed has none."""
     files = [
         (_module(name, file.relative_to(root)), file) for name, root in roots.items() for file in source_files(root)
     ]
     chunks = [files[start : start + FILES_AT_A_TIME] for start in range(0, len(files), FILES_AT_A_TIME)]
-    passages, comments, skipped = _Passages(), _Passages(), 0
+    passages: list[Passage] = []
+    comments: list[Passage] = []
     console = Console(stderr=True)
     # The threads only wait for their processes; map keeps the order of the chunks.
     with (
@@ -176,13 +162,10 @@ def _read(roots: dict[str, Path]) -> tuple[_Passages, _Passages, int]:
         task = progress.add_task("pydocs: reading docstrings", total=len(files))
         for chunk, extracts in zip(chunks, pool.map(lambda c: _extract([file for _, file in c]), chunks), strict=True):
             for (group, _), extract in zip(chunk, extracts, strict=True):
-                if extract is None:
-                    skipped += 1
-                else:
-                    passages.add(group, extract[0])
-                    comments.add(group, extract[1])
+                for kept, texts in zip((passages, comments), extract or ([], []), strict=True):
+                    kept.extend((group, text) for text in texts)
             progress.advance(task, len(chunk))
-    return passages, comments, skipped
+    return passages, comments
 
 
 def _module(project: str, file: Path) -> str:
@@ -233,12 +216,12 @@ def split_modules(groups: Sequence[str]) -> dict[str, str]:
     return split
 
 
-def _build(roots: dict[str, Path], versions: dict[str, str]) -> pa.Table:
-    passages, comments, skipped = _read(roots)
-    passages = passages.without_near_duplicates()
+def _build(roots: dict[str, Path]) -> pa.Table:
+    passages, comments = _read(roots)
+    passages = _distinct(passages)
     split: dict[str, str] = {}
     for name in roots:
-        groups = [group for group in passages.groups if _project(group) == name]
+        groups = [group for group, _ in passages if _project(group) == name]
         if not groups:
             raise UserError(
                 f"pydocs: no docstrings in the sources of {name!r} ({roots[name]}); install it as plain files"
@@ -247,15 +230,12 @@ def _build(roots: dict[str, Path], versions: dict[str, str]) -> pa.Table:
     # Again, with training passages first: a short passage may stand inside a longer one that came later, and nothing
     # of test may stand in train.
     rank = {"train": 0, "val": 1, "test": 2}
-    order = sorted(range(len(passages.texts)), key=lambda i: rank[split[passages.groups[i]]])
-    passages = passages.select(order).without_near_duplicates()
-    free = comments.select(i for i, g in enumerate(comments.groups) if split.get(g, "train") == "train")
-    free = free.without_near_duplicates(before=passages.texts)
-    parts = [split[group] for group in passages.groups]
-    parts += ["comments" if _project(group) == "python" else "package_comments" for group in free.groups]
-    columns = {"text": passages.texts + free.texts, "group": passages.groups + free.groups, "part": parts}
-    record = json.dumps({"versions": versions, "skipped_files": skipped})
-    return pa.table(columns).replace_schema_metadata({"pydocs": record})
+    passages = _distinct(sorted(passages, key=lambda passage: rank[split[passage[0]]]))  # the sort is stable
+    free = [(group, text) for group, text in comments if split.get(group, "train") == "train"]
+    free = _distinct(free, before=[text for _, text in passages])
+    parts = [split[group] for group, _ in passages] + ["comments"] * len(free)
+    kept = passages + free
+    return pa.table({"text": [text for _, text in kept], "group": [group for group, _ in kept], "part": parts})
 
 
 def _write(table: pa.Table, path: Path) -> None:
@@ -265,12 +245,11 @@ def _write(table: pa.Table, path: Path) -> None:
 
 
 def _from_table(table: pa.Table) -> PyDocs:
-    record = json.loads(table.schema.metadata[b"pydocs"])
     texts, groups, parts = (table.column(name).to_pylist() for name in ("text", "group", "part"))
     found: dict[str, Documents] = {}
-    for part in ("train", "val", "test", "comments", "package_comments"):
+    for part in ("train", "val", "test", "comments"):
         chosen = [i for i, its_part in enumerate(parts) if its_part == part]
         part_groups = [groups[i] for i in chosen]
-        labels = [_project(group) for group in part_groups] if part in ("train", "val", "test") else None
+        labels = None if part == "comments" else [_project(group) for group in part_groups]
         found[part] = Documents([texts[i] for i in chosen], labels, part_groups)
-    return PyDocs(**found, versions=record["versions"], skipped_files=record["skipped_files"])
+    return PyDocs(**found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Unpack
 
@@ -17,8 +17,6 @@ from lit_sft.data.texts import TextFile
 from lit_sft.errors import UserError
 
 SHOWN = 8  # labels in a message
-
-__all__ = ["FORMATS", "ReadReport", "Row", "iter_rows", "read_documents"]
 
 
 def iter_rows(
@@ -81,28 +79,11 @@ def _stream_format(format: str | None, stream: object) -> str:
     return format or "txt"
 
 
-@dataclass(frozen=True)
-class ReadReport:
-    """What reading met: the source as given; its rows (header not counted), of which blank ones and those of classes
-    that are not read are left out; what else there is to tell."""
+class ReadReport(NamedTuple):
+    """What reading met: rows (a header is none), the blank ones among them, which are left out, and notes."""
 
-    source: str
     rows: int
     blank: int
-    left_out: int = 0
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def read(self) -> int:
-        """How many documents there are."""
-        return self.rows - self.blank - self.left_out
-
-
-class _Opened(NamedTuple):
-    """The rows of a source, each with the options (and so the file's name) it was read with; and what is not read."""
-
-    rows: Iterator[tuple[Row, RowOptions]]
-    left_out: int
     notes: list[str]
 
 
@@ -137,9 +118,9 @@ def read_documents(
     before = len(texts)
     labels: list[Any] = []  # all names, or all tuples of names
     names: dict[Label, Label] = {}  # each label once: a million documents share a few strings
-    opened = _open(source, row_options(str(source), labeled, **options), classes, split)
+    opened, notes = _open(source, row_options(str(source), labeled, **options), classes, split)
     rows = 0
-    for row, its_options in opened.rows:
+    for row, its_options in opened:
         rows += 1
         if row.text is None or not row.text.strip():
             continue
@@ -153,17 +134,19 @@ def read_documents(
     if not count:
         raise UserError(f"{source}: all {rows} rows are blank, there is no text")
     read = texts.view(before) if isinstance(texts, TextFile) else texts
-    report = ReadReport(str(source), rows + opened.left_out, rows - count, opened.left_out, opened.notes)
-    return Documents(read, labels if labeled else None), report
+    return Documents(read, labels if labeled else None), ReadReport(rows, rows - count, notes)
 
 
-def _open(source: str | Path, options: RowOptions, classes: Sequence[str] | None, split: str) -> _Opened:
+def _open(
+    source: str | Path, options: RowOptions, classes: Sequence[str] | None, split: str
+) -> tuple[Iterator[tuple[Row, RowOptions]], list[str]]:
+    """The rows of a source, each with the options (and so the file's name) it was read with; and notes."""
     parsed = parse_source(source)
     if parsed.kind == HUB:
         rows = hub_rows(open_hub(parsed, split), options)
-        return _Opened(not_empty(((row, options) for row in rows), parsed.name), 0, [])
+        return not_empty(((row, options) for row in rows), parsed.name), []
     parts = parts_of(parsed, options, classes)
-    return _Opened(not_empty(_part_rows(parts, options), parsed.place), parts.left_out, parts.notes)
+    return not_empty(_part_rows(parts, options), parsed.place), parts.notes
 
 
 def _part_rows(parts: Parts, options: RowOptions) -> Iterator[tuple[Row, RowOptions]]:

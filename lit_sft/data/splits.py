@@ -48,10 +48,8 @@ def hold_out(documents: Documents, fraction: float, seed: int) -> tuple[Document
     in the rest: a model can't be tested on a class it never saw). Without labels, both parts get a source.
 
     Raises:
-        UserError: ``fraction`` is not between 0 and 1, or the sources are too few to hold one out.
+        UserError: the sources are too few to hold one out.
     """
-    if not 0.0 < fraction < 1.0:
-        raise UserError(f"the fraction to hold out is {fraction:g}; it lies between 0 and 1")
     if not len(documents):
         raise UserError("there are no documents to hold some out of")
     sources, keys = _sources(documents)
@@ -139,9 +137,7 @@ def _all_remain(present: np.ndarray, side: np.ndarray, source: int) -> bool:
     return bool((present[present[:, source]] & others).any(axis=1).all())
 
 
-def low_shot(
-    labels: np.ndarray, keys: np.ndarray, per_class: int, seed: int, names: Sequence[str] | None = None
-) -> np.ndarray:
+def low_shot(labels: np.ndarray, keys: np.ndarray, per_class: int, seed: int, names: Sequence[str]) -> np.ndarray:
     """A balanced subset: of each class the ``per_class`` documents whose seeded hash is lowest.
 
     So the subset of 20 a class is part of that of 100, for the same seed. Multi-label: the union of what is chosen for
@@ -151,7 +147,7 @@ def low_shot(
         labels: int (documents,), class of each document; negative: no label, never chosen. Multi-label: (documents,
             classes), 1 where the label applies.
         keys: uint64 (documents,), their content keys.
-        names: the classes' names, for the message; then a class without any document is found too.
+        names: of the classes.
 
     Returns:
         int64 (classes * per_class,), or fewer where documents have several labels: the chosen positions, sorted.
@@ -161,18 +157,13 @@ def low_shot(
     """
     if per_class < 1:
         raise UserError(f"{per_class} labels a class: give at least 1")
-    labels = np.asarray(labels)
     hashes = seeded_hash(keys, seed)
-    found = np.arange(labels.shape[1]) if labels.ndim == 2 else np.unique(labels[labels >= 0])
-    classes = found if names is None else np.arange(len(names))
-    if not len(classes):
-        raise UserError("no document has a label: there is nothing to choose labels from")
     chosen = []
-    for number in classes.tolist():
+    for number, name in enumerate(names):
         members = np.flatnonzero(labels[:, number] if labels.ndim == 2 else labels == number)
         if len(members) < per_class:
-            name = f"class {number}" if names is None else f"class {names[number]!r}"
-            raise UserError(f"{name} has {len(members)} documents, fewer than the {per_class} labels a class asked for")
+            few = f"class {name!r} has {len(members)} documents"
+            raise UserError(f"{few}, fewer than the {per_class} labels a class asked for")
         ordered = members[np.argsort(hashes[members], kind="stable")]
         again = np.append(False, keys[ordered][1:] == keys[ordered][:-1])  # equal texts stand side by side: all but one
         chosen.append(ordered[np.argsort(again, kind="stable")][:per_class])  # of them come last

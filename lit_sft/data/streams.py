@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_sft.data.batches import Batch, BatchDataset, Direction, check_direction
+from lit_sft.data.batches import Batch, BatchDataset, Direction
 from lit_sft.data.tokens import TokenArray
 from lit_sft.errors import UserError
 
@@ -66,7 +66,7 @@ class StreamDataset(BatchDataset[StreamBatch]):
             factor on its step's rate, its length over ``bptt``.
 
     Raises:
-        UserError: no documents, ``batch_size`` or ``bptt`` below 1, or an unknown direction.
+        UserError: no documents.
     """
 
     def __init__(
@@ -84,14 +84,11 @@ class StreamDataset(BatchDataset[StreamBatch]):
         super().__init__(tokens, seed, shuffle, (batch_size, bptt, int(random_bptt)))
         if len(tokens) == 0:
             raise UserError("there are no documents to make a text stream of")
-        for name, value in (("batch_size", batch_size), ("bptt", bptt)):
-            if value < 1:
-                raise UserError(f"{name} is {value}: it must be 1 or more")
         self.eos_id = eos_id
         self.pad_id = pad_id
         self.batch_size = batch_size
         self.bptt = bptt
-        self.direction = check_direction(direction)
+        self.direction = direction
         self.random_bptt = random_bptt
         self.num_targets = tokens.num_tokens + len(tokens)
         self.lane_length = -(-self.num_targets // batch_size)

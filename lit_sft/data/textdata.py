@@ -207,7 +207,7 @@ class TextData:
         if per_class is None or not names or len(labels) == 0:
             return None
         try:
-            return low_shot(labels, keys, per_class, seed, names=names)
+            return low_shot(labels, keys, per_class, seed, names)
         except UserError as error:
             raise UserError(f"--data.{option} {per_class}: {error}") from error
 

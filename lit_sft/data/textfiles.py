@@ -36,22 +36,9 @@ BYTE_ORDER_MARKS = (
 def open_bytes(path: Path, name: str) -> BinaryIO:
     """A file's bytes, unzipped as they are read where its name ends in ``.gz``."""
     try:
-        file = path.open("rb")
+        return cast(BinaryIO, gzip.open(path)) if is_gzip(path) else path.open("rb")
     except OSError as error:
         raise UserError(f"{name}: can't be opened ({error.strerror})") from error
-    return cast(BinaryIO, _OwningGzip(file)) if is_gzip(path) else file
-
-
-class _OwningGzip(gzip.GzipFile):
-    """A GzipFile that closes its file."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        super().__init__(fileobj=file, mode="rb")
-        self._file = file
-
-    def close(self) -> None:
-        super().close()
-        self._file.close()
 
 
 def read_piece(stream: BinaryIO, size: int, name: str) -> bytes:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.progress import Progress
 
 from lit_sft.data.documents import Documents, bytes_of, content_keys
 from lit_sft.data.encoding import encoded
@@ -106,7 +108,6 @@ def write_tokens(
     documents: Documents,
     label_index: Mapping[str, int] | None,
     tokenizer: Tokenizer,
-    progress: bool = True,
 ) -> TokenArray:
     """Tokenise ``documents`` into ``folder`` and return the array, mapped from there.
 
@@ -118,7 +119,6 @@ def write_tokens(
         documents: with labels or without.
         label_index: class index of each label name; None leaves all documents without a label.
         tokenizer: its digest is noted in the folder.
-        progress: a progress bar on stderr, where that is a terminal.
 
     Raises:
         UserError: a label that ``label_index`` does not know.
@@ -130,7 +130,7 @@ def write_tokens(
     unfinished.mkdir()
     try:
         dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
-        lengths = _write_ids(unfinished / "tokens.bin", documents.texts, tokenizer, dtype, progress)
+        lengths = _write_ids(unfinished / "tokens.bin", documents.texts, tokenizer, dtype)
         columns = {
             "lengths": lengths,
             "labels": labels,
@@ -184,15 +184,17 @@ def read_tokens(folder: Path) -> TokenArray:
     return TokenArray(tokens=tokens, starts=np.cumsum(lengths) - lengths, path=path, **columns)
 
 
-def _write_ids(path: Path, texts: Sequence[str], tokenizer: Tokenizer, dtype: np.dtype, progress: bool) -> np.ndarray:
-    """Write all ids to ``path``, raw; returns the tokens of each text, int64 (documents,)."""
+def _write_ids(path: Path, texts: Sequence[str], tokenizer: Tokenizer, dtype: np.dtype) -> np.ndarray:
+    """Write all ids to ``path``, raw, under a bar on a terminal; the tokens of each text, int64 (documents,)."""
     lengths = [np.zeros(0, dtype=np.int64)]
-    chunks = encoded(texts, tokenizer, dtype)
-    with _synced(path) as file, _progress_bar(len(texts), progress) as advance, closing(chunks):
+    chunks, console = encoded(texts, tokenizer, dtype), Console(stderr=True)
+    bar = Progress(console=console, disable=not console.is_terminal)
+    with _synced(path) as file, bar, closing(chunks):
+        task = bar.add_task("tokenizing", total=len(texts))
         for ids, some_lengths in chunks:
             file.write(ids.tobytes())
             lengths.append(some_lengths)
-            advance(len(some_lengths))
+            bar.advance(task, len(some_lengths))
     return np.concatenate(lengths)
 
 
@@ -203,17 +205,6 @@ def _synced(path: Path) -> Iterator[Any]:
         yield file
         file.flush()
         os.fsync(file.fileno())
-
-
-@contextmanager
-def _progress_bar(total: int, wanted: bool) -> Iterator[Any]:
-    from rich.console import Console
-    from rich.progress import Progress  # slow to import, and many commands never tokenise
-
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not (wanted and console.is_terminal)) as bar:
-        task = bar.add_task("tokenizing", total=total)
-        yield lambda count: bar.advance(task, count)
 
 
 def _load_column(path: Path) -> np.ndarray:
