@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lit_sft.building import Blueprint, ClassifierOptions, LMHeadOptions
+from lit_sft.building import Blueprint
 from lit_sft.checkpoints import contents
 from lit_sft.data.buckets import DocumentBatch
 from lit_sft.data.extension import EXTEND
@@ -82,9 +82,8 @@ class LitSFT(StepRates):
     ) -> None:
         super().__init__()
         self.stage, self.init_from, self.remap_vocabulary = stage, init_from, remap_vocabulary
-        classifier = ClassifierOptions(pooling, head_dropout, head_hidden_size, backprop_tokens)
-        lm_head = LMHeadOptions(tie_weights_up_to, adaptive_cutoffs, loss_chunk)
-        self.blueprint = Blueprint(encoder, classifier, lm_head)
+        head = (pooling, head_dropout, head_hidden_size, backprop_tokens)
+        self.blueprint = Blueprint(encoder, *head, tie_weights_up_to, adaptive_cutoffs, loss_chunk)
         self.make_optimizer, self.layer_decay = optimizer, layer_decay
         self.objective: Objective = objective or (MLE() if stage == "pretrain" else Supervised())
         self.schedule: Schedule = schedule or WarmupCosine()

@@ -107,9 +107,7 @@ def _comparable(checkpoint: dict[str, Any]) -> dict[str, Any]:
     callbacks = checkpoint.pop("callbacks")
     for key in list(callbacks):
         if key.startswith(("Throughput", "RunRecord", "BestCheckpoint")):
-            callbacks[key] = {
-                k: v for k, v in callbacks[key].items() if k in ("best", "best_score", "best_model_score")
-            }
+            callbacks[key] = {k: v for k, v in callbacks[key].items() if k in ("best", "best_model_score")}
     checkpoint["lit_sft"]["config"]["model"].pop("init_from", None)
     return {**checkpoint, "callbacks": callbacks}
 

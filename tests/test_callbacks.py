@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -156,44 +155,26 @@ def test_the_record_is_of_the_best_validation_and_not_of_the_last(
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == CONFIG
 
 
-def test_a_figure_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
-    record = RunRecord(tmp_path, CONFIG, False)
-    best = BestCheckpoint("val/auroc", "max")
-
-    class Trainer:
-        sanity_checking = False
-        progress_bar_callback = object()
-        global_step, loggers = 1, ()
-        checkpoint_callbacks = (best,)
-        callback_metrics: dict[str, float]
-
-    for auroc in (math.nan, 0.4, math.nan, 0.3):
-        Trainer.callback_metrics = {"val/auroc": auroc, "train/loss": 1.0}
-        record.on_validation_end(Trainer(), None)  # type: ignore[arg-type]
-    assert record._best == {"val/auroc": 0.4}
+@pytest.mark.parametrize("monitor", [("train/loss", "min"), ("train/loss", "max")])
+def test_the_record_is_of_what_the_best_checkpoint_holds_whatever_chose_it(
+    monitor: tuple[str, str], files: Files, shared_cache: Path, tmp_path: Path
+) -> None:
+    made = run("finetune", files, shared_cache, tmp_path, monitor=monitor, max_epochs=4)
+    step = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)["global_step"]
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    assert record["val"]["loss"] == pytest.approx(made["events"].Scalars("val/loss")[step // 8 - 1].value)
 
 
-def test_another_monitor_after_a_resume_chooses_anew(tmp_path: Path) -> None:
-    class Trainer:
-        sanity_checking = False
-        progress_bar_callback = object()
-        global_step, loggers = 1, ()
-
-        def __init__(self, best: BestCheckpoint, macro_f1: float, loss: float) -> None:
-            self.checkpoint_callbacks = (best,)
-            self.callback_metrics = {"val/macro_f1": macro_f1, "val/loss": loss}
-
-    by_f1, by_loss = BestCheckpoint("val/macro_f1", "max"), BestCheckpoint("val/loss", "min")
-    before, record = RunRecord(tmp_path, CONFIG, False), RunRecord(tmp_path, CONFIG, True)
-    before.on_validation_end(Trainer(by_f1, 0.8, 0.9), None)  # type: ignore[arg-type]
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "best.ckpt").touch()
-    record.load_state_dict(before.state_dict())
-    assert record._best == {"val/macro_f1": 0.8, "val/loss": 0.9}
-    record.on_validation_end(Trainer(by_f1, 0.7, 0.95), None)  # type: ignore[arg-type]
-    assert record._best["val/loss"] == 0.9
-    record.on_validation_end(Trainer(by_loss, 0.7, 0.95), None)  # type: ignore[arg-type]
-    assert record._best["val/loss"] == 0.95
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # the checkpoint callback is another one
+def test_another_monitor_after_a_resume_chooses_anew(files: Files, shared_cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(PowerCut):
+        run("finetune", files, shared_cache, tmp_path, stop_at=18, monitor=("val/loss", "max"))
+    last, best = (tmp_path / "checkpoints" / f"{name}.ckpt" for name in ("last", "best"))
+    assert torch.load(best, weights_only=True)["global_step"] == 8
+    run("finetune", files, shared_cache, tmp_path, resumed=True, ckpt_path=last, monitor=("val/loss", "min"))
+    (chosen,) = [v for k, v in torch.load(best, weights_only=True)["callbacks"].items() if k.startswith("BestCheck")]
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    assert record["val"]["loss"] == pytest.approx(float(chosen["best_model_score"]))
 
 
 def test_a_resumed_run_keeps_its_first_config_its_best_and_its_seconds_and_tells_what_changed(
@@ -255,6 +236,9 @@ def test_what_can_be_monitored_is_what_is_measured(heads: set[str], multilabel: 
             assert name not in measured
         else:
             assert name in measured
+    for name in ("val/precision", *(name for name in measured if "/" not in name)):  # without its prefix
+        with pytest.raises(UserError, match=f"no figure {name} to monitor"):
+            check_monitors([EarlyStop(name)], frozenset(heads), multilabel)
 
 
 @pytest.mark.parametrize("kind", [BestCheckpoint, EarlyStop])

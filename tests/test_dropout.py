@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from lit_sft.models.dropout import apply_mask, check_dropout, locked_mask
+from lit_sft.models.dropout import apply_mask, check_dropout, dropout_mask
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_a_mask_is_zero_with_probability_p_and_keeps_the_mean(p: float) -> None:
-    mask = locked_mask(p, (400, 500))
+    mask = dropout_mask(p, (400, 1, 500))
     assert mask is not None
     assert mask.shape == (400, 1, 500)
     assert set(mask.unique().tolist()) == {0.0, torch.tensor(1 / (1 - p)).item()}
@@ -18,7 +18,7 @@ def test_a_mask_is_zero_with_probability_p_and_keeps_the_mean(p: float) -> None:
 
 
 def test_a_mask_differs_over_documents_and_over_units() -> None:
-    mask = locked_mask(0.5, (64, 64))
+    mask = dropout_mask(0.5, (64, 1, 64))
     assert mask is not None
     kept = mask.squeeze(1) > 0  # (64, 64)
     assert len(kept.unique(dim=0)) == 64
@@ -29,7 +29,7 @@ def test_a_mask_differs_over_documents_and_over_units() -> None:
 
 
 def test_one_mask_serves_all_time_steps() -> None:
-    mask = locked_mask(0.5, (8, 16))
+    mask = dropout_mask(0.5, (8, 1, 16))
     dropped = apply_mask(torch.ones(8, 5, 16), mask)
     assert torch.equal(dropped, dropped[:, :1].expand(8, 5, 16))
     assert (dropped == 0).any()
@@ -38,7 +38,7 @@ def test_one_mask_serves_all_time_steps() -> None:
 
 def test_no_dropout_is_no_mask_and_draws_no_number() -> None:
     before = torch.get_rng_state()
-    assert locked_mask(0.0, (8, 16)) is None
+    assert dropout_mask(0.0, (8, 1, 16)) is None
     assert torch.equal(torch.get_rng_state(), before)
     x = torch.randn(8, 5, 16)
     assert apply_mask(x, None) is x
@@ -46,7 +46,7 @@ def test_no_dropout_is_no_mask_and_draws_no_number() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_a_mask_is_applied_in_the_dtype_of_the_activations(dtype: torch.dtype) -> None:
-    mask = locked_mask(0.5, (8, 16), dtype=torch.float32)
+    mask = dropout_mask(0.5, (8, 1, 16), dtype=torch.float32)
     assert apply_mask(torch.ones(8, 5, 16, dtype=dtype), mask).dtype == dtype
 
 

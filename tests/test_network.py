@@ -17,7 +17,7 @@ from lit_sft.models import (
     Masks,
     Network,
 )
-from lit_sft.models.dropout import apply_mask, locked_mask
+from lit_sft.models.dropout import apply_mask, dropout_mask
 from lit_sft.models.heads import Pooling
 from lit_sft.objectives import MLE, Supervised
 
@@ -181,8 +181,8 @@ class GRUEncoder(Encoder):
         return ((self.embedding.weight.new_zeros(batch_size, self.output_size),),)
 
     def draw_masks(self, batch_size: int, time: int) -> dict[str, Tensor | None]:
-        size, dtype = (batch_size, self.output_size), self.embedding.weight.dtype
-        return {"input": locked_mask(self.dropout, size, dtype=dtype) if self.training else None}
+        size, dtype = (batch_size, 1, self.output_size), self.embedding.weight.dtype
+        return {"input": dropout_mask(self.dropout, size, dtype=dtype) if self.training else None}
 
     def embed(self, input_ids: Tensor, masks: dict[str, Tensor | None]) -> Tensor:
         return apply_mask(self.embedding(input_ids), masks["input"])

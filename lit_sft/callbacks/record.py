@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import lightning as L
 import yaml
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info
 
 from lit_sft.atomic import write_atomically
 from lit_sft.callbacks.saving import BestCheckpoint
@@ -40,8 +39,6 @@ class RunRecord(L.Callback):
     def __init__(self, folder: Path, config: dict[str, Any], resumed: bool) -> None:
         self.folder, self.config, self.resumed = folder, config, resumed
         self._best: dict[str, float] = {}
-        self._chosen_by: list[str] | None = None  # the monitor and mode of the score
-        self._best_score: float | None = None
         self._seconds_before = 0.0
         self._started = time.perf_counter()
 
@@ -62,27 +59,13 @@ class RunRecord(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        checkpoint = next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
         figures = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         if trainer.progress_bar_callback is None:  # type: ignore[attr-defined] # else that one tells them
             rank_zero_info(f"step {trainer.global_step}: {_shown(figures)}")
-        if self._is_best(figures, checkpoint):
-            self._best = figures
+        best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
+        if best is None or best.check_monitor_top_k(trainer, trainer.callback_metrics.get(str(best.monitor))):
+            self._best = figures  # what that callback, which comes after this one, is about to save
             log_confusion(trainer, module, "val", trainer.global_step)
-
-    def _is_best(self, figures: dict[str, float], checkpoint: BestCheckpoint | None) -> bool:
-        """Whether no validation before was better; the last one is where no checkpoint tells which is."""
-        if checkpoint is None or checkpoint.monitor not in figures:
-            return True
-        if self._chosen_by != [checkpoint.monitor, checkpoint.mode]:  # also after a resume with another monitor
-            self._chosen_by, self._best_score = [checkpoint.monitor, checkpoint.mode], None
-        score = figures[checkpoint.monitor] * (1 if checkpoint.mode == "max" else -1)
-        if math.isnan(score):
-            score = -math.inf  # as the checkpoint callback takes it
-        if self._best_score is not None and score <= self._best_score:
-            return False
-        self._best_score = score
-        return True
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.fast_dev_run or trainer.interrupted or not trainer.is_global_zero:  # type: ignore[attr-defined]
@@ -101,7 +84,6 @@ class RunRecord(L.Callback):
         write_record(self.folder / RECORD, record)
         self._next_steps(module)
 
-    @rank_zero_only
     def _next_steps(self, module: L.LightningModule) -> None:
         rank_zero_info(f"done: {self.folder} (best validation: {_shown(self._best) or 'none'})")
         if module.stage == "pretrain":
@@ -110,14 +92,11 @@ class RunRecord(L.Callback):
             rank_zero_info(f"test it:  python -m lit_sft test --ckpt_path {self.folder}")
 
     def state_dict(self) -> dict[str, Any]:
-        seconds = self._seconds_before + time.perf_counter() - self._started
-        chosen = {"best": self._best, "best_score": self._best_score, "chosen_by": self._chosen_by}
-        return {**chosen, "seconds": seconds}
+        return {"best": self._best, "seconds": self._seconds_before + time.perf_counter() - self._started}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if (self.folder / "checkpoints" / "best.ckpt").is_file():  # else it stays in the folder it was made in
-            self._best, self._best_score = state_dict["best"], state_dict["best_score"]
-            self._chosen_by = state_dict.get("chosen_by")
+            self._best = state_dict["best"]
         self._seconds_before = state_dict["seconds"]
 
 

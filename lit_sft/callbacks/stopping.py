@@ -67,7 +67,8 @@ def check_monitors(callbacks: Iterable[Callback], heads: frozenset[str], multila
                 f"{monitor} can't be monitored (checkpoint.monitor, early_stopping.monitor): nothing is chosen by the "
                 f"test; monitor val/{monitor[5:]}"
             )
-        if monitor.startswith("val/") and monitor not in known and monitor.split("/")[1] not in ("precision", "recall"):
+        of_a_class = monitor.startswith(("val/precision/", "val/recall/"))
+        if f"val/{monitor}" in known or (monitor.startswith("val/") and monitor not in known and not of_a_class):
             longer = [name for name in known if name.startswith(monitor)]
             hint = nearest(monitor, longer or known).strip() or f"there are {', '.join(known)}"
             raise UserError(f"no figure {monitor} to monitor (checkpoint.monitor, early_stopping.monitor); {hint}")

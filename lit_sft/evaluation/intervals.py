@@ -46,21 +46,20 @@ def percentiles(values: np.ndarray) -> Interval:
     return [float(low), float(high)]
 
 
-def bootstrap(figures: Callable[[np.ndarray], Figures], count: int, seed: int = 0) -> dict[str, Interval]:
+def bootstrap(figures: Callable[[np.ndarray], Figures], count: int) -> dict[str, Interval]:
     """The interval of every figure; None of one that is mostly undefined, and of the calibration error.
 
     Args:
         figures: from weights (documents, weightings) to figures (weightings,).
         count: how many documents there are.
-        seed: of the draws.
     """
-    chunks = [figures(weights) for weights in resamples(count, seed)]
+    chunks = [figures(weights) for weights in resamples(count)]
     found = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
     return {name: None if name in BIASED else percentiles(values) for name, values in found.items()}
 
 
-def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
+def mean_interval(values: np.ndarray) -> tuple[float, float]:
     """The interval of the mean of ``values`` (documents,), none of them NaN."""
-    found = bootstrap(lambda weights: {"mean": values @ weights / len(values)}, len(values), seed)["mean"]
+    found = bootstrap(lambda weights: {"mean": values @ weights / len(values)}, len(values))["mean"]
     assert found is not None
     return found[0], found[1]

@@ -30,14 +30,12 @@ FIGURES = {
 }
 
 
-LESS_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "ece")
+MORE_IS_BETTER = ("accuracy", "micro_f1", "macro_f1", "auroc", "average_precision", "mcc", "precision", "recall")
 
 
 def better(figure: str) -> Literal["min", "max"]:
     """Whether less or more of a figure such as ``val/macro_f1`` is better; less of an unknown one, as in Lightning."""
-    name = figure.removeprefix("val/").removeprefix("lm_")
-    known = {name for names in FIGURES.values() for name in names} | {"precision", "recall"}
-    return "max" if name.split("/")[0] in known.difference(LESS_IS_BETTER) else "min"
+    return "max" if figure.removeprefix("val/").split("/")[0] in MORE_IS_BETTER else "min"
 
 
 class LanguageModelMetrics(nn.Module):

@@ -60,9 +60,9 @@ class Evaluation(nn.Module):
                 self.kept["lm"].add(**row_sums(nll, batch.targets, clean))
             return
         assert self.classes is not None
-        logits = network.classify(batch, masks)
         if batch.empty:  # nothing of this batch is for this process
             return
+        logits = network.classify(batch, masks)
         probabilities = network.class_probabilities(logits)
         losses = _losses(logits, batch.labels)
         self.classes.update(probabilities, batch.labels, losses)

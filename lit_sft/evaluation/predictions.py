@@ -88,7 +88,7 @@ class Predictions:
     def _named(self, classes: np.ndarray) -> pa.Array:
         """Class numbers (documents,), or flags (documents, classes), as names."""
         if classes.ndim == 1:
-            return pa.array([self.label_names[i] if i >= 0 else None for i in classes.tolist()], pa.string())
+            return pa.array([self.label_names[i] for i in classes.tolist()], pa.string())
         names = [[name for name, on in zip(self.label_names, row, strict=True) if on] for row in classes.tolist()]
         return pa.array(names, pa.list_(pa.string()))
 
@@ -138,7 +138,8 @@ class Collector:
 
 def gathered(ranks: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """The rows of all processes' collectors, one process after another; empty where none has any."""
-    return _joined([rows for rows in ranks if rows])
+    parts = [rows for rows in ranks if rows]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
 
 def predictions_in(
@@ -157,10 +158,6 @@ def predictions_in(
     places = columns["documents"]
     assert (np.diff(places) > 0).all(), "a document was tested twice"  # the processes share none
     return Predictions(label_names, keys=keys[places], clean=None if clean is None else clean[places], **columns)
-
-
-def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
 
 def _lists(rows: np.ndarray) -> pa.Array:

@@ -20,29 +20,17 @@ def check_dropout(name: str, p: float) -> float:
     return float(p)
 
 
-def locked_mask(
-    p: float,
-    size: tuple[int, int],
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-) -> Tensor | None:
-    """Draw a mask for `size = (batch, units)`, to be used at every time step.
-
-    Returns a tensor (batch, 1, units) of 0 (with probability `p`) and 1 / (1 - p), so that the mean stays;
-    None when `p` is 0, which draws no random number.
-    """
-    batch, units = size
-    return dropout_mask(p, (batch, 1, units), device, dtype)
-
-
 def dropout_mask(
     p: float,
     size: tuple[int, ...],
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor | None:
-    """As `locked_mask`, of any shape `size`: whatever the mask is multiplied with is dropped entry by entry."""
-    if check_dropout("p", p) == 0.0:
+    """Draw a mask of any shape: 0 with probability `p`, else 1 / (1 - p), so that the mean stays.
+
+    Of `size` (batch, 1, units) it is a locked one, for all time steps. None when `p` is 0, which draws no number.
+    """
+    if p == 0.0:
         return None
     mask = torch.empty(size, device=device, dtype=dtype)
     return mask.bernoulli_(1.0 - p).div_(1.0 - p)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lit_sft.models.dropout import apply_mask, check_dropout, dropout_mask, locked_mask
+from lit_sft.models.dropout import apply_mask, check_dropout, dropout_mask
 from lit_sft.models.normalised import NormalisedEmbedding
 from lit_sft.models.tails import encode_tails
 
@@ -220,16 +220,13 @@ class LSTMEncoder(Encoder):
             return EncoderMasks(hidden=(None,) * (len(self.layers) - 1))
         weight = self.embedding.weight
 
-        def locked(p: float, units: int) -> Tensor | None:
-            return locked_mask(p, (batch_size, units), weight.device, weight.dtype)
-
         def draw(p: float, *size: int) -> Tensor | None:
             return dropout_mask(p, size, weight.device, weight.dtype)
 
         return EncoderMasks(
-            embedding=locked(self.embedding_dropout, self.embedding.embedding_dim),
-            hidden=tuple(locked(self.hidden_dropout, units) for units in self.units[:-1]),
-            output=locked(self.output_dropout, self.output_size),
+            embedding=draw(self.embedding_dropout, batch_size, 1, self.embedding.embedding_dim),
+            hidden=tuple(draw(self.hidden_dropout, batch_size, 1, units) for units in self.units[:-1]),
+            output=draw(self.output_dropout, batch_size, 1, self.output_size),
             recurrent=tuple(draw(self.weight_dropout, 4 * units, units) for units in self.units),
             types=draw(self.type_dropout, self.vocab_size, 1),
             words=draw(self.word_dropout, batch_size, time, 1),

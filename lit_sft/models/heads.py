@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lit_sft.models.dropout import apply_mask, check_dropout, locked_mask
+from lit_sft.models.dropout import apply_mask, check_dropout, dropout_mask
 
 IGNORE_INDEX = -100
 Pooling = Literal["last", "mean", "max", "concat", "attention"]
@@ -27,14 +27,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def num_outputs(num_classes: int, multilabel: bool = False) -> int:
-    """Logits a document: one a class, but for two classes of which one applies a single one, that of class 1.
-
-    Raises:
-        ValueError: fewer than two classes; multi-label, fewer than one.
-    """
-    least = 1 if multilabel else 2
-    if num_classes < least:
-        raise ValueError(f"a classifier needs at least {('one class', 'two classes')[least - 1]}, not {num_classes}")
+    """Logits a document: one a class, but for two classes of which one applies a single one, that of class 1."""
     return 1 if num_classes == 2 and not multilabel else num_classes
 
 
@@ -244,8 +237,7 @@ class ClassifierHead(nn.Module):
         if not self.training:
             return None
         weight = next(self.linear.parameters())
-        mask = locked_mask(self.dropout, (batch_size, self.pooled_size), weight.device, weight.dtype)
-        return None if mask is None else mask.squeeze(1)  # (batch, pooled_size)
+        return dropout_mask(self.dropout, (batch_size, self.pooled_size), weight.device, weight.dtype)
 
     def pool(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
         """hidden (batch, time, input_size), attention_mask (batch, time) -> (batch, pooled_size)."""

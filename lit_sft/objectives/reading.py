@@ -53,14 +53,9 @@ class Reading:
             encoded = self.network.encode(self.documents, None, self.masks, embeds)
             return self.network.logits(encoded.hidden, self.documents.attention_mask, self.masks)
 
-    @property
-    def autocast(self) -> bool:
-        """Whether what is computed now is of a lower precision than the parameters."""
-        return torch.is_autocast_enabled(self.embeds.device.type)
-
     def exact_logits(self) -> Tensor:
         """The clean logits as `perturbed` with `exact` has them, detached: under autocast from a pass of their own."""
-        if not self.autocast:
+        if not torch.is_autocast_enabled(self.embeds.device.type):
             return self.logits.detach()
         with torch.no_grad():
             return self.perturbed(torch.zeros_like(self.embeds), exact=True)

@@ -67,15 +67,16 @@ class Supervised(Objective):
         self._weights: Tensor | None = None  # (num_classes,), kept on the device, since a copy would wait
 
     def see_counts(self, counts: Sequence[int], documents: int, multilabel: bool) -> None:
-        """Take "balanced" or "sqrt" weights from the training documents."""
+        """Take "balanced" or "sqrt" weights from the training documents.
+
+        Raises:
+            ValueError: weights in a list that hasn't one for each class.
+        """
+        if isinstance(self.class_weights, list) and len(self.class_weights) != len(counts):
+            given = len(self.class_weights)
+            raise ValueError(f"class_weights has {given} values, but there are {len(counts)} classes")
         if isinstance(self.class_weights, str):
             self._by_counts, self._weights = weights_by_counts(counts, documents, multilabel, self.class_weights), None
-
-    def check_classes(self, num_classes: int) -> None:
-        """Raise a ValueError when there is not one class weight a class."""
-        if isinstance(self.class_weights, list) and len(self.class_weights) != num_classes:
-            given = len(self.class_weights)
-            raise ValueError(f"class_weights has {given} values, but there are {num_classes} classes")
 
     def __call__(self, network: Network, batch: Mapping[str, Any], state: LSTMState | None) -> Loss:
         """`batch["labeled"]`: input_ids, attention_mask (batch, time), labels as for `loss`. There is no state."""
@@ -98,7 +99,6 @@ class Supervised(Objective):
         labels (batch,) int64, the class; multi-label: (batch, num_outputs), 1 where a label applies, else 0.
         """
         logits = at_least_float32(logits)
-        self.check_classes(logits.shape[-1] if labels.ndim == 2 else max(2, logits.shape[-1]))
         weights = self._document_weights(logits, labels)  # (batch,)
         if labels.ndim == 2:
             by_label = F.binary_cross_entropy_with_logits(
