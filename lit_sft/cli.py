@@ -288,7 +288,7 @@ class LitCLI(LightningCLI):
 
 
 def check(arguments: list[str]) -> Namespace:
-    """The options of a ``fit`` or ``test``, parsed and checked together with the files they name; nothing is run.
+    """The options of a ``fit``, parsed and checked together with the files they name; nothing is run.
 
     Raises:
         UserError: a mistake in one of them.

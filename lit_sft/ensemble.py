@@ -21,8 +21,8 @@ from lit_sft.evaluation.multilabel import MultilabelMetrics
 from lit_sft.evaluation.predictions import Predictions, predictions_in
 from lit_sft.evaluation.tested import tested_by
 from lit_sft.options import values_of
-from lit_sft.recipes.record import told
-from lit_sft.runs import TESTED, package_versions, run_name, write_record
+from lit_sft.runs import TESTED, package_versions, run_name, told, write_record
+from lit_sft.testing import read_in_part
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Member:
 
     Attributes:
         checkpoint: its file.
-        folder: its run's folder; None for a file on its own, and in a dry run.
+        folder: its run's folder; None for a file on its own, and where nothing is to be written.
         predictions: in the order of the documents.
         figures: its own.
         thresholds: from which probability on each label applies; None where a document has one label.
@@ -63,19 +63,20 @@ class MemberCLI(LitCLI):
         """Keep what was measured."""
         rows = self.model.evaluation.kept["classifier"].rows()
         keys = np.asarray(self.prepared_data.val.keys)
-        self._keep(predictions_in(rows, self.model.label_names, keys, None))
+        self._keep(predictions_in(rows, self.model.label_names, keys, None), None)
 
     def after_test(self) -> None:
         """Keep what was measured."""
-        self._keep(self.model.tested.predictions)
+        dry = self.trainer.fast_dev_run or read_in_part(self.trainer)  # type: ignore[attr-defined, arg-type]
+        self._keep(self.model.tested.predictions, None if dry else self.folder)
 
-    def _keep(self, predictions: Predictions) -> None:
+    def _keep(self, predictions: Predictions, folder: Path | None) -> None:
         assert self.source is not None
         measured = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
         prefix = f"{'val' if self.subcommand == 'validate' else 'test'}/"
         self.member = Member(
             self.source.path,
-            None if self.trainer.fast_dev_run else self.folder,  # type: ignore[attr-defined]
+            folder,
             predictions,
             {name.removeprefix(prefix): value for name, value in measured.items() if name.startswith(prefix)},
             self.model.evaluation.thresholds,

@@ -10,6 +10,7 @@ import platform
 import re
 import shutil
 from importlib import metadata
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from lit_sft.errors import UserError
 
 LOGS = Path("logs")
 RECORD = "metrics.json"
+MAIN = ("accuracy", "macro_f1", "perplexity", "loss")  # the figures that are told in one line
 SHARED = "LIT_SFT_RUN_DIR"  # the run's folder, for the processes that its first one starts
 # Which documents are tested, and what the classifier sees of them; batch sizes and places change no figure.
 TESTED = (
@@ -167,6 +169,25 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
     write_atomically(path, text + "\n")
 
 
+def told(record: dict[str, Any], split: str = "test") -> str:
+    """A record's main figures and their intervals in one line, as in ``accuracy 0.853 [0.839, 0.867], loss ...``.
+
+    Those of the clean part follow where it is not the full set.
+    """
+    intervals = record.get(f"{split}_interval") or {}
+    parts = []
+    for name in MAIN:
+        if record[split].get(name) is not None:
+            interval = intervals.get(name)
+            around = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
+            parts.append(f"{name} {record[split][name]:.3f}{around}")
+    line = ", ".join(parts)
+    clean = record.get("test_clean", record[split])
+    if split == "test" and any(clean.get(name) != record[split].get(name) for name in MAIN):
+        line += f"; without copies of training documents: {told(record, 'test_clean')}"
+    return line
+
+
 def record_of_test(folder: Path, checkpoint: Path, own_data: dict[str, Any], data: dict[str, Any]) -> Path:
     """Where the figures of a test belong: the run's record when they are the run's own, else a file beside it.
 
@@ -180,7 +201,19 @@ def record_of_test(folder: Path, checkpoint: Path, own_data: dict[str, Any], dat
     if any(_located(data.get(key)) != _located(own_data.get(key)) for key in TESTED):
         source = data.get("test") or data.get("labeled")
         parts += [Path(str(s)).stem for s in (source if isinstance(source, list) else [source])]
-    return folder / (f"test-{'-'.join(parts)}.json" if parts else RECORD)
+    if not parts:
+        return folder / RECORD
+    for number in count(1):
+        path = folder / f"test-{'-'.join(parts)}{f'-{number}' if number > 1 else ''}.json"
+        if not path.is_file() or _is_test_of(path, data):
+            return path
+    raise AssertionError("count has no end")
+
+
+def _is_test_of(path: Path, data: dict[str, Any]) -> bool:
+    """Whether these are the figures of the same data, which a new test may replace."""
+    tested = json.loads(path.read_text(encoding="utf-8"))["data"]
+    return all(_located(tested.get(key)) == _located(data.get(key)) for key in TESTED)
 
 
 def write_test(path: Path, figures: dict[str, Any], checkpoint: Path, data: dict[str, Any]) -> None:

@@ -11,8 +11,16 @@ from lightning.pytorch.utilities import rank_zero_info
 from lit_sft.checkpoints import Checkpoint
 from lit_sft.evaluation.predictions import FILE
 from lit_sft.module import LitSFT
-from lit_sft.recipes.record import told
-from lit_sft.runs import RECORD, read_record, record_of_test, write_test
+from lit_sft.runs import RECORD, read_record, record_of_test, told, write_test
+
+
+def read_in_part(trainer: Trainer) -> bool:
+    """Whether the test that ended left batches out (``trainer.limit_test_batches``); it says so."""
+    loaders: Any = trainer.test_dataloaders
+    partial = sum(trainer.num_test_batches) < sum(len(loader) for loader in loaders)
+    if partial:
+        rank_zero_info("a part of the test data was read (trainer.limit_test_batches): nothing is written")
+    return partial
 
 
 def keep_test(trainer: Trainer, module: LitSFT, source: Checkpoint, folder: Path, data: dict[str, Any]) -> None:
@@ -29,9 +37,7 @@ def keep_test(trainer: Trainer, module: LitSFT, source: Checkpoint, folder: Path
     """
     tested = module.tested
     assert tested is not None
-    loaders: Any = trainer.test_dataloaders
-    if sum(trainer.num_test_batches) < sum(len(loader) for loader in loaders):
-        rank_zero_info("a part of the test data was read (trainer.limit_test_batches): nothing is written")
+    if read_in_part(trainer):
         return
     path = record_of_test(folder, source.path, source.config.get("data", {}), data)
     if path.name == RECORD and "test" in read_record(folder):

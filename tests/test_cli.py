@@ -197,6 +197,23 @@ def test_groups_are_referenced_and_callbacks_appended(cli: Command, configs: Con
 # ---- testing
 
 
+@pytest.mark.filterwarnings("ignore:transductive:")  # it is the text that was trained on
+def test_a_language_model_is_tested_on_text_without_labels(trained: Trained, cli: Command, files: Files) -> None:
+    shutil.copytree(trained.pretrain, "run")
+    assert cli("test", "--ckpt_path", "run", "--data.test", files.unlabeled).code == 0
+    assert read(Path("run/test-more.json"))["test"]["perplexity"] > 1
+
+
+def test_labels_may_be_mapped_in_any_order(tuned: Path, cli: Command, files: Files) -> None:
+    with files.test.open(newline="", encoding="utf-8") as file:
+        rows = [(row["text"], {"sea": "0", "sky": "1", "wood": "2"}[row["label"]]) for row in csv.DictReader(file)]
+    write_csv(Path("numbers.csv"), rows)
+    names = '{"2": "wood", "0": "sea", "1": "sky"}'
+    for options in (["--data.test", "numbers.csv", "--data.label_names", names], []):
+        assert cli("test", "--ckpt_path", tuned, *options).code == 0
+    assert read(tuned / "test-numbers.json")["test"] == read(tuned / "metrics.json")["test"]
+
+
 @pytest.mark.filterwarnings("ignore:transductive:")  # another test file is wanted, and validation's is one
 def test_a_test_is_put_into_the_record_once_and_never_overwritten(tuned: Path, cli: Command, files: Files) -> None:
     before = read(tuned / "metrics.json")

@@ -20,7 +20,7 @@ from readmes import READMES, ROOT, commands
 from lit_sft.callbacks import GradualUnfreezing, LastCheckpoint, NonMonotonicAveraging
 from lit_sft.callbacks.stopping import check_monitors
 from lit_sft.cli import LitCLI
-from lit_sft.data.datamodule import TextDataModule
+from lit_sft.data.textdata import TextData
 from lit_sft.errors import UserError
 from lit_sft.module import LitSFT
 from lit_sft.recipes import run as recipes
@@ -37,8 +37,8 @@ def test_what_the_readmes_call_a_default_is_one() -> None:
     named = [
         (LastCheckpoint, "every_minutes", 5),
         (LastCheckpoint, "keep", 2),
-        (TextDataModule, "val_fraction", 0.1),
-        (TextDataModule, "tokenizer", "bpe"),
+        (TextData, "val_fraction", 0.1),
+        (TextData, "tokenizer", "bpe"),
         (NonMonotonicAveraging, "nonmono", 5),
         (GradualUnfreezing, "epochs", 1),
         (LitSFT, "pooling", "concat"),

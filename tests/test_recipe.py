@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from conftest import Command, Configs, Fit, Trained, read
+from refusals import one_line
 
 RUN = Path("logs/tiny/version_0")
 
@@ -56,7 +57,7 @@ def test_stages_run_in_order_each_from_the_best_of_the_one_before(fit_recipe: Fi
     assert record["pretrain"]["val_perplexity"] > 1
     assert record["pretrain"]["tokens_per_second"] > 0
     assert record["seed"] == 3
-    assert record["seconds"] > record["pretrain"]["seconds"] + record["finetune"]["seconds"]
+    assert record["seconds"] == record["pretrain"]["seconds"] + record["finetune"]["seconds"]
     config = read(RUN / "config.yaml")
     assert [stage["name"] for stage in config["stages"]] == ["pretrain", "finetune"]
     assert read(RUN / "pretrain/config.yaml")["seed_everything"] == 3
@@ -111,9 +112,14 @@ def test_a_stage_starts_from_the_one_that_it_names(fit_recipe: Fit, calls: list[
     assert starts == [None, None, None, str(RUN / "short/checkpoints/best.ckpt")]
 
 
-def test_a_dry_run_leaves_nothing(fit_recipe: Fit, calls: list[list[str]]) -> None:
-    assert fit_recipe("--trainer.fast_dev_run", "true").code == 0
+def test_a_dry_run_leaves_nothing(fit_recipe: Fit, calls: list[list[str]], trained: Trained) -> None:
+    dry = ("--trainer.fast_dev_run", "true")
+    assert fit_recipe(*dry).code == 0
     assert [command[0] for command in calls] == ["fit", "fit"]
+    start = ("--stages", "finetune", "--model.init_from")
+    assert fit_recipe(*dry, *start, trained.pretrain).code == 0  # its weights are looked at
+    assert [option(command, "--model.init_from") for command in calls] == [str(trained.pretrain)]
+    one_line(fit_recipe(*dry, *start, "nowhere"), "nowhere")
     assert not Path("logs").exists()
 
 
@@ -248,6 +254,9 @@ def test_a_resumed_run_has_its_own_stages_and_tells_what_else_is_given(
     assert other.code == 0
     assert "resumed with other configs than before: ['configs/short.yaml'] -> []" in other.out
     (run / "metrics.json").unlink()
+    refused = fit_recipe("--ckpt_path", "last", "--model.init_from", done / "finetune")
+    assert refused.code == 2
+    assert "logs/tiny/version_1, which is resumed, began from another; leave it out" in refused.err
     refused = fit_recipe("--ckpt_path", "last", "--stages", "pretrain")
     assert refused.code == 2
     assert "--stages pretrain: logs/tiny/version_1, which is resumed, has the stages finetune" in refused.err

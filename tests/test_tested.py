@@ -110,6 +110,9 @@ def test_a_part_of_the_test_data_is_no_test(trained: Trained, cli: Command, tmp_
         assert result.code == 0
         assert "a part of the test data was read" in result.log
         assert written(run) == before
+    part = ("--trainer.limit_test_batches", "0.5", "--data.max_tokens", "100")
+    assert cli("test", "--ckpt_path", f"{run},{trained.finetune}", *part).code == 0
+    assert written(run) == before
     assert cli("test", "--ckpt_path", run).code == 0
     assert len(read_predictions(run / "predictions.parquet")) == 30
 

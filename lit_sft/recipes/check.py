@@ -71,7 +71,11 @@ def check_starts(recipe: Recipe, stages: list[Stage], options_of: dict[str, Name
 
 def _check_start(options: Namespace, starts: list[Planned]) -> None:
     model, data, first = options.model, options.data, starts[0]
-    sources = [Source(s.name, s.direction, _reads_both_ways(s)) for s in starts if s.direction is not None]
+    sources = [
+        Source(s.name, s.direction, is_two_way(encoder_class(s.options.model)))
+        for s in starts
+        if s.direction is not None
+    ]
     if len(sources) == len(starts):
         check_start(encoder_class(model), sources)
         check_direction(model, data.direction, sources)
@@ -100,7 +104,3 @@ def _planned(name: str, options: Namespace, starts: list[Planned], from_scratch:
     if not from_scratch and not options.model.remap_vocabulary and data.tokenizer != EXTEND:
         tokens, vocab_size = (starts[0].tokens, starts[0].vocab_size) if starts else (None, 0)
     return Planned(name, options, direction, tokens, vocab_size)
-
-
-def _reads_both_ways(stage: Planned) -> bool:
-    return is_two_way(encoder_class(stage.options.model))

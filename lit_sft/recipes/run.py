@@ -19,7 +19,6 @@ import json
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -38,7 +37,7 @@ from lit_sft.options import read_yaml, values_of
 from lit_sft.processes import run_process
 from lit_sft.recipes.check import check_starts
 from lit_sft.recipes.file import Recipe, Stage
-from lit_sft.recipes.record import joined_record, told
+from lit_sft.recipes.record import joined_record
 from lit_sft.runs import (
     LOGS,
     RECORD,
@@ -46,6 +45,7 @@ from lit_sft.runs import (
     new_run,
     read_record,
     run_name,
+    told,
     unfinished_run,
     versions,
     write_record,
@@ -78,7 +78,6 @@ def run_recipe(recipe: Recipe, arguments: list[str]) -> None:
         UserError: a mistake in an option, an unknown stage name, or nothing to resume or start from.
         SystemExit: a stage failed; with its exit code.
     """
-    started = time.perf_counter()
     options, flags = _recipe_options(arguments)
     resumed = _resumed(recipe, options, flags) if options.ckpt_path else None
     chosen = resumed.stages if resumed else _chosen(recipe, options.stages)
@@ -88,11 +87,13 @@ def run_recipe(recipe: Recipe, arguments: list[str]) -> None:
     options_of = {stage.name: check_stage(recipe, stage, flags) for stage in chosen}
     check_starts(recipe, chosen, options_of, given=bool(options.init_from or options.ckpt_path))
     if any(stage_options.trainer.fast_dev_run for stage_options in options_of.values()):
-        for stage in chosen:  # a dry run keeps no weights, so every stage starts from scratch
-            _call("fit", recipe, stage, flags)
+        names = {stage.name for stage in chosen}
+        for stage in chosen:  # a dry run keeps no weights: what starts from a stage of it starts from nothing
+            inside = bool(stage.init_from) and names >= {*stage.init_from}
+            given = options.init_from and not stage.from_nothing and not inside
+            _call("fit", recipe, stage, flags, *(["--model.init_from", options.init_from] if given else []))
         return
     run = resumed or _new(recipe, chosen, options, flags)
-    before = sum(float(read_record(run.folder / s.name).get("seconds") or 0) for s in run.stages)
     try:
         for stage in run.stages:
             _run_stage(run, stage)
@@ -107,7 +108,7 @@ def run_recipe(recipe: Recipe, arguments: list[str]) -> None:
     elif recipe.test and "test" not in read_record(run.folder / last.name):
         print(f"== test of {run.folder / last.name}", flush=True)
         _call("test", recipe, last, flags, "--ckpt_path", str(run.folder / last.name))
-    _write_recipe_record(run, before + time.perf_counter() - started)
+    _write_recipe_record(run)
 
 
 def check_stage(recipe: Recipe, stage: Stage, flags: list[str]) -> Namespace:
@@ -194,6 +195,11 @@ def _resumed(recipe: Recipe, options: argparse.Namespace, flags: list[str]) -> R
         raise UserError(f"--ckpt_path last: {folder} is not a run of {recipe.path}; leave it out to start a new run")
     if options.stages and {stage.name for stage in _chosen(recipe, options.stages)} != set(sources):
         raise UserError(f"--stages {options.stages}: {folder}, which is resumed, has the stages {', '.join(sources)}")
+    given = [str(resolve(source, "init_from")) for source in names_in(options.init_from)]
+    if given and given not in sources.values():
+        raise UserError(
+            f"--model.init_from {options.init_from}: {folder}, which is resumed, began from another; leave it out"
+        )
     for what, now in (("flags", flags), ("configs", [str(path) for path in recipe.extra])):
         if config.get(what) != now:
             print(f"== resumed with other {what} than before: {config.get(what)} -> {now}", flush=True)
@@ -244,9 +250,9 @@ def _call(command: str, recipe: Recipe, stage: Stage, flags: list[str], *more: s
         raise SystemExit(code)
 
 
-def _write_recipe_record(run: Run, seconds: float) -> None:
+def _write_recipe_record(run: Run) -> None:
     """The recipe's own ``metrics.json``; the last line tells the result."""
-    record = joined_record([(stage.name, read_record(run.folder / stage.name)) for stage in run.stages], seconds)
+    record = joined_record([(stage.name, read_record(run.folder / stage.name)) for stage in run.stages])
     write_record(run.folder / RECORD, record)
     split = "test" if "test" in record else "val"
     print(f"== {run.folder}: {split} {told(record, split)}")
