@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from toy_network import encoded
 
 from lit_sft.models import LSTMEncoder
 from lit_sft.models.encoder import detach_state
@@ -31,10 +32,10 @@ def build(**options: Any) -> LSTMEncoder:
 def test_hidden_is_zero_at_padding_and_blind_to_what_stands_there() -> None:
     encoder = build()
     masks = encoder.draw_masks(4, 7)
-    hidden = encoder(IDS, MASK, encoder.initial_state(4), masks).hidden
+    hidden = encoded(encoder, IDS, MASK, encoder.initial_state(4), masks).hidden
     assert (hidden[~MASK] == 0).all()
     assert (hidden[MASK] != 0).any(-1).all()
-    junk = encoder(IDS.where(MASK, 9), MASK, encoder.initial_state(4), masks).hidden
+    junk = encoded(encoder, IDS.where(MASK, 9), MASK, encoder.initial_state(4), masks).hidden
     assert torch.equal(hidden, junk)
 
 
@@ -44,9 +45,9 @@ def test_a_state_carried_over_two_chunks_equals_one_long_chunk(cut: int) -> None
     ids = torch.randint(1, 11, (3, 7))
     ones = torch.ones_like(ids)
     masks = encoder.draw_masks(3, 7)
-    whole, end, _ = encoder(ids, ones, encoder.initial_state(3), masks)
-    first, middle, _ = encoder(ids[:, :cut], ones[:, :cut], encoder.initial_state(3), masks)
-    second, last, _ = encoder(ids[:, cut:], ones[:, cut:], middle, masks)
+    whole, end, _ = encoded(encoder, ids, ones, encoder.initial_state(3), masks)
+    first, middle, _ = encoded(encoder, ids[:, :cut], ones[:, :cut], encoder.initial_state(3), masks)
+    second, last, _ = encoded(encoder, ids[:, cut:], ones[:, cut:], middle, masks)
     torch.testing.assert_close(torch.cat([first, second], 1), whole, rtol=0, atol=1e-12)
     for got, expected in zip(sum(last, ()), sum(end, ()), strict=True):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
@@ -58,22 +59,13 @@ def test_rows_of_a_state_can_be_selected() -> None:
     encoder = build().eval()
     ids = torch.randint(1, 11, (3, 5))
     ones = torch.ones_like(ids)
-    state = encoder(ids, ones, encoder.initial_state(3), encoder.draw_masks(3, 5)).state
+    state = encoded(encoder, ids, ones, encoder.initial_state(3), encoder.draw_masks(3, 5)).state
     assert [[tuple(tensor.shape) for tensor in layer] for layer in state] == [[(3, 6), (3, 6)]] * 2
     rows = torch.tensor([2, 0])
     selected = tuple(tuple(tensor[rows] for tensor in layer) for layer in state)
-    some = encoder(ids[rows], ones[rows], selected, encoder.draw_masks(2, 5)).hidden
-    full = encoder(ids, ones, state, encoder.draw_masks(3, 5)).hidden
+    some = encoded(encoder, ids[rows], ones[rows], selected, encoder.draw_masks(2, 5)).hidden
+    full = encoded(encoder, ids, ones, state, encoder.draw_masks(3, 5)).hidden
     torch.testing.assert_close(some, full[rows], rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("both", [True, False])
-def test_neither_or_both_of_ids_and_embeds_are_rejected(both: bool) -> None:
-    encoder = build()
-    masks = encoder.draw_masks(4, 7)
-    embeds = encoder.embed(IDS, masks) if both else None
-    with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
-        encoder(IDS if both else None, MASK, encoder.initial_state(4), masks, embeds)
 
 
 def test_masks_stand_at_their_places_with_their_own_rates() -> None:
@@ -114,8 +106,8 @@ def test_start_weights_have_an_open_forget_gate_and_orthogonal_recurrence() -> N
 
 def test_no_id_is_padding_by_itself_since_the_mask_says_what_is() -> None:
     encoder = LSTMEncoder(11, 5, 6)
-    encoder(
-        torch.tensor([[0, 4]]), torch.ones(1, 2), encoder.initial_state(1), encoder.draw_masks(1, 2)
+    encoded(
+        encoder, torch.tensor([[0, 4]]), torch.ones(1, 2), encoder.initial_state(1), encoder.draw_masks(1, 2)
     ).hidden.sum().backward()
     gradient = encoder.embedding.weight.grad
     assert gradient is not None

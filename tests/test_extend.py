@@ -13,6 +13,7 @@ import yaml
 from conftest import Command, Configs, Files, Fit, Trained, read, sentence
 from refusals import one_line
 from torch import Tensor
+from toy_network import encoded
 
 import lit_sft
 from lit_sft.checkpoints import Checkpoint, read_checkpoint
@@ -85,7 +86,7 @@ def log_probs(network: Network, ids: Tensor) -> Tensor:
     """log p(any token) after each token, (tokens, vocabulary)."""
     encoder = network.encoder
     mask = torch.ones(1, len(ids))
-    hidden = encoder(ids[None], mask, encoder.initial_state(1), encoder.draw_masks(1, len(ids))).hidden[0]
+    hidden = encoded(encoder, ids[None], mask, encoder.initial_state(1), encoder.draw_masks(1, len(ids))).hidden[0]
     return network.lm_head.log_prob(hidden)  # type: ignore[union-attr]
 
 

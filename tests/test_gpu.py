@@ -81,7 +81,8 @@ def test_under_bfloat16_the_lstm_computes_in_float32_as_autocast_has_it_in_float
     ids, ones = torch.randint(11, (3, 7), device="cuda"), torch.ones(3, 7, device="cuda")
     for autocast, expected in ((torch.bfloat16, torch.float32), (torch.float16, torch.float16)):
         with torch.autocast("cuda", autocast):
-            found = encoder(ids, ones, encoder.initial_state(3), encoder.draw_masks(3, 7))
+            masks = encoder.draw_masks(3, 7)
+            found = encoder(encoder.embed(ids, masks), ones, encoder.initial_state(3), masks)
         assert found.hidden.dtype == expected
 
 

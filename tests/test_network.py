@@ -188,15 +188,8 @@ class GRUEncoder(Encoder):
         return apply_mask(self.embedding(input_ids), masks["input"])
 
     def forward(
-        self,
-        input_ids: Tensor | None,
-        attention_mask: Tensor,
-        state: LSTMState,
-        masks: dict[str, Tensor | None],
-        inputs_embeds: Tensor | None = None,
+        self, inputs_embeds: Tensor, attention_mask: Tensor, state: LSTMState, masks: dict[str, Tensor | None]
     ) -> EncoderOutput:
-        if input_ids is not None:
-            inputs_embeds = self.embed(input_ids, masks)
         hidden, h = self.gru(inputs_embeds, state[0][0].unsqueeze(0))
         return EncoderOutput(hidden * attention_mask.unsqueeze(-1), ((h.squeeze(0),),))
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Files
-from toy_network import batch
+from toy_network import batch, encoded
 from training import data_of, module_of, trainer_of
 
 from lit_sft.checkpoints import Checkpoint
@@ -83,7 +83,7 @@ def test_folded_weights_compute_what_they_did_before(kind: Any) -> None:
         documents = batch()
         masks, state = encoder.draw_masks(4, 6), encoder.initial_state(4)
         state = tuple(tuple(t.double() for t in layer) for layer in state)
-        hidden.append(encoder(documents.input_ids, documents.attention_mask, state, masks).hidden)
+        hidden.append(encoded(encoder, documents.input_ids, documents.attention_mask, state, masks).hidden)
     torch.testing.assert_close(*hidden)
     again = folded(network.state_dict(), network)  # its own weights stay as they are
     assert all(torch.equal(again[name], value) for name, value in network.state_dict().items())

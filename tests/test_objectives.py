@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from toy_network import batch, build, loss_of
+from toy_network import batch, build, encoded, loss_of
 
 from lit_sft.models import Network
 from lit_sft.models.heads import class_probabilities, num_outputs
@@ -23,7 +23,7 @@ def test_mle_is_the_mean_nll_of_kept_targets_by_a_slow_loop() -> None:
         length = int(stream.attention_mask[row].sum())
         ids, ones = stream.input_ids[row : row + 1, :length], torch.ones(1, length)
         encoder = network.encoder
-        hidden = encoder(ids, ones, encoder.initial_state(1), encoder.draw_masks(1, length)).hidden
+        hidden = encoded(encoder, ids, ones, encoder.initial_state(1), encoder.draw_masks(1, length)).hidden
         log_prob = network.lm_head.log_prob(hidden[0])  # (length, vocab)
         losses += [-log_prob[step, stream.targets[row, step]] for step in range(length)]
     loss = MLE()(network, {"unlabeled": stream}, None)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from toy_network import Batch, batch, build
+from toy_network import Batch, batch, build, encoded
 
 from lit_sft.models import Network
 from lit_sft.objectives import MLE, Objective, Supervised
@@ -18,7 +18,7 @@ def by_hand(network: Network, example: Batch, rows: list[int]) -> tuple[float, f
     torch.manual_seed(2)
     masks = network.draw_masks(4, 6).encoder
     output, below = masks.output, replace(masks, output=None)
-    raw = network.encoder(example.input_ids, torch.ones(4, 6), network.encoder.initial_state(4), below).hidden
+    raw = encoded(network.encoder, example.input_ids, torch.ones(4, 6), network.encoder.initial_state(4), below).hidden
     squares, changes = [], []
     for row in rows:
         steps = raw[row].tolist()[: int(example.attention_mask[row].sum())]

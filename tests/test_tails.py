@@ -49,7 +49,7 @@ def one_by_one(network: Network, batch: Batch, masks: Masks, begin: list[int]) -
             if place == begin[row]:
                 state, hidden = detach_state(state), [vector.detach() for vector in hidden]
             token, real = embeds[:, place : place + 1], torch.ones(1, 1, dtype=torch.bool)
-            out = encoder(None, real, state, row_of(masks.encoder, alone), token)
+            out = encoder(token, real, state, row_of(masks.encoder, alone))
             state = out.state
             hidden.append(out.hidden)
         vectors = torch.cat(hidden, 1)  # (1, length, units)

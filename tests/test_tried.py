@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from toy_network import build
+from toy_network import build, encoded
 from tried.sequence_autoencoder import SequenceAutoencoder, read_twice
 
 from lit_sft.data.buckets import collate
@@ -26,7 +26,8 @@ def test_the_loss_is_that_of_the_second_reading_by_a_slow_loop() -> None:
     for document in documents:
         once = [*document.tolist(), EOS]
         ids = torch.tensor([[EOS, *once, *once]])
-        hidden = encoder(ids, torch.ones_like(ids), encoder.initial_state(1), encoder.draw_masks(*ids.shape)).hidden
+        masks = encoder.draw_masks(*ids.shape)
+        hidden = encoded(encoder, ids, torch.ones_like(ids), encoder.initial_state(1), masks).hidden
         log_prob = network.lm_head.log_prob(hidden[0])  # (tokens, vocab)
         begin = len(once)  # the place of the second <eos>, which the first token of the copy follows
         losses += [-log_prob[begin + step, token] for step, token in enumerate(once)]

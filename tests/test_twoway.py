@@ -16,6 +16,7 @@ from conftest import Command, Configs, Files, Result, read, tiny_options
 from refusals import one_line
 from test_encoder import IDS, LENGTHS, MASK
 from torch import Tensor, nn
+from toy_network import encoded
 
 import lit_sft
 from lit_sft.checkpoints import Checkpoint, read_checkpoint, resolve
@@ -56,14 +57,14 @@ def of_row(masks: EncoderMasks, row: int, words: slice) -> EncoderMasks:
 def alone(stack: LSTMEncoder, ids: Tensor, masks: EncoderMasks) -> Tensor:
     """One document without padding through one stack, (time, hidden_size)."""
     ones = torch.ones(1, len(ids))
-    return stack(ids[None], ones, stack.initial_state(1), masks).hidden[0]
+    return encoded(stack, ids[None], ones, stack.initial_state(1), masks).hidden[0]
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_each_half_equals_its_stack_run_alone_over_each_document(training: bool) -> None:
     encoder = build().train(training)
     masks = encoder.draw_masks(4, 7)
-    hidden, state, raw = encoder(IDS, MASK, encoder.initial_state(4), masks)
+    hidden, state, raw = encoded(encoder, IDS, MASK, encoder.initial_state(4), masks)
     assert hidden.shape == raw.shape == (4, 7, 12)
     assert len(state) == 4
     for row, length in enumerate(LENGTHS):
@@ -108,28 +109,23 @@ def test_token_vectors_stand_at_their_token_in_both_halves(place: int) -> None:
     masks, state = encoder.draw_masks(4, 7), encoder.initial_state(4)
     vectors = encoder.embed(IDS, masks)
     assert vectors.shape == (4, 7, 10)
-    hidden = encoder(None, MASK, state, masks, vectors).hidden
-    assert torch.equal(hidden, encoder(IDS, MASK, state, masks).hidden)
+    hidden = encoder(vectors, MASK, state, masks).hidden
     moved = vectors.clone()
     moved[2, place] += 1.0  # a document of 4 tokens
-    changed = (encoder(None, MASK, state, masks, moved).hidden != hidden).view(4, 7, 2, 6).any(-1)
+    changed = (encoder(moved, MASK, state, masks).hidden != hidden).view(4, 7, 2, 6).any(-1)
     assert not changed[[0, 1, 3]].any()
     assert changed[2, :4, 0].tolist() == [step >= place for step in range(4)]
     assert changed[2, :4, 1].tolist() == [step >= 3 - place for step in range(4)]  # it reads token 3 - step
-    for given in ({}, {"input_ids": IDS, "inputs_embeds": vectors}):
-        with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
-            encoder(given.get("input_ids"), MASK, state, masks, given.get("inputs_embeds"))
 
 
 def test_a_gradient_through_the_ends_alone_goes_through_what_each_stack_reads_last() -> None:
     encoder = build().train()
     masks, state = encoder.draw_masks(4, 7), encoder.initial_state(4)
     vectors = encoder.embed(IDS, masks).detach().requires_grad_()
-    whole = encoder(None, MASK, state, masks, vectors)
-    tails = encoder.forward_tails(None, MASK, masks, 3, vectors)  # in chunks of one token
+    whole = encoder(vectors, MASK, state, masks)
+    tails = encoder.forward_tails(vectors, MASK, masks, 3)  # in chunks of one token
     torch.testing.assert_close(tails.hidden, whole.hidden, rtol=0, atol=1e-12)
     torch.testing.assert_close(tails.raw * MASK[..., None], whole.raw * MASK[..., None], rtol=0, atol=1e-12)
-    assert torch.equal(encoder.forward_tails(IDS, MASK, masks, 3).hidden, tails.hidden)
     (gradient,) = torch.autograd.grad(tails.hidden.square().sum(), vectors)
     (full,) = torch.autograd.grad(whole.hidden.square().sum(), vectors)
     reached = gradient.view(4, 7, 2, 5).ne(0).any(-1)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from toy_network import encoded
 
 from lit_sft.models import EncoderMasks, LMHead, LSTMEncoder
 
@@ -76,18 +77,18 @@ def test_values_and_gradients_are_those_of_a_loop_over_time(options: dict[str, f
     encoder = build(**options)
     torch.manual_seed(4)
     masks = encoder.draw_masks(3, 7)
-    encoded = encoder(IDS, MASK, encoder.initial_state(3), masks)
+    out = encoded(encoder, IDS, MASK, encoder.initial_state(3), masks)
     size = options.get("last_size", 6)
     factor = torch.ones(3, 1, size).double() if masks.output is None else masks.output
-    torch.testing.assert_close(encoded.hidden, encoded.raw * factor * MASK.unsqueeze(-1), rtol=0, atol=1e-15)
+    torch.testing.assert_close(out.hidden, out.raw * factor * MASK.unsqueeze(-1), rtol=0, atol=1e-15)
     weights = torch.randn(3, 7, size).double()
     loss = torch.zeros(()).double()
     for row, length in enumerate(MASK.sum(1).tolist()):
         alone = by_hand(encoder, IDS[row, :length].tolist(), masks, row)
-        torch.testing.assert_close(encoded.raw[row, :length], alone, rtol=0, atol=1e-12)
+        torch.testing.assert_close(out.raw[row, :length], alone, rtol=0, atol=1e-12)
         loss = loss + (weights[row, :length] * alone * factor[row]).sum()
     parameters = list(encoder.parameters())
-    got = torch.autograd.grad((weights * encoded.hidden).sum(), parameters)
+    got = torch.autograd.grad((weights * out.hidden).sum(), parameters)
     for one, expected in zip(got, torch.autograd.grad(loss, parameters), strict=True):
         torch.testing.assert_close(one, expected, rtol=0, atol=1e-11)
 
@@ -95,7 +96,7 @@ def test_values_and_gradients_are_those_of_a_loop_over_time(options: dict[str, f
 def test_a_dropped_weight_has_no_gradient_and_a_kept_one_has() -> None:
     encoder = build(weight_dropout=0.5)
     masks = encoder.draw_masks(3, 7)
-    encoder(IDS, MASK, encoder.initial_state(3), masks).hidden.square().sum().backward()
+    encoded(encoder, IDS, MASK, encoder.initial_state(3), masks).hidden.square().sum().backward()
     for layer, mask in zip(encoder.layers, masks.recurrent, strict=True):
         gradient = layer.weight_hh_l0.grad
         assert mask is not None
@@ -109,7 +110,7 @@ def test_each_pass_draws_a_new_mask_and_the_same_one_gives_the_same_bits() -> No
     encoder = build(weight_dropout=0.5, type_dropout=0.2, word_dropout=0.2, **NONE).float()
     masks = [encoder.draw_masks(3, 7) for _ in range(2)]
     before = torch.get_rng_state()
-    first, again, other = (encoder(IDS, MASK, encoder.initial_state(3), masks[i]).hidden for i in (0, 0, 1))
+    first, again, other = (encoded(encoder, IDS, MASK, encoder.initial_state(3), masks[i]).hidden for i in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -128,8 +129,8 @@ def test_weights_are_still_dropped_after(how: str) -> None:
     else:
         encoder.eval().train()
     masks = encoder.draw_masks(3, 7)
-    dropped = encoder(IDS, MASK, encoder.initial_state(3), masks)
-    plain = encoder(IDS, MASK, encoder.initial_state(3), replace(masks, recurrent=()))
+    dropped = encoded(encoder, IDS, MASK, encoder.initial_state(3), masks)
+    plain = encoded(encoder, IDS, MASK, encoder.initial_state(3), replace(masks, recurrent=()))
     torch.testing.assert_close(dropped.raw[0], by_hand(encoder, IDS[0].tolist(), masks, 0), rtol=0, atol=1e-12)
     assert torch.equal(dropped.raw[:, 0], plain.raw[:, 0])  # the first step has no output to come back
     assert (dropped.raw[:, 1:] != plain.raw[:, 1:]).all(-1).any(-1).all()
@@ -141,7 +142,7 @@ def test_without_the_masks_the_bits_are_those_of_an_encoder_without_the_options(
     encoder, plain = build(weight_dropout=0.5, type_dropout=0.5, word_dropout=0.5).eval(), build().eval()
     masks = encoder.draw_masks(3, 7)
     assert masks == EncoderMasks(None, (None,), None, (), None, None)
-    hidden = [e(IDS, MASK, e.initial_state(3), e.draw_masks(3, 7)).hidden for e in (encoder, plain)]
+    hidden = [encoded(e, IDS, MASK, e.initial_state(3), e.draw_masks(3, 7)).hidden for e in (encoder, plain)]
     assert torch.equal(*hidden)
     torch.manual_seed(3)
     expected = build().train().draw_masks(3, 7)
@@ -153,8 +154,8 @@ def test_a_mask_of_ones_gives_the_bits_of_the_module_itself() -> None:
     encoder = build(**NONE).float()
     ones = tuple(torch.ones_like(layer.weight_hh_l0) for layer in encoder.layers)
     state = encoder.initial_state(3)
-    masked = encoder(IDS, MASK, state, EncoderMasks(hidden=(None,), recurrent=ones))
-    plain = encoder(IDS, MASK, state, EncoderMasks(hidden=(None,)))
+    masked = encoded(encoder, IDS, MASK, state, EncoderMasks(hidden=(None,), recurrent=ones))
+    plain = encoded(encoder, IDS, MASK, state, EncoderMasks(hidden=(None,)))
     assert torch.equal(masked.hidden, plain.hidden)
     assert all(torch.equal(a, b) for a, b in zip(sum(masked.state, ()), sum(plain.state, ()), strict=True))
 
@@ -192,10 +193,10 @@ def test_what_cudnn_says_of_the_product_s_memory_is_not_told() -> None:
 def test_bf16_stays_near_full_precision_and_no_warning_is_given() -> None:
     encoder = build(weight_dropout=0.4, type_dropout=0.2, word_dropout=0.2).float()
     masks = encoder.draw_masks(3, 7)
-    full = encoder(IDS, MASK, encoder.initial_state(3), masks)
+    full = encoded(encoder, IDS, MASK, encoder.initial_state(3), masks)
     with warnings.catch_warnings(), torch.autocast("cpu", torch.bfloat16):
         warnings.simplefilter("error")
-        half = encoder(IDS, MASK, encoder.initial_state(3), masks)
+        half = encoded(encoder, IDS, MASK, encoder.initial_state(3), masks)
         half.hidden.float().sum().backward()
     assert half.hidden.dtype == torch.bfloat16
     assert all(tensor.dtype == torch.float32 for tensor in sum(half.state, ()))
@@ -209,7 +210,7 @@ def test_locked_dropout_is_the_same_at_all_steps_and_differs_over_documents() ->
     ones = torch.ones_like(ids)
     masks = encoder.draw_masks(5, 9)
     vectors = encoder.embed(ids, masks) == 0
-    hidden = encoder(ids, ones, encoder.initial_state(5), masks).hidden == 0
+    hidden = encoded(encoder, ids, ones, encoder.initial_state(5), masks).hidden == 0
     for dropped in (vectors, hidden):
         assert torch.equal(dropped, dropped[:, :1].expand_as(dropped))
         assert len(dropped[:, 0].unique(dim=0)) == 5

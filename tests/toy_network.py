@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_sft.models import ClassifierHead, LMHead, LSTMEncoder, LSTMState, Network
+from lit_sft.models import ClassifierHead, Encoder, EncoderOutput, LMHead, LSTMEncoder, LSTMState, Network
 from lit_sft.models.heads import num_outputs
 from lit_sft.objectives import Objective
 
@@ -43,6 +43,12 @@ def build(classes: Any = 3, **options: Any) -> Network:
     lm = LMHead(encoder.embedding, encoder.output_size, **options.get("lm", {}))
     classifier = ClassifierHead(encoder.output_size, num_outputs(classes), **options.get("classifier", {}))
     return Network(encoder, lm, classifier).double()
+
+
+def encoded(encoder: Encoder, ids: Tensor, mask: Tensor, state: LSTMState, masks: Any) -> EncoderOutput:
+    """What the encoder makes of ids (batch, time)."""
+    output: EncoderOutput = encoder(encoder.embed(ids, masks), mask, state, masks)
+    return output
 
 
 def loss_of(objective: Objective, network: Network, batch: Batch, state: LSTMState | None = None) -> Tensor:

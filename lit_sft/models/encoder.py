@@ -69,36 +69,18 @@ class Encoder(nn.Module, ABC):
         """(batch, time) ids to (batch, time, embedding_size) vectors, after embedding dropout."""
 
     @abstractmethod
-    def forward(
-        self,
-        input_ids: Tensor | None,
-        attention_mask: Tensor,
-        state: LSTMState,
-        masks: Any,
-        inputs_embeds: Tensor | None = None,
-    ) -> EncoderOutput:
-        """Encode ids (batch, time), or in their place `inputs_embeds`: what `embed` returned, perturbed or
-        not.
+    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor, state: LSTMState, masks: Any) -> EncoderOutput:
+        """Encode `inputs_embeds` (batch, time, embedding_size): what `embed` returned, perturbed or not.
 
         `attention_mask` (batch, time) is 1 or True at tokens; padding is on the right.
         """
 
-    def forward_tails(
-        self,
-        input_ids: Tensor | None,
-        attention_mask: Tensor,
-        masks: Any,
-        tail: int,
-        inputs_embeds: Tensor | None = None,
-    ) -> EncoderOutput:
+    def forward_tails(self, inputs_embeds: Tensor, attention_mask: Tensor, masks: Any, tail: int) -> EncoderOutput:
         """Encode whole documents as `forward` does, with a gradient into the last `tail` tokens of each, at least.
 
         See `encode_tails`, which this is for an encoder that reads from left to right; any other overrides it: with
         `encode_tails` for each of its directions, or by a ValueError.
         """
-        if inputs_embeds is None:
-            assert input_ids is not None
-            inputs_embeds = self.embed(input_ids, masks)  # whole: masks may have a time of their own
         return encode_tails(self, inputs_embeds, attention_mask, self.initial_state(len(attention_mask)), masks, tail)
 
     @abstractmethod
@@ -241,23 +223,10 @@ class LSTMEncoder(Encoder):
         return apply_mask(apply_mask(vectors, whole), masks.embedding)
 
     def forward(
-        self,
-        input_ids: Tensor | None,
-        attention_mask: Tensor,
-        state: LSTMState,
-        masks: EncoderMasks,
-        inputs_embeds: Tensor | None = None,
+        self, inputs_embeds: Tensor, attention_mask: Tensor, state: LSTMState, masks: EncoderMasks
     ) -> EncoderOutput:
-        """Encode ids (batch, time), or `inputs_embeds` (batch, time, embedding_size) as `embed` returns them.
-
-        Raises:
-            ValueError: neither or both of `input_ids` and `inputs_embeds`.
-        """
-        if input_ids is not None and inputs_embeds is None:
-            inputs_embeds = self.embed(input_ids, masks)
-        elif inputs_embeds is None or input_ids is not None:
-            raise ValueError("give either input_ids or inputs_embeds")
-        x = inputs_embeds  # (batch, time, embedding_size)
+        """Encode `inputs_embeds` (batch, time, embedding_size) as `embed` returns them."""
+        x = inputs_embeds
         dropouts = (*masks.hidden, masks.output)
         recurrent = masks.recurrent or (None,) * len(self.layers)
         last, raw = [], x

@@ -76,13 +76,14 @@ class Network(nn.Module):
         self, batch: TokenBatch, state: LSTMState | None, masks: Masks, inputs_embeds: Tensor | None = None
     ) -> EncoderOutput:
         """What the encoder makes of a batch, for `nll` and `logits`; without a state from the start of the text."""
-        input_ids = batch.input_ids if inputs_embeds is None else None
+        if inputs_embeds is None:
+            inputs_embeds = self.encoder.embed(batch.input_ids, masks.encoder)
+        mask, tail = batch.attention_mask, self.backprop_tokens
         if state is None:
-            tail, mask = self.backprop_tokens, batch.attention_mask
             if tail is not None and tail < mask.shape[1] and torch.is_grad_enabled():
-                return self.encoder.forward_tails(input_ids, mask, masks.encoder, tail, inputs_embeds)
-            state = self.encoder.initial_state(len(batch.attention_mask))
-        encoded: EncoderOutput = self.encoder(input_ids, batch.attention_mask, state, masks.encoder, inputs_embeds)
+                return self.encoder.forward_tails(inputs_embeds, mask, masks.encoder, tail)
+            state = self.encoder.initial_state(len(mask))
+        encoded: EncoderOutput = self.encoder(inputs_embeds, mask, state, masks.encoder)
         return encoded
 
     def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ def encode_tails(
     """
     time = attention_mask.shape[1]
     if time <= tail:
-        whole: EncoderOutput = encoder(None, attention_mask, state, masks, inputs_embeds)
+        whole: EncoderOutput = encoder(inputs_embeds, attention_mask, state, masks)
         return whole
     chunk = -(-tail // PARTS)
     first = (attention_mask.long().sum(1) - tail).clamp(min=0) // chunk  # (batch,): the chunk where the gradient begins
@@ -45,7 +45,7 @@ def encode_tails(
         read, states = [], [state]
         for start in range(0, (time - tail) // chunk * chunk, chunk):
             part = slice(start, start + chunk)
-            read.append(encoder(None, attention_mask[:, part], states[-1], masks, inputs_embeds[:, part]))
+            read.append(encoder(inputs_embeds[:, part], attention_mask[:, part], states[-1], masks))
             states.append(read[-1].state)
         rows = torch.arange(len(first), device=first.device)
         begin = tuple(
@@ -55,7 +55,7 @@ def encode_tails(
     places = (first * chunk)[:, None] + torch.arange(tail + chunk - 1, device=first.device)  # (batch, window)
     inside = places.clamp(max=time - 1)
     mask = attention_mask.gather(1, inside) * (places < time).to(attention_mask.dtype)
-    out: EncoderOutput = encoder(None, mask, begin, masks, inputs_embeds[rows[:, None], inside])
+    out: EncoderOutput = encoder(inputs_embeds[rows[:, None], inside], mask, begin, masks)
 
     def joined(before: list[Tensor], after: Tensor) -> Tensor:
         """(batch, time, units): without a gradient, and over it the documents' ends with theirs."""

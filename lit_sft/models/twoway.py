@@ -81,55 +81,36 @@ class TwoWayEncoder(Encoder):
         return torch.cat([forward, self.backward_stack.embed(input_ids, masks.backward)], dim=-1)
 
     def forward(
-        self,
-        input_ids: Tensor | None,
-        attention_mask: Tensor,
-        state: LSTMState,
-        masks: TwoWayMasks,
-        inputs_embeds: Tensor | None = None,
+        self, inputs_embeds: Tensor, attention_mask: Tensor, state: LSTMState, masks: TwoWayMasks
     ) -> EncoderOutput:
-        """Encode ids (batch, time), or `inputs_embeds` (batch, time, 2 * embedding_size) as `embed` returns them.
-
-        Raises:
-            ValueError: neither or both of `input_ids` and `inputs_embeds`.
-        """
-        ahead, back = self._as_read(input_ids, attention_mask, masks, inputs_embeds)
+        """Encode `inputs_embeds` (batch, time, 2 * embedding_size) as `embed` returns them."""
+        ahead, back = _as_read(inputs_embeds, attention_mask)
         layers = len(self.forward_stack.layers)
         return _side_by_side(
-            self.forward_stack(None, attention_mask, state[:layers], masks.forward, ahead),
-            self.backward_stack(None, attention_mask, state[layers:], masks.backward, back),
+            self.forward_stack(ahead, attention_mask, state[:layers], masks.forward),
+            self.backward_stack(back, attention_mask, state[layers:], masks.backward),
         )
 
     def forward_tails(
-        self,
-        input_ids: Tensor | None,
-        attention_mask: Tensor,
-        masks: TwoWayMasks,
-        tail: int,
-        inputs_embeds: Tensor | None = None,
+        self, inputs_embeds: Tensor, attention_mask: Tensor, masks: TwoWayMasks, tail: int
     ) -> EncoderOutput:
         """As `forward`, with a gradient into the tokens that each stack reads last: a document's end, and its start."""
-        ahead, back = self._as_read(input_ids, attention_mask, masks, inputs_embeds)
+        ahead, back = _as_read(inputs_embeds, attention_mask)
         return _side_by_side(
-            self.forward_stack.forward_tails(None, attention_mask, masks.forward, tail, ahead),
-            self.backward_stack.forward_tails(None, attention_mask, masks.backward, tail, back),
+            self.forward_stack.forward_tails(ahead, attention_mask, masks.forward, tail),
+            self.backward_stack.forward_tails(back, attention_mask, masks.backward, tail),
         )
-
-    def _as_read(
-        self, input_ids: Tensor | None, attention_mask: Tensor, masks: TwoWayMasks, inputs_embeds: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Each stack's token vectors in its reading order, (batch, time, embedding_size)."""
-        if input_ids is not None and inputs_embeds is None:
-            inputs_embeds = self.embed(input_ids, masks)
-        elif inputs_embeds is None or input_ids is not None:
-            raise ValueError("give either input_ids or inputs_embeds")
-        ahead, back = inputs_embeds.chunk(2, dim=-1)
-        return ahead, back.gather(1, backward_order(attention_mask).unsqueeze(-1).expand_as(back))
 
     def layer_groups(self) -> list[list[nn.Parameter]]:
         """Both embeddings, then the layers of one height together."""
         stacks = (self.forward_stack.layer_groups(), self.backward_stack.layer_groups())
         return [forward + backward for forward, backward in zip(*stacks, strict=True)]
+
+
+def _as_read(inputs_embeds: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Each stack's token vectors in its reading order, (batch, time, embedding_size)."""
+    ahead, back = inputs_embeds.chunk(2, dim=-1)
+    return ahead, back.gather(1, backward_order(attention_mask).unsqueeze(-1).expand_as(back))
 
 
 def _side_by_side(forward: EncoderOutput, backward: EncoderOutput) -> EncoderOutput:

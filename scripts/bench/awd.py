@@ -148,7 +148,8 @@ def bare(config: dict[str, Any], data: TextDataModule, clock: Clock, precision: 
                 group["lr"] = RATE * factor
             with autocast(precision):
                 masks = encoder.draw_masks(*inputs.shape)
-                out = encoder(inputs, torch.ones_like(inputs, dtype=torch.bool), detach_state(state), masks)
+                real = torch.ones_like(inputs, dtype=torch.bool)
+                out = encoder(encoder.embed(inputs, masks), real, detach_state(state), masks)
                 loss = head.nll(out.hidden.flatten(0, 1), targets.flatten()).mean()
             state, hidden, raw = out.state, out.hidden.float(), out.raw.float()
             loss = loss + ALPHA * hidden.square().mean() + BETA * (raw[:, 1:] - raw[:, :-1]).square().mean()

@@ -149,7 +149,8 @@ def lm_parts(data: TextDataModule, config: dict[str, Any], steps: int, dtype: to
     def encode(batch: Any) -> None:
         with torch.autocast("cpu", dtype, enabled=dtype is not None):
             masks = encoder.draw_masks(*batch.input_ids.shape)
-            out = encoder(batch.input_ids, batch.attention_mask, encoder.initial_state(len(batch.input_ids)), masks)
+            embeds = encoder.embed(batch.input_ids, masks)
+            out = encoder(embeds, batch.attention_mask, encoder.initial_state(len(embeds)), masks)
         out.hidden.float().sum().backward()
 
     def softmax(batch: Any) -> None:
