@@ -22,12 +22,10 @@ intervals over test documents are written to ``OUT.intervals.csv``, a line a met
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
 import itertools
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,27 +33,17 @@ from typing import Any
 import numpy as np
 import yaml
 from contamination import data_options
-from paired import error_intervals, predictions_file
-from report import in_one_line, intervals_file, read_lines, rows_tested, table, write_figures
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, f1_score
+from linear import linear_model
+from paired import write_intervals
+from report import append_line, in_one_line, read_lines, table
 
 from lit_sft.data.datamodule import TextDataModule
-from lit_sft.data.tokens import TokenArray
 from lit_sft.errors import SickRun, UserError
-from lit_sft.evaluation.predictions import FILE, Predictions, read_predictions
-from lit_sft.evaluation.weighted import weighted_figures
-from lit_sft.evaluation.weighted_multilabel import weighted_multilabel_figures
 from lit_sft.main import main as lit_sft
-from lit_sft.runs import new_run
+from lit_sft.runs import new_run, read_record
 
 CELL = ("method", "labels", "val", "seed", "options", "start")  # start: --init_from, where the method takes it
 FIELDS = (*CELL, "val_macro_f1", "val_accuracy", "test_macro_f1", "test_accuracy", "run")
-INTERVAL_FIELDS = (
-    *("labels", "val", "method", "seeds", "documents"),
-    *("error", "error_std", "error_low", "error_high", "minus", "minus_low", "minus_high"),  # in percent
-)
 PLAN = ("small_val", "seeds", "search_seeds", "fixed")  # of a label count in a search file; what else it has: methods
 SHOWN = ("macro_f1", "accuracy")  # either may choose
 Options = dict[str, Any]
@@ -74,25 +62,6 @@ class Plan:
     seeds: int
     search_seeds: int
     grids: dict[str, list[Options]]  # by method, in the order of the file
-
-
-def append_line(path: Path, row: dict[str, str]) -> None:
-    """Append a line to a CSV, under a header if it is the first, before the next run starts; its columns stay.
-
-    Raises:
-        UserError: its last line was cut off.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    before = path.read_text(encoding="utf-8") if path.is_file() else ""
-    new = not before
-    if not new and not before.endswith("\n"):
-        raise UserError(f"{path}: its last line is cut off: take it out")
-    columns = row if new else next(csv.reader(before.splitlines()))
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(columns), lineterminator="\n", extrasaction="ignore")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 class Results:
@@ -142,11 +111,10 @@ class Cells:
                 flags.append(f"--model.init_from={start}")
             configs = [part for path in self.arguments.config for part in ("--config", str(path))]
             folder = run_network([*configs, *flags], name, test)
-            record = record_of(folder)
+            record = read_record(folder)
             shutil.rmtree(folder / "checkpoints")  # a table leaves hundreds of runs behind
             figures = {f"{split}_{k}": record[split][k] for split in ("val", "test") if split in record for k in SHOWN}
-        kept = {k: v for k, v in figures.items() if test or k.startswith("val_")}
-        return kept | ({"run": folder} if test else {})
+        return figures | ({"run": folder} if test else {})
 
     def cell(self, plan: Plan, method: str, val: str, seed: int, options: Options) -> dict[str, Any]:
         """What tells a run from others in the CSV."""
@@ -201,73 +169,6 @@ def run_network(arguments: list[str], name: str, test: bool) -> Path:
     return folder
 
 
-def record_of(folder: Path) -> dict[str, Any]:
-    """A finished run's ``metrics.json``."""
-    record: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    return record
-
-
-def linear_model(
-    data: TextDataModule, options: dict[str, Any], folder: Path | None = None, splits: Sequence[str] = ("val", "test")
-) -> dict[str, float]:
-    """TF-IDF (uni- and bigrams, sublinear) + logistic regression on the data module's own labels.
-
-    Args:
-        data: set up; its low-shot subsets of train and validation are used.
-        options: ``C`` (inverse strength of the regularisation), ``min_df`` and ``class_weight``.
-        folder: where the test's predictions are kept, in a file like a network's; None: nowhere.
-        splits: what is read and measured, "val" and "test" or one of them.
-    """
-    if data.multilabel:
-        raise SystemExit("the linear model needs one label a document, and the data have any number of them")
-    corpus, prepared = data.corpus, data.prepared
-    chosen = {
-        "train": corpus.train.select(low_shot_positions(prepared.train, data.train)),
-        "val": corpus.val.select(low_shot_positions(prepared.val, data.val)),
-        "test": corpus.test,
-    }
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=options.get("min_df", 1))
-    model = LogisticRegression(C=options["C"], max_iter=1000, class_weight=options.get("class_weight"))
-    texts = {split: [data.tokenizer.normalized(t) for t in chosen[split].texts] for split in ("train", *splits)}
-    model.fit(vectorizer.fit_transform(texts["train"]), chosen["train"].labels)
-    figures = {}
-    for split in splits:
-        features, labels = vectorizer.transform(texts[split]), chosen[split].labels
-        predicted = model.predict(features)
-        figures[f"{split}_macro_f1"] = float(f1_score(labels, predicted, average="macro"))
-        figures[f"{split}_accuracy"] = float(accuracy_score(labels, predicted))
-        if split == "test" and folder is not None:
-            linear_predictions(data, model, features).write(folder / FILE)
-    return figures
-
-
-def linear_predictions(data: TextDataModule, model: LogisticRegression, features: Any) -> Predictions:
-    """What a fitted linear model says of the test documents, as a network's test keeps it; ``features`` are theirs.
-
-    A class that the training documents lack has the probability 0.
-    """
-    test, names = data.prepared.test, data.label_names
-    probabilities = np.zeros((len(test), len(names)))
-    probabilities[:, [names.index(label) for label in model.classes_]] = model.predict_proba(features)
-    labels = np.asarray(test.labels)
-    return Predictions(
-        label_names=names,
-        documents=np.arange(len(test)),
-        keys=np.asarray(test.keys),
-        labels=labels,
-        predicted=np.array([names.index(label) for label in model.predict(features)]),
-        losses=-np.log(probabilities[np.arange(len(test)), labels].clip(1e-12)),
-        probabilities=probabilities,
-        clean=data.test_is_clean,
-    )
-
-
-def low_shot_positions(whole: TokenArray, part: TokenArray) -> np.ndarray:
-    """Where the documents of a subset stand in the whole: by their place in the token array, which no two share."""
-    place = {(int(s), int(k)): i for i, (s, k) in enumerate(zip(whole.starts, whole.keys, strict=True))}
-    return np.array([place[int(s), int(k)] for s, k in zip(part.starts, part.keys, strict=True)], dtype=np.int64)
-
-
 def search(cells: Cells, results: Results, plan: Plan, method: str, val: str) -> Options:
     """The grid's point with the best mean validation figure over the search seeds; the only one, without a run.
 
@@ -315,45 +216,6 @@ def fill_method(cells: Cells, results: Results, plan: Plan, method: str, val: st
         cell = cells.cell(plan, method, val, seed, options)
         if results.find(True, **cell) is None:
             results.add({**cell, **cells.run(plan, method, val, seed, options, test=True)})
-
-
-def write_intervals(out: Path) -> None:
-    """``OUT.intervals.csv``: errors with their intervals over documents, made of the predictions of the CSV's runs.
-
-    A line for each label count, validation set and method whose runs are all still there. Lines of others stay, and one
-    that has the difference from ``pretrained`` where it can't be computed any more.
-    """
-    runs: dict[tuple[str, str], dict[str, list[Predictions]]] = {}
-    lost: set[tuple[str, str, str]] = set()
-    for row in rows_tested(out):
-        predictions = _predictions(row)
-        if predictions is None:
-            lost.add((row["labels"], row["val"], row["method"]))
-        else:
-            runs.setdefault((row["labels"], row["val"]), {}).setdefault(row["method"], []).append(predictions)
-    lines: dict[tuple[str, str, str], dict[str, Any]] = {
-        (line["labels"], line["val"], line["method"]): line for line in read_lines(intervals_file(out))
-    }
-    for (labels, val), methods in runs.items():
-        there = {method: read for method, read in methods.items() if (labels, val, method) not in lost}
-        for method, figures in error_intervals(there, "pretrained").items():
-            cell = (labels, val, method)
-            if "minus" in figures or not lines.get(cell, {}).get("minus"):
-                count = {"seeds": len(there[method]), "documents": len(there[method][0])}
-                lines[cell] = {"labels": labels, "val": val, "method": method, **count, **figures}
-    if lines:
-        write_figures(intervals_file(out), INTERVAL_FIELDS, lines.values())
-
-
-def _predictions(row: dict[str, str]) -> Predictions | None:
-    """Those of a row's run, if its folder still holds them: another machine's run has a folder of the same name."""
-    file = predictions_file(Path(row["run"])) if row.get("run") else None
-    if file is None or not file.is_file():
-        return None
-    predictions = read_predictions(file)
-    figures = weighted_multilabel_figures if predictions.multilabel else weighted_figures
-    accuracy = figures(predictions, np.ones((len(predictions), 1)), counts_only=True)["accuracy"]
-    return predictions if abs(float(accuracy[0]) - float(row["test_accuracy"])) < 1e-4 else None
 
 
 def plans_in(path: Path, only: list[str] | None = None) -> list[Plan]:

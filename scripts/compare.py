@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 import yaml
-from baselines import linear_model, record_of, run_network
+from baselines import run_network
+from linear import linear_model
 from report import in_one_line
 
 from lit_sft.checkpoints import stage_folders
@@ -44,7 +45,7 @@ def compare(run: Path, scratch: Path) -> dict[str, dict[str, float]]:
         arguments = ["--config", str(scratch), "--config", str(same_data), f"--seed_everything={seed}"]
         arguments += [f"--trainer.precision={config['trainer']['precision'] or 'null'}", *sizes_of(config)]
         folder = run_network(arguments, f"{run.resolve().parent.name}-scratch", test=True)
-    rows["from scratch"] = record_of(folder)["test"]
+    rows["from scratch"] = read_record(folder)["test"]
     data = TextDataModule(**options, seed=seed)
     data.prepare_data()
     data.setup()

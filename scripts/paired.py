@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from report import in_one_line
+from report import in_one_line, intervals_file, read_lines, rows_tested, write_figures
 from scipy import stats
 
 from lit_sft.checkpoints import stage_folders
@@ -38,6 +38,10 @@ from lit_sft.evaluation.weighted_multilabel import weighted_multilabel_figures
 
 FIGURES = ("accuracy", "macro_f1", "loss")
 TOSSES = 10_000
+INTERVAL_FIELDS = (
+    *("labels", "val", "method", "seeds", "documents"),
+    *("error", "error_std", "error_low", "error_high", "minus", "minus_low", "minus_high"),  # in percent
+)
 Runs = Sequence[Predictions]
 
 
@@ -180,6 +184,45 @@ def error_intervals(methods: Mapping[str, Runs], reference: str) -> dict[str, di
             low, high = mean_interval(difference)
             found[method] |= {"minus": difference.mean(), "minus_low": low, "minus_high": high}
     return found
+
+
+def write_intervals(out: Path) -> None:
+    """``OUT.intervals.csv``: errors with their intervals over documents, made of the predictions of the CSV's runs.
+
+    A line for each label count, validation set and method whose runs are all still there. Lines of others stay, and one
+    that has the difference from ``pretrained`` where it can't be computed any more.
+    """
+    runs: dict[tuple[str, str], dict[str, list[Predictions]]] = {}
+    lost: set[tuple[str, str, str]] = set()
+    for row in rows_tested(out):
+        predictions = _predictions(row)
+        if predictions is None:
+            lost.add((row["labels"], row["val"], row["method"]))
+        else:
+            runs.setdefault((row["labels"], row["val"]), {}).setdefault(row["method"], []).append(predictions)
+    lines: dict[tuple[str, str, str], dict[str, Any]] = {
+        (line["labels"], line["val"], line["method"]): line for line in read_lines(intervals_file(out))
+    }
+    for (labels, val), methods in runs.items():
+        there = {method: read for method, read in methods.items() if (labels, val, method) not in lost}
+        for method, figures in error_intervals(there, "pretrained").items():
+            cell = (labels, val, method)
+            if "minus" in figures or not lines.get(cell, {}).get("minus"):
+                count = {"seeds": len(there[method]), "documents": len(there[method][0])}
+                lines[cell] = {"labels": labels, "val": val, "method": method, **count, **figures}
+    if lines:
+        write_figures(intervals_file(out), INTERVAL_FIELDS, lines.values())
+
+
+def _predictions(row: dict[str, str]) -> Predictions | None:
+    """Those of a row's run, if its folder still holds them: another machine's run has a folder of the same name."""
+    file = predictions_file(Path(row["run"])) if row.get("run") else None
+    if file is None or not file.is_file():
+        return None
+    predictions = read_predictions(file)
+    figures = weighted_multilabel_figures if predictions.multilabel else weighted_figures
+    accuracy = figures(predictions, np.ones((len(predictions), 1)), counts_only=True)["accuracy"]
+    return predictions if abs(float(accuracy[0]) - float(row["test_accuracy"])) < 1e-4 else None
 
 
 def clean_parts(a: Runs, b: Runs) -> tuple[Runs, Runs]:

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from baselines import append_line, as_flags, record_of, run_network
+from baselines import as_flags, run_network
 from contamination import data_options
-from report import in_one_line, line, read_lines, spread
+from report import append_line, in_one_line, line, read_lines, spread
 
 from lit_sft.errors import UserError
+from lit_sft.runs import read_record
 
 FIGURES = ("perplexity", "bits_per_byte", "macro_f1", "accuracy")  # of validation; first the language model's
 Flags = dict[str, Any]
@@ -94,7 +95,7 @@ def run(parts: Parts, variant: str, path: Path) -> None:
             arguments = ["--config", str(parts.finetune), *as_flags(flags)]
             folder = run_network(arguments, _name({"variant": variant}), test=False)
             shutil.rmtree(folder / "checkpoints")
-            found = record_of(model)["val"] | record_of(folder)["val"]
+            found = read_record(model)["val"] | read_record(folder)["val"]
             row = {"variant": variant, "labels": labels, "seed": seed} | {k: found[k] for k in FIGURES}
             append_line(path, {k: str(v) for k, v in row.items()} | {"flags": _flags(parts, variant, labels)})
 

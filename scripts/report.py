@@ -43,6 +43,25 @@ def read_lines(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def append_line(path: Path, row: dict[str, str]) -> None:
+    """Append a line to a CSV, under a header if it is the first, before the next run starts; its columns stay.
+
+    Raises:
+        UserError: its last line was cut off.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    new = not before
+    if not new and not before.endswith("\n"):
+        raise UserError(f"{path}: its last line is cut off: take it out")
+    columns = row if new else next(csv.reader(before.splitlines()))
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(columns), lineterminator="\n", extrasaction="ignore")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
 def rows_tested(path: Path) -> list[dict[str, str]]:
     """The tested runs of a CSV of scripts/baselines.py, one a cell: a line repeated counts once.
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from baselines import FIELDS, append_line
+from baselines import FIELDS
 from curve import curves, draw, equivalent, labels_for, table
+from report import append_line
 
 COUNTS = np.array([10, 100, 1000])
 

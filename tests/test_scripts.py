@@ -7,14 +7,25 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import yaml
-from baselines import FIELDS, append_line, linear_model, low_shot_positions, plans_in, write_intervals
+from baselines import FIELDS, plans_in
 from compare import compare
 from conftest import Configs, Files, Fit, read
 from contamination import data_options
+from linear import linear_model, low_shot_positions
+from paired import write_intervals
 from parts import Parts, pretrained
 from parts import run as run_variant
 from parts import table as parts_table
-from report import in_one_line, intervals_file, paired_difference, read_lines, rows_tested, table, write_figures
+from report import (
+    append_line,
+    in_one_line,
+    intervals_file,
+    paired_difference,
+    read_lines,
+    rows_tested,
+    table,
+    write_figures,
+)
 from scipy import stats
 from table import rows_of, seconds_before
 from table import table as runs_table

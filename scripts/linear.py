@@ -1,0 +1,77 @@
+"""TF-IDF + logistic regression on a data module's own labels: the baseline of compare.py and baselines.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, f1_score
+
+from lit_sft.data.datamodule import TextDataModule
+from lit_sft.data.tokens import TokenArray
+from lit_sft.evaluation.predictions import FILE, Predictions
+
+
+def linear_model(
+    data: TextDataModule, options: dict[str, Any], folder: Path | None = None, splits: Sequence[str] = ("val", "test")
+) -> dict[str, float]:
+    """TF-IDF (uni- and bigrams, sublinear) + logistic regression on the data module's own labels.
+
+    Args:
+        data: set up; its low-shot subsets of train and validation are used.
+        options: ``C`` (inverse strength of the regularisation), ``min_df`` and ``class_weight``.
+        folder: where the test's predictions are kept, in a file like a network's; None: nowhere.
+        splits: what is read and measured, "val" and "test" or one of them.
+    """
+    if data.multilabel:
+        raise SystemExit("the linear model needs one label a document, and the data have any number of them")
+    corpus, prepared = data.corpus, data.prepared
+    chosen = {
+        "train": corpus.train.select(low_shot_positions(prepared.train, data.train)),
+        "val": corpus.val.select(low_shot_positions(prepared.val, data.val)),
+        "test": corpus.test,
+    }
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=options.get("min_df", 1))
+    model = LogisticRegression(C=options["C"], max_iter=1000, class_weight=options.get("class_weight"))
+    texts = {split: [data.tokenizer.normalized(t) for t in chosen[split].texts] for split in ("train", *splits)}
+    model.fit(vectorizer.fit_transform(texts["train"]), chosen["train"].labels)
+    figures = {}
+    for split in splits:
+        features, labels = vectorizer.transform(texts[split]), chosen[split].labels
+        predicted = model.predict(features)
+        figures[f"{split}_macro_f1"] = float(f1_score(labels, predicted, average="macro"))
+        figures[f"{split}_accuracy"] = float(accuracy_score(labels, predicted))
+        if split == "test" and folder is not None:
+            linear_predictions(data, model, features).write(folder / FILE)
+    return figures
+
+
+def linear_predictions(data: TextDataModule, model: LogisticRegression, features: Any) -> Predictions:
+    """What a fitted linear model says of the test documents, as a network's test keeps it; ``features`` are theirs.
+
+    A class that the training documents lack has the probability 0.
+    """
+    test, names = data.prepared.test, data.label_names
+    probabilities = np.zeros((len(test), len(names)))
+    probabilities[:, [names.index(label) for label in model.classes_]] = model.predict_proba(features)
+    labels = np.asarray(test.labels)
+    return Predictions(
+        label_names=names,
+        documents=np.arange(len(test)),
+        keys=np.asarray(test.keys),
+        labels=labels,
+        predicted=np.array([names.index(label) for label in model.predict(features)]),
+        losses=-np.log(probabilities[np.arange(len(test)), labels].clip(1e-12)),
+        probabilities=probabilities,
+        clean=data.test_is_clean,
+    )
+
+
+def low_shot_positions(whole: TokenArray, part: TokenArray) -> np.ndarray:
+    """Where the documents of a subset stand in the whole: by their place in the token array, which no two share."""
+    place = {(int(s), int(k)): i for i, (s, k) in enumerate(zip(whole.starts, whole.keys, strict=True))}
+    return np.array([place[int(s), int(k)] for s, k in zip(part.starts, part.keys, strict=True)], dtype=np.int64)
