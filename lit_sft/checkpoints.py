@@ -167,7 +167,8 @@ def _plain_config(value: Any) -> bool:
     if not isinstance(value, dict) or not all(isinstance(value.get(part, {}), dict) for part in ("data", "model")):
         return False
     data = value.get("data", {})
-    return isinstance(data.get("max_length") or 1, int) and data.get("direction") in (None, *get_args(Direction))
+    length = data.get("max_length") or 1
+    return isinstance(length, int) and length > 0 and data.get("direction") in (None, *get_args(Direction))
 
 
 def _thresholds(value: Any) -> bool:

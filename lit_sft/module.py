@@ -153,13 +153,13 @@ class LitSFT(StepRates):
                 load_pretrained(self.net, read_sources(self.init_from), self.tokenizer, remap, self.label_names)
         self._initialized = True
         if "classifier" in self.objective.heads:
-            documents = (batch.to(self.device) for batch in data.train_documents())
-            with self.trainer.precision_plugin.train_step_context():
-                self.objective.see_documents(self.net, documents, len(data.train))
             try:
                 self.objective.see_counts(data.label_counts.tolist(), len(data.train), self.multilabel)
             except ValueError as error:
                 raise UserError(f"model.objective: {error}") from error
+            documents = (batch.to(self.device) for batch in data.train_documents())
+            with self.trainer.precision_plugin.train_step_context():
+                self.objective.see_documents(self.net, documents, len(data.train))
 
     @property
     def net(self) -> Network:

@@ -212,7 +212,10 @@ def record_of_test(folder: Path, checkpoint: Path, own_data: dict[str, Any], dat
 
 def _is_test_of(path: Path, data: dict[str, Any]) -> bool:
     """Whether these are the figures of the same data, which a new test may replace."""
-    tested = json.loads(path.read_text(encoding="utf-8"))["data"]
+    try:
+        tested = dict(json.loads(path.read_text(encoding="utf-8"))["data"])
+    except (ValueError, KeyError, TypeError):
+        return False  # something else, which stays
     return all(_located(tested.get(key)) == _located(data.get(key)) for key in TESTED)
 
 
@@ -232,7 +235,9 @@ def write_test(path: Path, figures: dict[str, Any], checkpoint: Path, data: dict
 
 
 def _located(value: Any) -> Any:
-    """A path made absolute, so that two ways to write it are one; anything else as it is."""
+    """A path made absolute, so that two ways to write it are one, and keys as JSON has them; anything else as it is."""
+    if isinstance(value, dict):
+        return {str(key): name for key, name in value.items()}
     if isinstance(value, list):
         return [_located(v) for v in value]
     return str(Path(value).resolve()) if isinstance(value, str) and Path(value).exists() else value

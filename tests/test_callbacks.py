@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -155,7 +156,7 @@ def test_the_record_is_of_the_best_validation_and_not_of_the_last(
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == CONFIG
 
 
-@pytest.mark.parametrize("monitor", [("train/loss", "min"), ("train/loss", "max")])
+@pytest.mark.parametrize("monitor", [("train/loss", "min"), ("train/loss", "max"), ("step", "max"), ("step", "min")])
 def test_the_record_is_of_what_the_best_checkpoint_holds_whatever_chose_it(
     monitor: tuple[str, str], files: Files, shared_cache: Path, tmp_path: Path
 ) -> None:
@@ -163,6 +164,27 @@ def test_the_record_is_of_what_the_best_checkpoint_holds_whatever_chose_it(
     step = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)["global_step"]
     record = json.loads((tmp_path / "metrics.json").read_text())
     assert record["val"]["loss"] == pytest.approx(made["events"].Scalars("val/loss")[step // 8 - 1].value)
+
+
+def test_a_figure_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
+    record, best = RunRecord(tmp_path, CONFIG, False), BestCheckpoint("val/auroc", "max")
+    best.dirpath = str(tmp_path)
+    trainer: Any = SimpleNamespace(
+        sanity_checking=False,
+        progress_bar_callback=object(),
+        global_step=1,
+        current_epoch=0,
+        loggers=(),
+        checkpoint_callbacks=(best,),
+        strategy=SimpleNamespace(reduce_boolean_decision=lambda decision, all=True: decision),
+        is_global_zero=True,
+        save_checkpoint=lambda *_: None,
+    )
+    for auroc in (math.nan, 0.4, math.nan, 0.3):
+        trainer.callback_metrics = {"val/auroc": torch.tensor(auroc)}
+        record.on_validation_end(trainer, None)  # type: ignore[arg-type]
+        best._save_topk_checkpoint(trainer, best._monitor_candidates(trainer))
+    assert record._best == {"val/auroc": pytest.approx(0.4)}
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # the checkpoint callback is another one
@@ -209,7 +231,7 @@ def test_changed_options_are_those_that_decide_a_result() -> None:
 @pytest.mark.parametrize("patience", [0, 1])
 def test_a_figure_that_is_no_number_ends_a_fit_that_waits_for_it_alone(patience: int) -> None:
     stop = EarlyStop("val/auroc", patience=patience)
-    assert stop.check_finite is bool(patience)
+    assert stop._evaluate_stopping_criteria(torch.tensor(math.nan))[0] is bool(patience)
 
 
 @pytest.mark.parametrize("heads", [{"lm"}, {"classifier"}, {"lm", "classifier"}])

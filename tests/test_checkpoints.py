@@ -110,6 +110,7 @@ class TestReading:
             ("label_names", [1]),
             ("config", {"data": []}),
             ("config", {"data": {"max_length": "x"}}),
+            ("config", {"data": {"max_length": -5}}),
             ("config", None),
             ("tokenizer_json", None),
         ],

@@ -245,6 +245,21 @@ def test_every_token_is_a_target_exactly_once_an_epoch_with_random_stretches() -
         assert seen == Counter([t for ids in documents for t in [*ids, EOS]])
 
 
+def test_random_stretches_have_the_lengths_that_were_drawn() -> None:
+    stream = dataset(corpus(800), batch_size=1, bptt=70, random_bptt=True)
+    drawn = random_lengths(len(stream), 70, _after_permutation(stream))
+    served = np.diff(stream._borders)
+    expected = drawn * stream.lane_length / drawn.sum()
+    assert np.abs(served - expected).max() < 2  # rounded at both ends
+    assert (served >= 1).all()
+
+
+def _after_permutation(stream: StreamDataset) -> np.random.Generator:
+    generator = np.random.default_rng((stream.seed, stream.epoch))
+    generator.permutation(len(stream.tokens))
+    return generator
+
+
 def test_lengths_are_distributed_as_in_the_slow_reference() -> None:
     slow, python = [], random.Random(1)
     for _ in range(100_000):

@@ -63,7 +63,7 @@ class RunRecord(L.Callback):
         if trainer.progress_bar_callback is None:  # type: ignore[attr-defined] # else that one tells them
             rank_zero_info(f"step {trainer.global_step}: {_shown(figures)}")
         best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
-        if best is None or best.check_monitor_top_k(trainer, trainer.callback_metrics.get(str(best.monitor))):
+        if best is None or best.check_monitor_top_k(trainer, best._monitor_candidates(trainer).get(str(best.monitor))):
             self._best = figures  # what that callback, which comes after this one, is about to save
             log_confusion(trainer, module, "val", trainer.global_step)
 

@@ -40,7 +40,7 @@ class Supervised(Objective):
             `Penalties`; they are no part of the loss that is reported as "supervised".
 
     Raises:
-        ValueError: values outside these ranges; at the call, class_weights of another length than the
+        ValueError: values outside these ranges; in `see_counts`, class_weights of another length than the
         classes.
     """
 

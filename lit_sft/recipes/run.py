@@ -195,8 +195,8 @@ def _resumed(recipe: Recipe, options: argparse.Namespace, flags: list[str]) -> R
         raise UserError(f"--ckpt_path last: {folder} is not a run of {recipe.path}; leave it out to start a new run")
     if options.stages and {stage.name for stage in _chosen(recipe, options.stages)} != set(sources):
         raise UserError(f"--stages {options.stages}: {folder}, which is resumed, has the stages {', '.join(sources)}")
-    given = [str(resolve(source, "init_from")) for source in names_in(options.init_from)]
-    if given and given not in sources.values():
+    given = names_in(options.init_from)
+    if given and _files(given) not in [_files(starts) for starts in sources.values() if starts]:
         raise UserError(
             f"--model.init_from {options.init_from}: {folder}, which is resumed, began from another; leave it out"
         )
@@ -204,6 +204,11 @@ def _resumed(recipe: Recipe, options: argparse.Namespace, flags: list[str]) -> R
         if config.get(what) != now:
             print(f"== resumed with other {what} than before: {config.get(what)} -> {now}", flush=True)
     return Run(recipe, folder, sources, flags)
+
+
+def _files(starts: list[str]) -> list[Path]:
+    """The checkpoints that these name: two ways to write one are one."""
+    return [resolve(start, "init_from").resolve() for start in starts]
 
 
 def _finished_pretraining(root: Path, stage: str) -> Path:
