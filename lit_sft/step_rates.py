@@ -31,7 +31,8 @@ class StepRates(L.LightningModule):
     def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         if batch_idx % self.trainer.accumulate_grad_batches == 0:  # Lightning's own rule
             self._step_rates = []
-        self._step_rates += [b.rate for b in batch.values() if hasattr(b, "rate")]
+        if all(hasattr(b, "rate") for b in batch.values()):  # a stream beside labels leaves their rate alone
+            self._step_rates += [b.rate for b in batch.values()]
 
     def share_of_step(self, batch_idx: int) -> float:
         """What the loss of a batch is to be multiplied by, beside Lightning's 1 / ``accumulate_grad_batches``."""

@@ -229,8 +229,8 @@ def slow_loss(logits: Tensor, labels: Tensor, smoothing: float, weights: list[fl
         count += 1
         for number, (z, y) in enumerate(zip(row, targets, strict=True)):
             p, target = 1 / (1 + math.exp(-z)), (1 - smoothing) * y + smoothing / 2
-            w = 1.0 if weights is None else weights[number]
-            total -= (w * target * math.log(p) + (1 - target) * math.log(1 - p)) / len(row)
+            w = weights[number] if weights is not None and y == 1 else 1.0
+            total -= w * (target * math.log(p) + (1 - target) * math.log(1 - p)) / len(row)
     return total / count
 
 

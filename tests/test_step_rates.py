@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from training import Losses, PowerCut, data_of, module_of, trainer_of, weights
 
 from lit_sft.module import LitSFT
+from lit_sft.objectives import AuxiliaryLM, Mixed
 from lit_sft.optim import WarmupCosine, clip_gradients
 from lit_sft.step_rates import scaled
 
@@ -88,6 +89,14 @@ def test_rates_by_length_equal_a_loop_by_hand(
     # before a step and after it the rate is the schedule's, to the bit
     assert rates.after[:-1] == seen.rates[1:]
     assert sorted(set(seen.rates)) == sorted(set(scheduled))
+
+
+def test_a_stream_beside_labels_leaves_the_rate_alone(files: Files, shared_cache: Path, tmp_path: Path) -> None:
+    rates = AtEveryStep()
+    module = module_of("finetune", optimizer=SGD, objective=Mixed([AuxiliaryLM()]))
+    data = data_of(files, shared_cache, bptt=24, batch_size=8, random_bptt=True)
+    trainer_of(tmp_path, callbacks=[rates], max_steps=6).fit(module, datamodule=data)
+    assert len(set(rates.inside)) == 1
 
 
 class PowerCutAfter(Callback):

@@ -7,10 +7,11 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lit_sft.errors import UserError
+from lit_sft.optim import Constant
 
 TRAINED = "current_model_state"  # where a checkpoint keeps the weights that training goes on from; Lightning's name
 
@@ -139,6 +140,11 @@ class NonMonotonicAveraging(WeightMean):
         self.monitor, self.nonmono = monitor, nonmono
         self.figures: list[float] = []  # of the validations up to the trigger
 
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        super().on_train_start(trainer, module)
+        if not isinstance(getattr(module, "schedule", None), Constant | None):
+            rank_zero_warn("NonMonotonicAveraging wants a constant rate: --model.schedule lit_sft.optim.Constant")
+
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if self.count or trainer.sanity_checking or trainer.state.fn != "fit":
             return
@@ -164,6 +170,9 @@ class NonMonotonicAveraging(WeightMean):
 class ExponentialAveraging(WeightMean):
     """An exponential moving average: after each step mean <- decay * mean + (1 - decay) * weights.
 
+    The first 1 / (1 - decay) steps are a plain mean (Tarvainen & Valpola 2017): else the weights of the start, such as
+    those of a new head, would make up most of it for so long.
+
     Args:
         decay: in [0, 1).
         start_step: optimizer steps before it begins, with the weights of then.
@@ -185,6 +194,6 @@ class ExponentialAveraging(WeightMean):
 
     def after_step(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if self.count:
-            self._add(module, 1 - self.decay)
+            self._add(module, max(1 - self.decay, 1 / (self.count + 1)))
         elif trainer.global_step >= self.start_step:
             self.begin(module)

@@ -36,6 +36,19 @@ def dropout_mask(
     return mask.bernoulli_(1.0 - p).div_(1.0 - p)
 
 
+def left_out(
+    p: float,
+    size: tuple[int, ...],
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor | None:
+    """Draw a mask of tokens: 0 with probability `p`, else 1, since the tokens of a text that stay are no larger for it.
+
+    None when `p` is 0, which draws no number.
+    """
+    return None if p == 0.0 else torch.empty(size, device=device, dtype=dtype).bernoulli_(1.0 - p)
+
+
 def apply_mask(x: Tensor, mask: Tensor | None) -> Tensor:
     """`x` times `mask` in the dtype of `x`; `x` itself when there is no mask."""
     return x if mask is None else x * mask.to(x.dtype)

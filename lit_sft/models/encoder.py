@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lit_sft.models.dropout import apply_mask, check_dropout, dropout_mask
+from lit_sft.models.dropout import apply_mask, check_dropout, dropout_mask, left_out
 from lit_sft.models.normalised import NormalisedEmbedding
 from lit_sft.models.tails import encode_tails
 
@@ -115,7 +115,7 @@ class LSTMEncoder(Encoder):
             steps and documents (DropConnect: Merity et al. 2018, section 2).
         type_dropout: words of the vocabulary left out of a whole pass, wherever they occur (Gal & Ghahramani 2016,
             section 4.2; Merity et al. 2018, section 4.3); an LM head that shares the token vectors still predicts them.
-        word_dropout: single occurrences left out (Dai & Le 2015; Iyyer et al. 2015).
+        word_dropout: single occurrences left out (Dai & Le 2015; Iyyer et al. 2015); the others stay as they are.
         normalize_embedding: token vectors of mean 0 and variance 1, see `NormalisedEmbedding`.
         last_size: units of the last layer, and of the output; None: `hidden_size`. With the embedding's, a tied softmax
             needs no projection (Merity et al. 2018, section 4.5), which at AWD-LSTM's rate of 30 doesn't learn.
@@ -211,7 +211,7 @@ class LSTMEncoder(Encoder):
             output=draw(self.output_dropout, batch_size, 1, self.output_size),
             recurrent=tuple(draw(self.weight_dropout, 4 * units, units) for units in self.units),
             types=draw(self.type_dropout, self.vocab_size, 1),
-            words=draw(self.word_dropout, batch_size, time, 1),
+            words=left_out(self.word_dropout, (batch_size, time, 1), weight.device, weight.dtype),
         )
 
     def embed(self, input_ids: Tensor, masks: EncoderMasks) -> Tensor:

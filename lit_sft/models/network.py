@@ -131,9 +131,10 @@ class Network(nn.Module):
         return self.classifier.pool(hidden, batch.attention_mask)  # (batch, pooled_size)
 
     def layer_groups(self) -> list[list[nn.Parameter]]:
-        """Every parameter exactly once: the encoder's groups from the bottom, then one with the heads' own.
+        """Every parameter exactly once: the encoder's groups from the bottom, then one with the head's own.
 
-        A tied weight belongs to the embedding's group.
+        A tied weight belongs to the embedding's group. Beside a classifier, a language-model head belongs to the
+        encoder's top layer: it was pretrained with that, and the rate of a new head would undo it.
 
         Raises:
             ValueError: an encoder whose groups leave out or repeat a parameter, by the parameter's name.
@@ -144,5 +145,10 @@ class Network(nn.Module):
         if wrong:
             kind = type(self.encoder).__name__
             raise ValueError(f"layer_groups() of {kind} must hold these once: {', '.join(wrong)}")
-        heads = [p for p in self.parameters() if id(p) not in set(grouped)]
+        taken = set(grouped)
+        if self.lm_head is not None and self.classifier is not None:  # it comes with the encoder, at whose top it reads
+            own = [p for p in self.lm_head.parameters() if id(p) not in taken]
+            groups[-1] += own
+            taken |= set(map(id, own))
+        heads = [p for p in self.parameters() if id(p) not in taken]
         return [*groups, heads] if heads else groups

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_sft.models.dropout import apply_mask, dropout_mask
+from lit_sft.models.dropout import left_out
 from lit_sft.models.encoder import EncoderOutput
 from lit_sft.models.heads import at_least_float32
 from lit_sft.models.network import Masks, Network
@@ -34,11 +34,12 @@ class Reading:
 
     @classmethod
     def of(cls, network: Network, documents: Any, word_dropout: float = 0.0) -> Reading:
-        """Read the documents under masks drawn here; `word_dropout`: of whole tokens, beside the encoder's own."""
+        """Read the documents under masks drawn here; `word_dropout`: of tokens but the last, on top."""
         masks = network.draw_masks(*documents.input_ids.shape)
         embeds = network.encoder.embed(documents.input_ids, masks.encoder)
-        words = dropout_mask(word_dropout, (*documents.input_ids.shape, 1), embeds.device, embeds.dtype)
-        embeds = apply_mask(embeds, words)
+        words = left_out(word_dropout, (*documents.input_ids.shape, 1), embeds.device, embeds.dtype)
+        if words is not None:
+            embeds = embeds * words.masked_fill(ends(documents.attention_mask.bool()).unsqueeze(-1), 1.0)
         encoded = network.encode(documents, None, masks, embeds)
         logits = network.logits(encoded.hidden, documents.attention_mask, masks)
         return cls(network, documents, masks, embeds, encoded, logits)
@@ -65,11 +66,14 @@ class Reading:
         """bool (batch, time, 1): the tokens that a perturbation may move: all of a document's but the last one.
 
         The last is its end, which Miyato et al.'s code leaves out for VAT, too (there AT moves it as well; and in a
-        network of two directions each has a perturbation of its own, of the full norm). Under BPT3C
+        network of two directions each has a perturbation of its own, of the full norm). In a `TwoWayEncoder` the first
+        is left out as well, at which its backward half ends. Under BPT3C
         (`backprop_tokens`) those of the tail alone, since no gradient tells what moving the others would do.
         """
         mask: Tensor = self.documents.attention_mask.bool()
-        reach = mask & torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
+        reach = mask & ~ends(mask)
+        if isinstance(self.network.encoder, TwoWayEncoder):  # whose backward half ends at the first token
+            reach = reach & torch.cat([torch.zeros_like(mask[:, :1]), mask[:, :-1]], dim=1)
         if (tail := self.network.backprop_tokens) is not None:
             from_end = mask.flip(1).long().cumsum(1).flip(1)  # (batch, time): tokens from here on
             reach = reach & (from_end <= tail)
@@ -89,6 +93,11 @@ class Reading:
         """bool (batch,): which rows are documents, and not what stands for none where several processes share few."""
         counted: Tensor = self.documents.indices >= 0
         return counted
+
+
+def ends(mask: Tensor) -> Tensor:
+    """The last token of each document, bool (batch, time), of its mask; there is none in an empty row."""
+    return mask & ~torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
 
 
 def mean_over(values: Tensor, readings: Sequence[Reading]) -> tuple[Tensor, Tensor]:

@@ -101,9 +101,9 @@ class Supervised(Objective):
         logits = at_least_float32(logits)
         weights = self._document_weights(logits, labels)  # (batch,)
         if labels.ndim == 2:
-            by_label = F.binary_cross_entropy_with_logits(
-                logits, self._smoothed(labels, logits), pos_weight=self._class_weights(logits), reduction="none"
-            )  # (batch, num_classes)
+            by_label = F.binary_cross_entropy_with_logits(logits, self._smoothed(labels, logits), reduction="none")
+            if (by_class := self._class_weights(logits)) is not None:  # of the labels that apply, smoothed or not
+                by_label = torch.where(labels > 0, by_class, 1.0) * by_label  # (batch, num_classes)
             losses = by_label.mean(-1)  # (batch,)
         elif logits.shape[-1] == 1:
             logit = logits.squeeze(-1)
