@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import Normalizer
 
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.data.tokens import TokenArray
 from lit_sft.evaluation.predictions import FILE, Predictions
+
+_FITTED: dict[tuple[Any, ...], Pipeline] = {}  # the last one of all training text, which all seeds share
 
 
 def linear_model(
@@ -23,7 +29,7 @@ def linear_model(
 
     Args:
         data: set up; its low-shot subsets of train and validation are used.
-        options: ``C`` (inverse strength of the regularisation), ``min_df`` and ``class_weight``.
+        options: ``C`` (inverse strength of the regularisation), ``class_weight``, and those of :func:`fitted_features`.
         folder: where the test's predictions are kept, in a file like a network's; None: nowhere.
         splits: what is read and measured, "val" and "test" or one of them.
     """
@@ -35,19 +41,45 @@ def linear_model(
         "val": corpus.val.select(low_shot_positions(prepared.val, data.val)),
         "test": corpus.test,
     }
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=options.get("min_df", 1))
     model = LogisticRegression(C=options["C"], max_iter=1000, class_weight=options.get("class_weight"))
     texts = {split: [data.tokenizer.normalized(t) for t in chosen[split].texts] for split in ("train", *splits)}
-    model.fit(vectorizer.fit_transform(texts["train"]), chosen["train"].labels)
+    to_features = fitted_features(data, options, texts["train"])
+    model.fit(to_features.transform(texts["train"]), chosen["train"].labels)
     figures = {}
     for split in splits:
-        features, labels = vectorizer.transform(texts[split]), chosen[split].labels
+        features, labels = to_features.transform(texts[split]), chosen[split].labels
         predicted = model.predict(features)
         figures[f"{split}_macro_f1"] = float(f1_score(labels, predicted, average="macro"))
         figures[f"{split}_accuracy"] = float(accuracy_score(labels, predicted))
         if split == "test" and folder is not None:
             linear_predictions(data, model, features).write(folder / FILE)
     return figures
+
+
+def fitted_features(data: TextDataModule, options: dict[str, Any], labeled: Iterable[str]) -> Pipeline:
+    """From texts to TF-IDF of uni- and bigrams; of the labeled texts, or of all training text.
+
+    Args:
+        data: set up.
+        options: ``min_df``; ``unlabeled``, true to take words and their weights from all training text, as a language
+            model has it; ``components``, to project them on so many directions (latent semantic analysis, Deerwester et
+            al. 1990).
+        labeled: the labeled training texts, normalized.
+    """
+    shape = (options.get("min_df", 1), options.get("components"))
+    key = (data.preparation.config.fingerprint(), data.tokenizer.digest, *shape)
+    if options.get("unlabeled") and key in _FITTED:
+        return _FITTED[key]
+    steps: list[Any] = [TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=shape[0])]
+    if shape[1]:
+        steps += [TruncatedSVD(shape[1], random_state=0), Normalizer()]
+    found = make_pipeline(*steps)
+    if not options.get("unlabeled"):
+        return found.fit(labeled)
+    found.fit([data.tokenizer.normalized(text) for text in chain(data.corpus.train.texts, data.corpus.extra.texts)])
+    _FITTED.clear()  # they are large, and the seeds of a point follow one another
+    _FITTED[key] = found
+    return found
 
 
 def linear_predictions(data: TextDataModule, model: LogisticRegression, features: Any) -> Predictions:

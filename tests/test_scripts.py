@@ -11,7 +11,7 @@ from baselines import FIELDS, plans_in
 from compare import compare
 from conftest import Configs, Files, Fit, read
 from contamination import data_options
-from linear import linear_model, low_shot_positions
+from linear import fitted_features, linear_model, low_shot_positions
 from paired import write_intervals
 from parts import Parts, pretrained
 from parts import run as run_variant
@@ -27,6 +27,8 @@ from report import (
     write_figures,
 )
 from scipy import stats
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
 from table import rows_of, seconds_before
 from table import table as runs_table
 
@@ -96,6 +98,22 @@ def test_the_linear_model_reads_the_low_shot_labels_of_the_network(data: TextDat
         assert label == data.label_names[int(data.train.labels[i])]
     assert linear_model(data, {"C": 10})["test_accuracy"] > 0.9
     assert set(linear_model(data, {"C": 10}, splits=("val",))) == {"val_macro_f1", "val_accuracy"}  # of a search
+
+
+def test_the_linear_model_takes_its_features_from_all_training_text_where_asked(files: Files) -> None:
+    data = TextDataModule(labeled=str(files.train), unlabeled=str(files.unlabeled), val=str(files.val), vocab_size=300)
+    data.prepare_data()
+    data.setup()
+    texts = [data.tokenizer.normalized(text) for text in [*data.corpus.train.texts, *data.corpus.extra.texts]]
+    by_hand = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True).fit(texts)
+    found = fitted_features(data, {"unlabeled": True}, ["the owl"])
+    assert found[0].vocabulary_ == by_hand.vocabulary_
+    assert found[0].idf_.tolist() == by_hand.idf_.tolist()
+    assert fitted_features(data, {"unlabeled": True}, ["the sail"]) is found  # for the next seed
+    assert len(fitted_features(data, {}, ["the owl"])[0].vocabulary_) == 3
+    vectors = fitted_features(data, {"unlabeled": True, "components": 3}, []).transform(texts)
+    projected = TruncatedSVD(3, random_state=0).fit_transform(by_hand.transform(texts))
+    np.testing.assert_allclose(vectors, projected / np.linalg.norm(projected, axis=1, keepdims=True), atol=1e-9)
 
 
 def test_the_linear_model_leaves_its_predictions_as_a_network_does(data: TextDataModule, tmp_path: Path) -> None:
