@@ -30,6 +30,7 @@ from lit_sft.objectives import (
     Objective,
     Probe,
     PseudoLabels,
+    SequenceAutoencoder,
     Supervised,
     Term,
 )
@@ -97,6 +98,10 @@ CHANGES: dict[type, dict[str, list[Change]]] = {
         "activation_penalty": [("pretrain", {"objective": AdversarialMLE(activation_penalty=2.0)})],
         "temporal_penalty": [("pretrain", {"objective": AdversarialMLE(temporal_penalty=2.0)})],
         "reset_probability": [("pretrain", {"objective": AdversarialMLE(reset_probability=1.0)})],
+    },
+    SequenceAutoencoder: {
+        "activation_penalty": [("pretrain", {"objective": SequenceAutoencoder(activation_penalty=2.0)})],
+        "temporal_penalty": [("pretrain", {"objective": SequenceAutoencoder(temporal_penalty=2.0)})],
     },
     Mixed: {
         "terms": finetune(objective=Mixed([EntMin()])),
@@ -178,7 +183,7 @@ WIRING = {"vocab_size", "embedding", "input_size", "num_outputs", "multilabel"}
 # What an option is compared with, where it isn't the module without any.
 OF_KIND: dict[type, dict[str, Any]] = {
     **{kind: {"schedule": kind()} for kind in (WarmupCosine, OneCycle, SlantedTriangular)},
-    **{kind: {"objective": kind()} for kind in (Probe, AdversarialMLE)},
+    **{kind: {"objective": kind()} for kind in (Probe, AdversarialMLE, SequenceAutoencoder)},
     **{kind: term(kind) for kind in (AT, VAT, EntMin, AuxiliaryLM)},
     TwoWayEncoder: {"encoder": {"kind": TwoWayEncoder}},
     Mixed: term(AT),
@@ -218,7 +223,7 @@ def losses(files: Files, shared_cache: Path, tmp_path_factory: pytest.TempPathFa
     def train(stage: str, **options: Any) -> list[float]:
         if (key := f"{stage} {options}") not in known:
             seen = Losses()
-            trainer = trainer_of(tmp_path_factory.mktemp("run"), max_steps=STEPS, callbacks=[seen])
+            trainer = trainer_of(tmp_path_factory.mktemp("run"), max_epochs=2, max_steps=STEPS, callbacks=[seen])
             trainer.fit(module_of(stage, **options), datamodule=data_of(files, shared_cache))
             known[key] = seen.values
         return known[key]

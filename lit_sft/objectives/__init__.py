@@ -9,6 +9,7 @@ from lit_sft.objectives.mixed import Mixed
 from lit_sft.objectives.mle import MLE
 from lit_sft.objectives.probe import Probe
 from lit_sft.objectives.pseudo_labels import PseudoLabels
+from lit_sft.objectives.sequence_autoencoder import SequenceAutoencoder
 from lit_sft.objectives.supervised import Supervised
 from lit_sft.objectives.term import Term
 from lit_sft.objectives.vat import VAT
@@ -25,6 +26,7 @@ __all__ = [
     "Objective",
     "Probe",
     "PseudoLabels",
+    "SequenceAutoencoder",
     "Supervised",
     "Term",
 ]

@@ -1,11 +1,12 @@
-"""Objectives that were tried and left out compute what they say: what is said of them rests on it."""
+"""The sequence autoencoder against a slow loop over documents."""
 
 import numpy as np
 import torch
 from toy_network import build, encoded
-from tried.sequence_autoencoder import SequenceAutoencoder, read_twice
 
 from lit_sft.data.buckets import collate
+from lit_sft.objectives import SequenceAutoencoder
+from lit_sft.objectives.sequence_autoencoder import read_twice
 
 EOS, PAD = 11, 0
 

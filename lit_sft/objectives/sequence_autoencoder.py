@@ -1,12 +1,7 @@
 """Sequence autoencoder: a document is read, then written again from the state at its end (Dai & Le 2015, section 2).
 
-An objective of a pretraining that stays out of the package until a run shows that it helps.
-
-    PYTHONPATH=scripts/tried python -m lit_sft fit --config configs/imdb/pretrain.yaml --data.max_length 128 \\
-        --data.max_unlabeled_documents 16 --model.objective sequence_autoencoder.SequenceAutoencoder
-
-Validation is that of a language model, on streams, and tells of another task than this one: fine-tune the last
-checkpoint, not the best.
+Validation is that of a language model, on streams, and tells of another task than this one: it can't choose a
+checkpoint by how well documents are written again.
 """
 
 from __future__ import annotations
@@ -18,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_sft.data.buckets import DocumentBatch
-from lit_sft.models import LSTMState, Network
+from lit_sft.models.encoder import LSTMState
 from lit_sft.models.heads import IGNORE_INDEX
-from lit_sft.objectives import MLE, Loss, Objective
-from lit_sft.objectives.mle import mean_nll
+from lit_sft.models.network import Network
+from lit_sft.objectives.base import Loss, Objective
+from lit_sft.objectives.mle import MLE, mean_nll
 
 
 @dataclass
@@ -59,7 +54,7 @@ class SequenceAutoencoder(Objective):
         return loss
 
 
-def read_twice(documents: DocumentBatch) -> Twice:
+def read_twice(documents: Any) -> Twice:
     """What is read and written of documents `<eos> x <eos>`, put twice with one `<eos>` between."""
     input_ids, first = documents.input_ids, documents.lengths.unsqueeze(1)  # (batch, time), (batch, 1)
     time = input_ids.shape[1]
