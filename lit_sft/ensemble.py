@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from lit_sft.evaluation.multilabel import MultilabelMetrics
 from lit_sft.evaluation.predictions import Predictions, predictions_in
 from lit_sft.evaluation.tested import tested_by
 from lit_sft.options import values_of
-from lit_sft.runs import TESTED, package_versions, run_name, told, write_record
+from lit_sft.runs import TESTED, numbered, package_versions, run_name, told, write_record
 from lit_sft.testing import read_in_part
 
 
@@ -123,7 +122,7 @@ def measure_ensemble(arguments: list[str], checkpoints: Sequence[str]) -> None:
     folder = members[0].folder
     if folder is None:
         return
-    file = next(free for free in _names(folder, stem) if not free.exists())
+    file = next(free for free in numbered(folder, stem) if not free.exists())
     predictions.write(file.with_suffix(".parquet"))
     write_record(file, record | {"versions": package_versions()})
     rank_zero_info(f"wrote {file}")
@@ -164,9 +163,3 @@ def _contamination(members: Sequence[Member]) -> dict[str, Any]:
 def _main(figures: dict[str, float]) -> dict[str, float]:
     """The figures that are not of one class."""
     return {name: value for name, value in figures.items() if "/" not in name}
-
-
-def _names(folder: Path, stem: str) -> Iterator[Path]:
-    """Where the record may go, in the order of preference."""
-    yield folder / f"{stem}.json"
-    yield from (folder / f"{stem}-{number}.json" for number in count(2))

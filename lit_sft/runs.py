@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import shutil
+from collections.abc import Iterator
 from importlib import metadata
 from itertools import count
 from pathlib import Path
@@ -203,11 +204,14 @@ def record_of_test(folder: Path, checkpoint: Path, own_data: dict[str, Any], dat
         parts += [Path(str(s)).stem for s in (source if isinstance(source, list) else [source])]
     if not parts:
         return folder / RECORD
-    for number in count(1):
-        path = folder / f"test-{'-'.join(parts)}{f'-{number}' if number > 1 else ''}.json"
-        if not path.is_file() or _is_test_of(path, data):
-            return path
-    raise AssertionError("count has no end")
+    files = numbered(folder, f"test-{'-'.join(parts)}")
+    return next(file for file in files if not file.is_file() or _is_test_of(file, data))
+
+
+def numbered(folder: Path, stem: str) -> Iterator[Path]:
+    """Where a record may go, in the order of preference: ``STEM.json``, ``STEM-2.json`` and so on."""
+    yield folder / f"{stem}.json"
+    yield from (folder / f"{stem}-{number}.json" for number in count(2))
 
 
 def _is_test_of(path: Path, data: dict[str, Any]) -> bool:

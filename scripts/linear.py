@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,8 @@ def linear_model(
     }
     model = LogisticRegression(C=options["C"], max_iter=1000, class_weight=options.get("class_weight"))
     texts = {split: [data.tokenizer.normalized(t) for t in chosen[split].texts] for split in ("train", *splits)}
-    to_features = fitted_features(data, options, texts["train"])
-    model.fit(to_features.transform(texts["train"]), chosen["train"].labels)
+    to_features, of_train = fitted_features(data, options, texts["train"])
+    model.fit(of_train, chosen["train"].labels)
     figures = {}
     for split in splits:
         features, labels = to_features.transform(texts[split]), chosen[split].labels
@@ -56,8 +56,8 @@ def linear_model(
     return figures
 
 
-def fitted_features(data: TextDataModule, options: dict[str, Any], labeled: Iterable[str]) -> Pipeline:
-    """From texts to TF-IDF of uni- and bigrams; of the labeled texts, or of all training text.
+def fitted_features(data: TextDataModule, options: dict[str, Any], labeled: Sequence[str]) -> tuple[Pipeline, Any]:
+    """From texts to TF-IDF of uni- and bigrams, fitted to the labeled texts or to all training text; and the labeled's.
 
     Args:
         data: set up.
@@ -66,20 +66,19 @@ def fitted_features(data: TextDataModule, options: dict[str, Any], labeled: Iter
             al. 1990).
         labeled: the labeled training texts, normalized.
     """
-    shape = (options.get("min_df", 1), options.get("components"))
-    key = (data.preparation.config.fingerprint(), data.tokenizer.digest, *shape)
-    if options.get("unlabeled") and key in _FITTED:
-        return _FITTED[key]
-    steps: list[Any] = [TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=shape[0])]
-    if shape[1]:
-        steps += [TruncatedSVD(shape[1], random_state=0), Normalizer()]
+    min_df, components = options.get("min_df", 1), options.get("components")
+    steps: list[Any] = [TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=min_df)]
+    if components:
+        steps += [TruncatedSVD(components, random_state=0), Normalizer()]
     found = make_pipeline(*steps)
     if not options.get("unlabeled"):
-        return found.fit(labeled)
-    found.fit([data.tokenizer.normalized(text) for text in chain(data.corpus.train.texts, data.corpus.extra.texts)])
-    _FITTED.clear()  # they are large, and the seeds of a point follow one another
-    _FITTED[key] = found
-    return found
+        return found, found.fit_transform(labeled)
+    key = (data.preparation.config.fingerprint(), data.tokenizer.digest, min_df, components)
+    if key not in _FITTED:
+        found.fit([data.tokenizer.normalized(text) for text in chain(data.corpus.train.texts, data.corpus.extra.texts)])
+        _FITTED.clear()  # they are large, and the seeds of a point follow one another
+        _FITTED[key] = found
+    return _FITTED[key], _FITTED[key].transform(labeled)
 
 
 def linear_predictions(data: TextDataModule, model: LogisticRegression, features: Any) -> Predictions:

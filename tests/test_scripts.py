@@ -106,12 +106,13 @@ def test_the_linear_model_takes_its_features_from_all_training_text_where_asked(
     data.setup()
     texts = [data.tokenizer.normalized(text) for text in [*data.corpus.train.texts, *data.corpus.extra.texts]]
     by_hand = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True).fit(texts)
-    found = fitted_features(data, {"unlabeled": True}, ["the owl"])
+    found, features = fitted_features(data, {"unlabeled": True}, ["the owl"])
+    assert (features != by_hand.transform(["the owl"])).nnz == 0
     assert found[0].vocabulary_ == by_hand.vocabulary_
     assert found[0].idf_.tolist() == by_hand.idf_.tolist()
-    assert fitted_features(data, {"unlabeled": True}, ["the sail"]) is found  # for the next seed
-    assert len(fitted_features(data, {}, ["the owl"])[0].vocabulary_) == 3
-    vectors = fitted_features(data, {"unlabeled": True, "components": 3}, []).transform(texts)
+    assert fitted_features(data, {"unlabeled": True}, ["the sail"])[0] is found  # for the next seed
+    assert len(fitted_features(data, {}, ["the owl"])[0][0].vocabulary_) == 3
+    vectors = fitted_features(data, {"unlabeled": True, "components": 3}, texts)[1]
     projected = TruncatedSVD(3, random_state=0).fit_transform(by_hand.transform(texts))
     np.testing.assert_allclose(vectors, projected / np.linalg.norm(projected, axis=1, keepdims=True), atol=1e-9)
 

@@ -20,22 +20,6 @@ def check_dropout(name: str, p: float) -> float:
     return float(p)
 
 
-def dropout_mask(
-    p: float,
-    size: tuple[int, ...],
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-) -> Tensor | None:
-    """Draw a mask of any shape: 0 with probability `p`, else 1 / (1 - p), so that the mean stays.
-
-    Of `size` (batch, 1, units) it is a locked one, for all time steps. None when `p` is 0, which draws no number.
-    """
-    if p == 0.0:
-        return None
-    mask = torch.empty(size, device=device, dtype=dtype)
-    return mask.bernoulli_(1.0 - p).div_(1.0 - p)
-
-
 def left_out(
     p: float,
     size: tuple[int, ...],
@@ -47,6 +31,20 @@ def left_out(
     None when `p` is 0, which draws no number.
     """
     return None if p == 0.0 else torch.empty(size, device=device, dtype=dtype).bernoulli_(1.0 - p)
+
+
+def dropout_mask(
+    p: float,
+    size: tuple[int, ...],
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor | None:
+    """Draw a mask of any shape: 0 with probability `p`, else 1 / (1 - p), so that the mean stays.
+
+    Of `size` (batch, 1, units) it is a locked one, for all time steps. None when `p` is 0, which draws no number.
+    """
+    mask = left_out(p, size, device, dtype)
+    return None if mask is None else mask.div_(1.0 - p)
 
 
 def apply_mask(x: Tensor, mask: Tensor | None) -> Tensor:
