@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from lit_sft.data import pydocs, pydocs_text
@@ -45,9 +46,14 @@ def splits(corpus: PyDocs) -> dict[str, Documents]:
     return {"train": corpus.train, "val": corpus.val, "test": corpus.test}
 
 
-def groups(documents: Documents) -> set[str]:
-    assert documents.groups is not None
-    return set(documents.groups)
+@pytest.fixture(scope="module")
+def modules(corpus: PyDocs, shared_cache: Path) -> dict[str, list[str]]:
+    """Of each part, the module of each passage, as the file has them."""
+    table = pq.read_table(shared_cache / f"pydocs-{pydocs.fingerprint()}.parquet")
+    found: dict[str, list[str]] = {}
+    for part, group in zip(*(table.column(name).to_pylist() for name in ("part", "group")), strict=True):
+        found.setdefault(part, []).append(group)
+    return found
 
 
 def six_grams(text: str) -> set[str]:
@@ -58,14 +64,14 @@ def six_grams(text: str) -> set[str]:
 # The real corpus
 
 
-def test_sizes_are_of_the_expected_order(corpus: PyDocs) -> None:
+def test_sizes_are_of_the_expected_order(corpus: PyDocs, modules: dict[str, list[str]]) -> None:
     everything = corpus.train + corpus.val + corpus.test
     assert 12_000 < len(everything) < 30_000
     assert 3e6 < sum(len(text.encode()) for text in everything.texts) < 10e6
     assert 20 <= statistics.median(len(text.split()) for text in everything.texts) <= 40
     assert sum(len(text) for text in corpus.comments.texts) > 3e5
     assert corpus.comments.labels is None
-    assert {group.split(":")[0] for group in groups(corpus.comments)} == set(pydocs.PROJECTS)
+    assert {group.split(":")[0] for group in modules["comments"]} == set(pydocs.PROJECTS)
 
 
 @pytest.mark.parametrize("project", PROJECTS)
@@ -77,15 +83,14 @@ def test_every_project_has_its_share_of_each_split(corpus: PyDocs, project: str)
     assert 0.07 < sizes["val"] / total < 0.11
 
 
-def test_no_module_is_on_two_sides(corpus: PyDocs) -> None:
-    train, val, test = (groups(documents) for documents in splits(corpus).values())
+def test_no_module_is_on_two_sides(corpus: PyDocs, modules: dict[str, list[str]]) -> None:
+    train, val, test = (set(modules[name]) for name in ("train", "val", "test"))
     assert not train & val
     assert not train & test
     assert not val & test
-    for documents in splits(corpus).values():
-        assert documents.labels == [group.split(":")[0] for group in documents.groups or []]
-    unlabeled = groups(corpus.comments)
-    assert not unlabeled & (val | test)
+    for name, documents in splits(corpus).items():
+        assert documents.labels == [group.split(":")[0] for group in modules[name]]
+    assert not set(modules["comments"]) & (val | test)
 
 
 def test_no_project_name_is_left(corpus: PyDocs) -> None:

@@ -1,6 +1,5 @@
 """Splits against a slow loop over documents, and what has to hold for any data."""
 
-import itertools
 import random
 from collections import defaultdict
 from collections.abc import Iterator
@@ -25,12 +24,11 @@ def slow_hash(key: int, seed: int) -> int:
     return slow_mix(slow_mix(key) ^ slow_mix(((seed + 1) * 0x9E3779B97F4A7C15) & MASK))
 
 
-def random_documents(seed: int, size: int, *, groups: bool = False, labels: int = 5, texts: int = 10**6) -> Documents:
+def random_documents(seed: int, size: int, *, labels: int = 5, texts: int = 10**6) -> Documents:
     draw = random.Random(seed)
     return Documents(
         [f"text {draw.randrange(texts)}" for _ in range(size)],
         [f"label {draw.randrange(labels)}" for _ in range(size)] if labels else None,
-        [f"group {draw.randrange(max(2, size // 4))}" for _ in range(size)] if groups else None,
     )
 
 
@@ -82,19 +80,17 @@ def test_which_documents_stand_where_is_the_same_for_ever() -> None:
 
 def slow_hold_out(documents: Documents, fraction: float, seed: int) -> tuple[list[int], list[int]]:
     """Membership by the threshold alone: what ``hold_out`` does where no label is missing on a side."""
-    sources = documents.groups if documents.groups is not None else documents.texts
     rest: list[int] = []
     held: list[int] = []
-    for i, source in enumerate(sources):
-        side = held if slow_hash(int(content_keys([source])[0]), seed) < fraction * 2**64 else rest
+    for i, text in enumerate(documents.texts):
+        side = held if slow_hash(int(content_keys([text])[0]), seed) < fraction * 2**64 else rest
         side.append(i)
     return rest, held
 
 
-@pytest.mark.parametrize("groups", [False, True])
 @pytest.mark.parametrize("labels", [0, 3])
-def test_hold_out_equals_a_loop_over_documents(groups: bool, labels: int) -> None:
-    documents = random_documents(1, 400, groups=groups, labels=labels, texts=10**9)
+def test_hold_out_equals_a_loop_over_documents(labels: int) -> None:
+    documents = random_documents(1, 400, labels=labels, texts=10**9)
     rest, held = slow_hold_out(documents, 0.2, seed=3)
     assert hold_out(documents, 0.2, 3) == (documents.select(rest), documents.select(held))
 
@@ -103,12 +99,10 @@ def torn_or_missing(documents: Documents, rest: Documents, held: Documents) -> I
     """What is wrong with two parts of documents."""
     if sorted([*rest.texts, *held.texts]) != sorted(documents.texts):
         yield "texts"
-    if torn := set(rest.texts) & set(held.texts) or set(rest.groups or []) & set(held.groups or []):
+    if torn := set(rest.texts) & set(held.texts):
         yield f"on both sides: {torn}"
     if missing := set(documents.labels or []) - set(rest.labels or []):
         yield f"not in the rest: {missing}"
-    if documents.groups is not None:
-        return
     sources = defaultdict(set)
     labels_of = defaultdict(set)
     for text, label in zip(documents.texts, documents.labels or [], strict=True):
@@ -120,25 +114,13 @@ def torn_or_missing(documents: Documents, rest: Documents, held: Documents) -> I
             yield f"not held out: {label}"  # but a text with two labels may be the last of the other one
 
 
-def test_what_belongs_together_stays_together_and_labels_stand_on_both_sides() -> None:
+def test_equal_texts_stay_together_and_labels_stand_on_both_sides() -> None:
     wrong = []
-    for seed, groups in itertools.product(range(30), (False, True)):
-        size = random.Random(seed).randrange(24, 60)
-        documents = random_documents(seed, size, groups=groups, labels=6, texts=40 if not groups else 10**9)
+    for seed in range(30):
+        documents = random_documents(seed, random.Random(seed).randrange(24, 60), labels=6, texts=40)
         rest, held = hold_out(documents, 0.15, seed)
-        wrong += [(seed, groups, what) for what in torn_or_missing(documents, rest, held)]
+        wrong += [(seed, what) for what in torn_or_missing(documents, rest, held)]
     assert wrong == []
-
-
-def test_groups_that_share_a_text_are_one_source() -> None:
-    #          a - b by "x", b - c by "y"; d stands alone
-    documents = Documents(["x", "1", "x", "y", "y", "2", "3", "4"], None, ["a", "a", "b", "b", "c", "c", "d", "d"])
-    for seed in range(20):
-        rest, held = hold_out(documents, 0.5, seed)
-        assert {frozenset(rest.groups or []), frozenset(held.groups or [])} == {
-            frozenset("abc"),
-            frozenset("d"),
-        }
 
 
 def test_a_split_holds_when_data_grow_and_when_they_are_reordered() -> None:

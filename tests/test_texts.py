@@ -118,9 +118,9 @@ def test_texts_may_be_added_while_others_are_read(tmp_path: Path) -> None:
 
 def test_documents_take_both_kinds_of_texts(tmp_path: Path) -> None:
     texts = random_texts(6, 12)
-    labels, groups = [str(i % 3) for i in range(12)], [str(i) for i in range(12)]
-    plain = Documents(texts, labels, groups)
-    stored = Documents(on_disk(texts, tmp_path), labels, groups)
+    labels = [str(i % 3) for i in range(12)]
+    plain = Documents(texts, labels)
+    stored = Documents(on_disk(texts, tmp_path), labels)
     assert stored == plain
     for chosen in ([3, 1, 1], range(12), reversed(range(5)), np.array([], dtype=np.int64)):
         indices = list(chosen)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
@@ -15,23 +15,18 @@ Labels = list[str] | list[tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Documents:
-    """Texts with their labels (names, not numbers) and groups, in the order they were read.
+    """Texts with their labels (names, not numbers), in the order they were read.
 
     ``labels``: one of each document, or, where documents have any number of labels (multi-label), a tuple of each: an
-    empty one says that no label applies.
-    ``groups`` names where each document comes from (a source module, an author): documents of one group never
-    stand on both sides of a split. The texts are a list, or :class:`lit_sft.data.texts.Texts` on disk.
+    empty one says that no label applies. The texts are a list, or :class:`lit_sft.data.texts.Texts` on disk.
     """
 
     texts: Sequence[str]
     labels: Labels | None = None
-    groups: list[str] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("labels", "groups"):
-            values = getattr(self, name)
-            if values is not None and len(values) != len(self.texts):
-                raise ValueError(f"{len(values)} {name} for {len(self.texts)} texts")
+        if self.labels is not None and len(self.labels) != len(self.texts):
+            raise ValueError(f"{len(self.labels)} labels for {len(self.texts)} texts")
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -44,24 +39,17 @@ class Documents:
     def select(self, indices: Iterable[int]) -> Documents:
         """The documents at ``indices``, in that order."""
         chosen = np.fromiter(indices, dtype=np.int64)
-        return Documents(
-            selected(self.texts, chosen),
-            None if self.labels is None else cast(Labels, [self.labels[i] for i in chosen]),
-            None if self.groups is None else [self.groups[i] for i in chosen],
-        )
+        labels = None if self.labels is None else cast(Labels, [self.labels[i] for i in chosen])
+        return Documents(selected(self.texts, chosen), labels)
 
     def __add__(self, other: Documents) -> Documents:
-        """Both, in that order; labels and groups stay where both have them."""
-
-        def both(mine: Any, theirs: Any) -> Any:
-            return None if mine is None or theirs is None else mine + theirs
-
-        texts = joined(self.texts, other.texts)
-        return Documents(texts, both(self.labels, other.labels), both(self.groups, other.groups))
+        """Both, in that order; labels stay where both have them."""
+        labels = None if self.labels is None or other.labels is None else [*self.labels, *other.labels]
+        return Documents(joined(self.texts, other.texts), cast(Labels | None, labels))
 
     def unlabeled(self) -> Documents:
         """The same texts without labels: what language-model pretraining may see."""
-        return Documents(self.texts, None, self.groups)
+        return Documents(self.texts)
 
 
 def content_keys(texts: Sequence[str]) -> np.ndarray:

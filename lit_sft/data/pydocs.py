@@ -57,7 +57,7 @@ Passage = tuple[str, str]
 
 @dataclass(frozen=True)
 class PyDocs:
-    """The corpus: labels are project names, groups are ``project:module.path``, no group is in two splits.
+    """The corpus: labels are project names; no module has passages in two splits.
 
     ``comments`` are unlabeled and come from modules that have no passage in ``val`` or ``test``.
     """
@@ -249,7 +249,6 @@ def _from_table(table: pa.Table) -> PyDocs:
     found: dict[str, Documents] = {}
     for part in ("train", "val", "test", "comments"):
         chosen = [i for i, its_part in enumerate(parts) if its_part == part]
-        part_groups = [groups[i] for i in chosen]
-        labels = None if part == "comments" else [_project(group) for group in part_groups]
-        found[part] = Documents([texts[i] for i in chosen], labels, part_groups)
+        labels = None if part == "comments" else [_project(groups[i]) for i in chosen]
+        found[part] = Documents([texts[i] for i in chosen], labels)
     return PyDocs(**found)

@@ -41,26 +41,25 @@ def seeded_hash(keys: np.ndarray, seed: int) -> np.ndarray:
 def hold_out(documents: Documents, fraction: float, seed: int) -> tuple[Documents, Documents]:
     """(the rest, the held-out part): about ``fraction`` of the sources held out, both parts in reading order.
 
-    What moves together is a source: the documents of a group, or equal texts if there are no groups; groups
-    that share a text are one source. A source is held out when its seeded hash is below the fraction, so it
-    stays where it is as data grow. Then few sources are moved so that every label has a document in the rest,
-    and one in the held-out part if it has two sources that allow it (a label that lives in one source stays
-    in the rest: a model can't be tested on a class it never saw). Without labels, both parts get a source.
+    What moves together is a source: the documents of one text. A source is held out when its seeded hash is below
+    the fraction, so it stays where it is as data grow. Then few sources are moved so that every label has a document
+    in the rest, and one in the held-out part if it has two sources that allow it (a label that lives in one source
+    stays in the rest: a model can't be tested on a class it never saw). Without labels, both parts get a source.
 
     Raises:
         UserError: the sources are too few to hold one out.
     """
     if not len(documents):
         raise UserError("there are no documents to hold some out of")
-    sources, keys = _sources(documents)
+    keys, sources = np.unique(content_keys(documents.texts), return_inverse=True)
     hashes = seeded_hash(keys, seed)
     held = hashes < np.uint64(min(int(fraction * 2.0**64), _MASK))
     present = _label_table(documents, sources, len(keys))
     _repair(held, present, np.argsort(hashes, kind="stable"))
     if not held.any():
         raise UserError(
-            f"{len(documents)} documents from {len(keys)} different sources are too few to hold some out: "
-            "a label needs two sources; give validation data of their own"
+            f"{len(documents)} documents with {len(keys)} different texts are too few to hold some out: "
+            "a label needs two texts; give validation data of their own"
         )
     inside = held[sources]
     return documents.select(np.flatnonzero(~inside)), documents.select(np.flatnonzero(inside))
@@ -73,30 +72,6 @@ def sample(texts: Sequence[str], num_bytes: int) -> Sequence[str]:
         return texts
     chosen = seeded_hash(content_keys(texts), SAMPLE_SEED) < np.uint64(num_bytes / size * 2.0**64)
     return selected(texts, np.flatnonzero(chosen))
-
-
-def _sources(documents: Documents) -> tuple[np.ndarray, np.ndarray]:
-    """The source number of each document (documents,), and the key of each source (sources,)."""
-    texts = content_keys(documents.texts)
-    if documents.groups is None:
-        keys, sources = np.unique(texts, return_inverse=True)
-        return sources, keys
-    group_keys, groups = np.unique(content_keys(documents.groups), return_inverse=True)
-    parent = list(range(len(group_keys)))
-
-    def root(group: int) -> int:
-        while parent[group] != group:
-            parent[group] = parent[parent[group]]
-            group = parent[group]
-        return group
-
-    first_group: dict[int, int] = {}
-    for text, group in zip(texts.tolist(), groups.tolist(), strict=True):
-        one, other = root(first_group.setdefault(text, group)), root(group)
-        parent[max(one, other)] = min(one, other)
-    # group_keys are sorted, so a root has the smallest key of its groups: it doesn't depend on the order
-    roots, source_of_group = np.unique([root(group) for group in range(len(parent))], return_inverse=True)
-    return source_of_group[groups], group_keys[roots]
 
 
 def _label_table(documents: Documents, sources: np.ndarray, num_sources: int) -> np.ndarray:
