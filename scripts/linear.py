@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import unicodedata
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -19,6 +21,9 @@ from lit_sft.data.datamodule import TextDataModule
 from lit_sft.data.tokens import TokenArray
 from lit_sft.evaluation.predictions import FILE, Predictions
 
+# scikit-learn's own words, of two letters or more, but that marks (vowel signs, accents) belong to theirs.
+_MARKS = "".join(point for point in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(point)[0] == "M")
+WORD = rf"[\w{_MARKS}]{{2,}}"
 _FITTED: dict[tuple[Any, ...], Pipeline] = {}  # the last one of all training text, which all seeds share
 
 
@@ -67,7 +72,7 @@ def fitted_features(data: TextDataModule, options: dict[str, Any], labeled: Sequ
         labeled: the labeled training texts, normalized.
     """
     min_df, components = options.get("min_df", 1), options.get("components")
-    steps: list[Any] = [TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=min_df)]
+    steps: list[Any] = [TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=min_df, token_pattern=WORD)]
     if components:
         steps += [TruncatedSVD(components, random_state=0), Normalizer()]
     found = make_pipeline(*steps)

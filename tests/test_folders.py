@@ -11,7 +11,9 @@ import pytest
 
 from lit_sft.data.corpus import load_corpus
 from lit_sft.data.corpus_config import CorpusConfig
+from lit_sft.data.digests import source_digest
 from lit_sft.data.readers import ReadReport, read_documents
+from lit_sft.data.rows import RowOptions
 from lit_sft.errors import UserError
 
 
@@ -175,3 +177,14 @@ def test_the_fingerprint_is_that_of_the_names_and_bytes_of_the_files_read(tmp_pa
     assert prints[0] == prints[1]
     assert len(set(prints[:5])) == 4
     assert prints[4] == prints[5]
+
+
+def test_another_spelling_of_a_folder_is_the_same_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Provenance goes by these hashes: what another run has read is known again."""
+    acl_imdb(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    spellings = ("data/train", "./data/train/", str(tmp_path / "data" / "train"), "data/test")
+    first, *same, other = (source_digest(name, RowOptions("", labels=True), None, "train") for name in spellings)
+    assert same == [first, first]
+    (tmp_path / "data" / "train" / "pos" / "0_9.txt").rename(tmp_path / "data" / "train" / "pos" / "zero.txt")
+    assert len({first, other, source_digest("data/train", RowOptions("", labels=True), None, "train")}) == 3

@@ -211,6 +211,8 @@ def test_the_texts_are_let_go_when_the_arrays_are_made_and_never_pickled(files: 
     made.make(made.tokenizer())
     assert "corpus" not in vars(made)
     assert made.corpus.train == first
+    made.make(made.tokenizer())
+    assert "corpus" not in vars(made), "they were there already"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tokenizers", "tokens"]
 
 

@@ -11,7 +11,7 @@ from baselines import FIELDS, plans_in
 from compare import compare
 from conftest import Configs, Files, Fit, read
 from contamination import data_options
-from linear import fitted_features, linear_model, low_shot_positions
+from linear import WORD, fitted_features, linear_model, low_shot_positions
 from paired import write_intervals
 from parts import Parts, pretrained
 from parts import run as run_variant
@@ -98,6 +98,13 @@ def test_the_linear_model_reads_the_low_shot_labels_of_the_network(data: TextDat
         assert label == data.label_names[int(data.train.labels[i])]
     assert linear_model(data, {"C": 10})["test_accuracy"] > 0.9
     assert set(linear_model(data, {"C": 10}, splits=("val",))) == {"val_macro_f1", "val_accuracy"}  # of a search
+
+
+def test_the_linear_models_words_are_scikit_learns_but_for_marks() -> None:
+    usual, ours = (TfidfVectorizer(**pattern).build_tokenizer() for pattern in ({}, {"token_pattern": WORD}))
+    plain = "It's a 3.14-inch snake_case naïve café — x² 漢字 I/O\n[a-z]^ b"
+    assert ours(plain) == usual(plain)
+    assert ours("हिन्दी में e\u0301lan") == ["हिन्दी", "में", "e\u0301lan"]
 
 
 def test_the_linear_model_takes_its_features_from_all_training_text_where_asked(files: Files) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -46,6 +47,34 @@ def word() -> Tokenizer:
 def test_special_tokens_have_the_first_ids(kind: str, request: pytest.FixtureRequest) -> None:
     tokenizer = request.getfixturevalue(kind)
     assert (tokenizer.pad_id, tokenizer.unk_id, tokenizer.eos_id) == (0, 1, 2)
+
+
+@pytest.mark.parametrize("word", ["हिन्दी", "தமிழ்", "ọ̀rọ̀", "می\u200cخواهم", "ไม่ใช่"])
+def test_marks_and_joiners_belong_to_their_word(word: str) -> None:
+    """One token each, where the vocabulary has room for it: pairs are not merged from one piece to the next."""
+    tokenizer = Tokenizer.train([f"{word} {word} {word}."] * 20, "bpe", vocab_size=400)
+    assert tokenizer.decode(tokenizer.encode_batch([f"{word}. {word}"])[0]) == f"{word}. {word}"
+    assert [len(ids) for ids in tokenizer.encode_batch([word, f"{word} {word}.", f"{word} {word} {word}"])] == [1, 3, 3]
+
+
+@pytest.mark.parametrize("language", ["english", "german"])
+def test_other_pieces_are_those_of_gpt2(language: str) -> None:
+    texts = {
+        "english": "I'll say: it's 3.14 (or\n\n  not)!  x_y 2²\tthey've   ",
+        "german": "Größe, Übermaß\u00a0– 12. „Ja“  straße'n",
+    }
+    tokenizer = Tokenizer.train(list(texts.values()), "bpe", vocab_size=300)
+    expected = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(texts[language])
+    ours = tokenizers.Tokenizer.from_str(tokenizer.to_json()).pre_tokenizer
+    assert [piece for piece, _ in ours.pre_tokenize_str(texts[language])] == [piece for piece, _ in expected]
+
+
+@pytest.mark.parametrize("kind", ["bpe", "word"])
+def test_composed_and_decomposed_accents_are_the_same(kind: str) -> None:
+    tokenizer = Tokenizer.train(["Yorùbá élan"] * 3, kind, vocab_size=300)  # type: ignore[arg-type]
+    composed, decomposed = tokenizer.encode_batch(["Yorùbá élan", unicodedata.normalize("NFD", "Yorùbá élan")])
+    assert composed.tolist() == decomposed.tolist()
+    assert tokenizer.unk_id not in composed
 
 
 def test_bpe_decodes_to_exactly_the_text_it_encoded(bpe: Tokenizer) -> None:

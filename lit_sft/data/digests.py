@@ -24,7 +24,9 @@ def source_digest(name: str, options: RowOptions, classes: Sequence[str] | None,
         parts = parts_of(source, options, classes)
         if not source.path.is_dir():
             return _file_digest(parts.files[0].path, parts.files[0].name)
-        return _total([(part.name, part.path) for part in parts.files], parts.notes)
+        # relative to the folder: another spelling of its path makes no other text
+        files = [(str(part.path.relative_to(source.path)), part.path) for part in parts.files]
+        return _total(files, [note.removeprefix(source.place) for note in parts.notes])
     data = open_hub(source, split)
     if data.folder is None:
         return data.version

@@ -36,7 +36,7 @@ from lit_sft.errors import UserError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 6  # raise it when what a prepared folder holds changes
+FORMAT = 7  # raise it when what a prepared folder holds changes
 ARRAYS = ("unlabeled", "val", "test")
 BPE_BYTES = 100_000_000  # of text that merges are learned from: the library takes seven times that; IMDb is less
 
@@ -145,8 +145,13 @@ class Preparation:
     def make(self, tokenizer: Tokenizer) -> None:
         """Write the token arrays, where they aren't there yet."""
         folder = self.folder(tokenizer)
-        if all((folder / name / "meta.json").is_file() for name in ("", *ARRAYS)):
-            return
+        if not all((folder / name / "meta.json").is_file() for name in ("", *ARRAYS)):
+            self._write(folder, tokenizer)
+        self.__dict__.pop(
+            "corpus", None
+        )  # training goes on for hours: its texts need not take disk space all the while
+
+    def _write(self, folder: Path, tokenizer: Tokenizer) -> None:
         corpus = self.corpus
         index = corpus.label_index or None
         text = corpus.train.unlabeled() + corpus.extra.unlabeled()
@@ -168,7 +173,6 @@ class Preparation:
             "copied": np.flatnonzero(~corpus.gate.clean).tolist() if corpus.gate else [],  # test documents
         }
         write_atomically(folder / "meta.json", json.dumps(meta))
-        del self.corpus  # training goes on for hours: its texts need not take disk space all the while
 
     def read(self, tokenizer: Tokenizer) -> Prepared:
         """The prepared arrays, memory-mapped; ``make`` must have run."""

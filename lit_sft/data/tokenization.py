@@ -27,12 +27,20 @@ EOS = "<eos>"
 SPECIAL_TOKENS = (PAD, UNK, EOS)
 NO_LIMIT = 1 << 32
 _WORD = r"(?<!\S)<({})>(?!\S)"  # a special token that stands alone
+# Byte pairs are merged within a piece. These are GPT-2's (Radford et al. 2019), but marks (the vowel signs of Indic
+# scripts, accents without a composed form) and the two joiners belong to their word, which else falls into letters.
+_PIECES = (
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}\p{M}\u200C\u200D]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}\u200C\u200D]+|\s+(?!\S)|\s+"
+)
 TokenizerKind = Literal["bpe", "word", "whitespace"]
 KINDS = get_args(TokenizerKind)
 
 
 class Tokenizer:
     """A vocabulary and its rules: byte-level BPE, whole words, or any ``tokenizer.json``.
+
+    A tokenizer that is trained here takes composed and decomposed accents for the same (Unicode's NFC), but for
+    ``whitespace``.
 
     ``<eos>`` is the one document boundary: it ends a document and, before the first token, starts it. Text
     that happens to spell a special token is encoded as ordinary characters, so no user text can forge a
@@ -67,14 +75,14 @@ class Tokenizer:
 
         Args:
             texts: training text only.
-            kind: ``bpe``, byte-level byte-pair encoding (any text round-trips, nothing is unknown; Sennrich
+            kind: ``bpe``, byte-level byte-pair encoding (any NFC text round-trips, nothing is unknown; Sennrich
                 et al. 2016 on the bytes of Radford et al. 2019), ``word``, split at white space and punctuation, or
                 ``whitespace``, split at white space alone, for text that was tokenised before (as WikiText was).
             vocab_size: the upper limit; small corpora give fewer. 0: no limit, for words.
             lowercase: fold case before anything else (decoding gives lower case back).
             min_frequency: pairs (bpe) or words rarer than this get no token.
             replace: regular expressions (Oniguruma's) and what takes the place of their matches, in this order, before
-                anything else is done with a text, in training and ever after.
+                anything else but NFC is done with a text, in training and ever after.
 
         Raises:
             UserError: an unknown ``kind``, a ``vocab_size`` too small for it, a wrong expression, or no word left to
@@ -169,7 +177,7 @@ class Tokenizer:
         return text if normalizer is None else str(normalizer.normalize_str(next(encodable([text]))))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ``ids``, special tokens left out. For ``bpe`` the exact inverse of encoding."""
+        """Text of ``ids``, special tokens left out. For ``bpe`` the exact inverse of encoding (of NFC)."""
         return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
 
     def _id(self, token: str) -> int:
@@ -195,7 +203,9 @@ def _untrained(
     }
     if kind == "bpe":
         tokenizer = tokenizers.Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        pieces = pre_tokenizers.Split(Regex(_PIECES), "isolated")
+        as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pieces, as_bytes])
         tokenizer.decoder = decoders.ByteLevel()
         # All 256 bytes, seen or not: otherwise a character missing from the training text would vanish.
         return tokenizer, trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **common)
@@ -207,11 +217,11 @@ def _untrained(
 
 
 def _normalizers(kind: TokenizerKind, lowercase: bool, replace: Mapping[str, str]) -> tuple[Any, Any]:
-    """What is done to the text before it is split: when the vocabulary is learned, and after; None for nothing."""
+    """What is done to the text before it is split: when the vocabulary is learned, and after."""
     first: list[Any] = [_replacement(pattern, by) for pattern, by in replace.items()]
     first += [normalizers.Lowercase()] if lowercase else []
     if kind != "whitespace":
-        both = normalizers.Sequence(first) if len(first) > 1 else first[0] if first else None
+        both = normalizers.Sequence([normalizers.NFC(), *first])
         return both, both
     # The vocabulary has the special tokens already. Afterwards ``<unk>`` and ``<eos>`` are looked up in it as words.
     learn = normalizers.Sequence([*first, normalizers.Replace(Regex(_WORD.format(r"pad|unk|eos")), " ")])

@@ -1,8 +1,8 @@
 """Texts as words, compared without case, punctuation and line breaks; and their hashes, many documents at a time.
 
-Two texts are the same here when they have the same words: runs of letters and digits, case-folded (``[^\\W_]+``); an
-HTML line break counts as a space. A text without any word stands for itself, case-folded. Not covered: composed and
-decomposed accents differ, and a script without blanks has long words, so that parts of its texts are rarely found.
+Two texts are the same here when they have the same words: runs of letters, digits and marks, case-folded and composed
+(NFC); an HTML line break counts as a space. A text without any word stands for itself, folded. Not covered: a script
+without blanks has long words, so that parts of its texts are rarely found.
 
 :func:`hashed_words` does the same in NumPy, over the code points of some 100,000 characters at once. A word's hash
 is a polynomial of its code points modulo 2**64, mixed; sums over a stretch come from differences of running sums
@@ -13,6 +13,7 @@ regular expression and a set, and 64 bits wide: whoever must be sure compares th
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -24,22 +25,21 @@ from lit_sft.data.splits import seeded_hash
 
 CHARACTERS_AT_ONCE = 1 << 17
 _BREAK = re.compile(r"<br\s*/?>")
-_WORD = re.compile(r"[^\W_]+")
 _OF_CHARACTERS, _OF_WORDS = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93  # odd, so that they have an inverse modulo 2**64
 
 
 def words(text: str) -> list[str]:
     """The words that a text is compared by."""
-    return _WORD.findall(_folded(text))
+    return "".join(c if _is_in_word()[ord(c)] else " " for c in _folded(text)).split()
 
 
 def normalized(text: str) -> str:
-    """The words joined by blanks; the text itself, case-folded, where it has none."""
-    return " ".join(words(text)) or text.casefold().strip()
+    """The words joined by blanks; the text itself, folded, where it has none."""
+    return " ".join(words(text)) or _folded(text).strip()
 
 
 def _folded(text: str) -> str:
-    folded = text.casefold()
+    folded = text.casefold() if text.isascii() else unicodedata.normalize("NFC", text.casefold())
     return _BREAK.sub(" ", folded) if "<br" in folded else folded
 
 
@@ -132,5 +132,6 @@ def _powers_up_to(base: int, count: int) -> np.ndarray:
 
 @cache
 def _is_in_word() -> np.ndarray:
-    """For each code point whether it belongs to a word, int8 (code points,): what ``[^\\W_]`` matches."""
-    return np.array([chr(point).isalnum() for point in range(0x110000)], dtype=np.int8)
+    """For each code point whether it belongs to a word, int8 (code points,): letters, digits and marks."""
+    points = map(chr, range(0x110000))
+    return np.array([point.isalnum() or unicodedata.category(point)[0] == "M" for point in points], dtype=np.int8)
