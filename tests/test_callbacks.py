@@ -15,6 +15,7 @@ from conftest import Files
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from toy_network import build
 from training import Losses, PowerCut, data_of, module_of, trainer_of
 
@@ -84,6 +85,15 @@ def test_the_event_file_holds_every_group_of_tags_and_the_config(
     (text,) = events.Tensors("config/text_summary")
     stored = text.tensor_proto.string_val[0].decode()
     assert yaml.safe_load("\n".join(line[4:] for line in stored.splitlines())) == CONFIG
+    table = events.PluginTagToContent("hparams")
+    start = HParamsPluginData.FromString(table["_hparams_/session_start_info"]).session_start_info.hparams
+    assert {name: value.string_value or value.number_value for name, value in start.items()} == {
+        "seed_everything": 3,
+        "model.stage": "finetune",
+        "model.note": "a text\nof two lines",
+    }
+    shown = HParamsPluginData.FromString(table["_hparams_/experiment"]).experiment.metric_infos
+    assert [info.name.tag for info in shown] == ["val/loss"]
 
 
 @pytest.mark.parametrize(("accumulate", "every"), [(1, 1), (1, 3), (2, 2)])

@@ -17,10 +17,11 @@ from lit_sft.callbacks.throughput import Throughput
 from lit_sft.checkpoints import read_config
 from lit_sft.evaluation.confusion import log_confusion
 from lit_sft.runs import RECORD, package_versions, write_record
-from lit_sft.tensorboard_text import log_text
+from lit_sft.tensorboard_text import log_options, log_text
 
 # The sections of a config that decide a result. The optimizer's own options are reported by the LightningModule.
 SECTIONS = ("seed_everything", "data", "model", "trainer", "checkpoint", "early_stopping", "saving", "health")
+PLACES = ("trainer.logger", "trainer.default_root_dir")
 UNREPORTED = ("model.optimizer.", "model.init_from", "trainer.logger.", "trainer.default_root_dir")
 
 
@@ -55,6 +56,9 @@ class RunRecord(L.Callback):
         write_atomically(self.folder / "tokenizer.json", module.tokenizer.to_json())  # type: ignore
         text = yaml.safe_dump(self.config, sort_keys=False)
         log_text(trainer, "config", "".join(f"    {line}\n" for line in text.splitlines()))
+        if not self.resumed:  # MLflow refuses another value of what is there
+            options = {name: v for name, v in _flat(self.config) if not name.startswith(PLACES)}
+            log_options(trainer, options, self.config.get("checkpoint", {}).get("monitor") or "val/loss")
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.sanity_checking:
