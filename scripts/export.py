@@ -1,0 +1,57 @@
+"""A model to hand over: one file with weights, tokenizer, labels and what rebuilds the network.
+
+    python scripts/export.py logs/mine/version_0 model.ckpt
+
+Left out are the optimizer (twice the weights), the random states, and where the run's data lie. Whoever gets the file
+has ``lit_sft.load("model.ckpt").predict([...])``, ``predict`` and ``test --ckpt_path model.ckpt``, and may start a run
+from it (``--model.init_from model.ckpt``), but not go on with the one that made it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from lit_sft.checkpoint_io import AtomicCheckpointIO
+from lit_sft.checkpoints import read_entries, resolve
+from lit_sft.errors import UserError
+
+ENTRIES = ("state_dict", "global_step", "epoch", "pytorch-lightning_version")  # what Lightning's `test` needs
+PLACES = {"data": ("labeled", "unlabeled", "val", "test", "cache_dir"), "model": ("init_from",)}  # emptied
+
+
+def exported(entries: dict[str, Any]) -> dict[str, Any]:
+    """Of a checkpoint's entries those that a trained model needs."""
+    config = entries["lit_sft"]["config"]
+    kept: dict[str, Any] = {
+        section: config.get(section, {}) | {name: None for name in places if name in config.get(section, {})}
+        for section, places in PLACES.items()
+    }
+    kept["trainer"] = {"precision": config.get("trainer", {}).get("precision")}
+    ours = {name: value for name, value in entries["lit_sft"].items() if name != "ranks"} | {"config": kept}
+    return {name: entries[name] for name in ENTRIES if name in entries} | {"lit_sft": ours}
+
+
+def parser() -> argparse.ArgumentParser:
+    """What it is called with."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("run", help="a run's folder or a checkpoint")
+    options.add_argument("target", type=Path, help="the file to write")
+    return options
+
+
+def main() -> None:
+    """Write the file."""
+    arguments = parser().parse_args()
+    source = resolve(arguments.run, "ckpt_path")
+    AtomicCheckpointIO().save_checkpoint(exported(read_entries(source)), arguments.target)
+    before, after = (path.stat().st_size / 1e6 for path in (source, arguments.target))
+    print(f"{arguments.target}: {after:.1f} MB, of the {before:.1f} MB of {source}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from error

@@ -1,0 +1,50 @@
+"""scripts/export.py: a file to hand over that does all that a trained model can do."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import export
+import pytest
+import torch
+from conftest import Command, Configs, Files, Trained
+
+import lit_sft
+
+TEXTS = ["the owl near the oak", "a ship on the sea", "nothing known"]
+
+
+@pytest.fixture
+def handed_over(trained: Trained, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(sys, "argv", ["export.py", str(trained.finetune), "model.ckpt"])
+    export.main()
+    return workplace / "model.ckpt"
+
+
+def test_the_file_predicts_tests_and_starts_runs(
+    handed_over: Path, trained: Trained, files: Files, cli: Command, configs: Configs
+) -> None:
+    assert lit_sft.load(handed_over).predict(TEXTS) == lit_sft.load(trained.finetune).predict(TEXTS)
+    folder = shutil.copytree(trained.finetune, handed_over.parent / "run")
+    tests = [cli("test", "--ckpt_path", path, "--data.test", files.test) for path in (handed_over, folder)]
+    assert [test.code for test in tests] == [0, 0]
+    mine, theirs = (re.findall(r"test/(\w+) +│ +([\d.]+)", test.out) for test in tests)
+    assert mine == theirs
+    assert "macro_f1" in dict(mine)
+    begun = cli("fit", "--config", configs.finetune, "--model.init_from", handed_over, "--trainer.fast_dev_run", "true")
+    assert begun.code == 0
+
+
+def test_it_holds_no_optimizer_and_no_path_and_no_run_goes_on_from_it(
+    handed_over: Path, files: Files, cli: Command, configs: Configs
+) -> None:
+    whole = handed_over.read_bytes()
+    assert b"exp_avg" not in whole
+    assert str(files.train).encode() not in whole
+    weights = torch.load(handed_over, weights_only=True)["state_dict"].values()
+    assert len(whole) < 1.2 * sum(w.numel() * w.element_size() for w in weights) + 100_000
+    resumed = cli("fit", "--config", configs.finetune, "--ckpt_path", handed_over)
+    assert (resumed.code, "can't go on from it" in resumed.err) == (2, True)
