@@ -29,10 +29,10 @@ from lit_sft.mistakes import mistake_in
 from lit_sft.module import LitSFT
 from lit_sft.options import check_trainer, explain, read_config_file, reason, values_of
 from lit_sft.processes import ending_together
-from lit_sft.resume import check_resumable, check_tokenizer, last_checkpoint, read_resumable
-from lit_sft.runs import RECORD, discard_run, resume_run, run_folder_of, run_name, start_run
+from lit_sft.resume import check_resumable, check_stage, check_tokenizer, last_checkpoint, read_resumable
+from lit_sft.runs import check_unfinished, discard_run, resume_run, run_folder_of, run_name, start_run
 from lit_sft.starting import Source, check_direction, start_from
-from lit_sft.stored_options import CLASS_OPTIONS, stored_config
+from lit_sft.stored_options import objective_of, stored_config
 from lit_sft.testing import keep_test
 from lit_sft.vocabulary import keep_head
 
@@ -126,20 +126,19 @@ class LitCLI(LightningCLI):
         if not paths:
             raise UserError(f"{arguments[0]} needs --ckpt_path RUN_OR_CKPT")
         self.source = read_checkpoint(resolve(paths[-1], "ckpt_path"))
-        config = stored_config(self.source, self._classes_named_in(arguments))
+        config = stored_config(self.source, self._encoder_named_in(arguments))
         with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
             yaml.safe_dump(config, file, sort_keys=False)  # the order of label_names is that of the classes
             file.flush()
             self.config = self._parse([arguments[0], "--config", file.name, *arguments[1:]])
 
-    def _classes_named_in(self, arguments: list[str]) -> dict[str, str]:
-        """The classes that the user's own config or flags name, by option: these alone may lie outside the package."""
+    def _encoder_named_in(self, arguments: list[str]) -> dict[str, Any] | None:
+        """The encoder that the user's own config or flags name: that alone may lie outside the package."""
         try:
-            model = self.parser.parse_args(arguments)[arguments[0]].model
+            encoder = self.parser.parse_args(arguments)[arguments[0]].model.get("encoder")
         except ArgumentError:
-            return {}  # told when it is parsed with the checkpoint's options, where it may not even be a mistake
-        named = {key: model[key].class_path for key in CLASS_OPTIONS if isinstance(model.get(key), Namespace)}
-        return {key: path for key, path in named.items() if path != DEFAULT_ENCODER}
+            return None  # told when it is parsed with the checkpoint's options, where it may not even be a mistake
+        return encoder.as_dict() if isinstance(encoder, Namespace) and encoder.class_path != DEFAULT_ENCODER else None
 
     def _parse(self, arguments: list[str]) -> Namespace:
         try:
@@ -164,6 +163,8 @@ class LitCLI(LightningCLI):
         data = TextDataModule(**config.data.clone(with_meta=False).as_dict())
         check_direction(config.model, config.data.direction, [Source.of(self.source)] if self.source else [])
         if self.source is not None:
+            check_stage(self.source, config.model.stage)
+            config.model.objective = None  # only a fit needs it: see after_instantiate_classes
             data.adopt(self.source.adopted())
             split: Literal["val", "test"] = "test" if self.subcommand == "test" else "val"
             before = self.source.config.get("data", {})
@@ -209,11 +210,7 @@ class LitCLI(LightningCLI):
     def _find_source(self, config: Namespace, name: str, data: TextDataModule) -> None:
         """What this run goes on with (``ckpt_path``) or starts from (``init_from``); the data take its tokenizer."""
         given = Path(config.run_dir) if config.run_dir else None
-        if given and (given / RECORD).is_file():
-            raise UserError(
-                f"--run_dir {given} holds a finished run: give another folder, or leave it out (to train it further, "
-                f"--ckpt_path {given / 'checkpoints' / 'last.ckpt'} and more epochs)"
-            )
+        check_unfinished(given)
         if config.ckpt_path == "last":
             self.folder, self.resumed = resume_run(name, config.run_dir), True
             self.source = last_checkpoint(self.folder)
@@ -259,6 +256,8 @@ class LitCLI(LightningCLI):
         if self.subcommand == "fit":
             check_monitors(callbacks, self.model.objective.heads, self.prepared_data.multilabel)
             callbacks.append(ShowData())
+        elif self.source is not None:
+            self.model.objective = objective_of(self.source)
         if self.subcommand != "fit" or self.folder is None:
             return
         callbacks.append(RunRecord(self.folder, plain, self.resumed))

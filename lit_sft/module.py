@@ -13,7 +13,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_sft.building import Blueprint
-from lit_sft.checkpoints import contents
+from lit_sft.checkpoints import NETWORK, contents
 from lit_sft.data.buckets import DocumentBatch
 from lit_sft.data.extension import EXTEND
 from lit_sft.data.streams import StreamBatch
@@ -292,8 +292,9 @@ class LitSFT(StepRates):
         if self.trainer.state.fn == "fit":
             own = of_this_rank(self.trainer, checkpoint["lit_sft"]["ranks"])
             self._state, self._random = own["state"], own["random"]
+        else:  # evaluation takes the network's weights alone; Lightning would ask for these callbacks
+            checkpoint["callbacks"], found = {}, checkpoint["state_dict"]
+            checkpoint["state_dict"] = {name: found[name] for name in found if name.startswith(NETWORK)}
         if misfit := first_misfit(self.state_dict(), checkpoint["state_dict"]):
             raise UserError(f"the checkpoint doesn't fit the model: {misfit}; give --model the options of its run")
         self.evaluation.thresholds = checkpoint["lit_sft"].get("thresholds")
-        if self.trainer.state.fn != "fit":
-            checkpoint["callbacks"] = {}  # evaluation takes the weights alone; Lightning would ask for these callbacks

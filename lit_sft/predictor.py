@@ -22,9 +22,8 @@ from lit_sft.evaluation.mean_predictions import column_order, mean_thresholds
 from lit_sft.evaluation.thresholds import applying
 from lit_sft.models import Encoder
 from lit_sft.module import LitSFT
-from lit_sft.objectives import MLE, Objective, Supervised
 from lit_sft.options import one_line
-from lit_sft.stored_options import class_path_of, own_class, stored_config
+from lit_sft.stored_options import class_path_of, objective_of, own_encoder, stored_config
 
 TEXTS_AT_ONCE = 2048  # sorted by length together; memory stays at this many, whatever the input's size
 TOKENS_AT_ONCE = 16_384
@@ -235,7 +234,7 @@ def load(
         if not run_or_checkpoint:
             raise UserError("load needs one checkpoint at least")
         members = [read_checkpoint(resolve(member, "ckpt_path")) for member in run_or_checkpoint]
-        ours = [own_class(_class_path_in(member), Encoder) is not None for member in members]
+        ours = [own_encoder(_class_path_in(member)) is not None for member in members]
         return Ensemble([_load(m, None if own else encoder, device) for m, own in zip(members, ours, strict=True)])
     return _load(read_checkpoint(resolve(run_or_checkpoint, "ckpt_path")), encoder, device)
 
@@ -252,40 +251,23 @@ def _load(
 
 
 def build_module(checkpoint: Checkpoint, encoder: Callable[..., Encoder] | None = None) -> LitSFT:
-    """The checkpoint's module with its weights, from plain values; nothing outside this package is imported.
-
-    Its objective is not needed: which heads there are, the weights tell.
-    """
-    is_class = isinstance(encoder, type)
-    named = {"encoder": _class_path_in(checkpoint)} if is_class else {}
-    without = ("objective",) if is_class or encoder is None else ("objective", "encoder")
-    options = stored_config(checkpoint, named, without)["model"]
+    """The checkpoint's module with its weights, from plain values; nothing outside this package is imported."""
+    named = _class_path_in(checkpoint) if isinstance(encoder, type) else encoder and str(encoder)
+    options = stored_config(checkpoint, named)["model"]
     spec = options.pop("encoder", None)
     if spec is not None:
-        kind: Any = encoder or own_class(spec["class_path"], Encoder)
+        kind: Any = encoder or own_encoder(spec["class_path"])
         encoder = partial(kind, **spec["init_args"])
     if encoder is not None:
         options["encoder"] = encoder
     try:
-        module = LitSFT(**options, objective=_heads_of(checkpoint))
+        module = LitSFT(**options, objective=objective_of(checkpoint))
         network = module.build(checkpoint.tokenizer(), checkpoint.label_names, checkpoint.multilabel)
         network.load_state_dict(checkpoint.network_weights())
         module.evaluation.thresholds = checkpoint.thresholds
     except (RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{checkpoint.path}: can't be built from its own options: {one_line(error)}") from error
     return module
-
-
-class _BothHeads(Supervised):
-    heads = frozenset({"lm", "classifier"})
-
-
-def _heads_of(checkpoint: Checkpoint) -> Objective:
-    """An objective that asks for the heads that the checkpoint has weights of."""
-    found = {name.split(".", 1)[0] for name in checkpoint.network_weights()}
-    if "classifier" not in found:
-        return MLE()
-    return _BothHeads() if "lm_head" in found else Supervised()
 
 
 def _class_path_in(checkpoint: Checkpoint) -> str:

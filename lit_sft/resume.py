@@ -48,6 +48,15 @@ def check_resumable(source: Checkpoint, config: dict[str, Any]) -> None:
         )
 
 
+def check_stage(source: Checkpoint, stage: str) -> None:
+    """Raise a UserError where a checkpoint that is to be measured is of another stage than ``model.stage``."""
+    if source.stage != stage:
+        raise UserError(
+            f"--ckpt_path {source.path} is a {source.stage} checkpoint and model.stage is {stage}: leave model.stage "
+            "out, or give the config of its run"
+        )
+
+
 def check_tokenizer(source: Checkpoint, kind: str) -> None:
     """Raise a UserError where ``--data.tokenizer`` is a file that holds another tokenizer than the checkpoint."""
     if kind not in (*KINDS, EXTEND) and Tokenizer.from_file(kind).digest != source.tokenizer().digest:

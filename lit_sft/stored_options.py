@@ -1,4 +1,4 @@
-"""The options in a checkpoint, to build its model from: a stranger's file is data, and names no code to run."""
+"""What of a checkpoint its model is built from again: a stranger's file is data, and names no code to run."""
 
 from __future__ import annotations
 
@@ -10,47 +10,53 @@ from typing import Any
 from lit_sft.checkpoints import Checkpoint
 from lit_sft.errors import UserError
 from lit_sft.models import Encoder
-from lit_sft.objectives import Objective, Term
+from lit_sft.objectives import MLE, Objective, Supervised
 
-# What of a stranger's config is followed: plain values of our own options. The optimizer is not: only a fit needs it;
-# nor what belongs to the machine: seed, cache and worker processes.
+# What of a stranger's config is followed: plain values of our own options, and the encoder. Objective, optimizer and
+# schedule are not: only a fit needs them; nor what belongs to the machine: seed, cache and worker processes.
 MODEL_OPTIONS = (
     *("stage", "pooling", "head_dropout", "head_hidden_size", "tie_weights_up_to", "adaptive_cutoffs", "loss_chunk"),
 )
-CLASS_OPTIONS = {"encoder": Encoder, "objective": Objective}
 LOCAL_DATA_OPTIONS = ("seed", "cache_dir", "num_workers")
 OWN_PACKAGE = "lit_sft."
 
 
-def stored_config(checkpoint: Checkpoint, named: dict[str, str], without: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The checkpoint's data and model options, to build its model from: plain values, and classes of this package.
+def stored_config(checkpoint: Checkpoint, encoder: Any = None) -> dict[str, Any]:
+    """The checkpoint's data and model options, to build its model from: plain values, and an encoder of this package.
 
     Args:
         checkpoint: whose options.
-        named: the class that the user's own config or flag names, by option; where it isn't the checkpoint's, the
-            checkpoint's is left out.
-        without: class options that are not wanted.
+        encoder: the class that the user's own config or flag names, alone or with its options, which may lie outside
+            the package; where it isn't the checkpoint's, the checkpoint's is left out.
 
     Raises:
-        UserError: a class outside the package that the user did not name.
+        UserError: an encoder outside the package that the user did not name.
     """
     model = checkpoint.config.get("model", {})
     chosen = {key: _plain(model[key]) for key in MODEL_OPTIONS if key in model}
-    for key in CLASS_OPTIONS:
-        spec = model.get(key)
-        if spec is None or key in without:
-            continue
-        if named.get(key) not in (None, class_path_of(spec)):
-            continue
-        if key == "objective" and key in named and not _harmless(_options(spec)):
-            continue  # terms of the user's own: they are given again, and only say which heads there are
-        chosen[key] = _class_spec(checkpoint.path, key, spec, named.get(key))
+    spec = model.get("encoder")
+    if spec is not None and (encoder is None or class_path_of(encoder) == class_path_of(spec)):
+        chosen["encoder"] = _encoder_spec(checkpoint.path, spec, encoder)
     data = {k: _plain(v) for k, v in checkpoint.config.get("data", {}).items() if k not in LOCAL_DATA_OPTIONS}
     return {"data": data, "model": chosen, "trainer": {"precision": checkpoint.precision}}
 
 
-def own_class(name: str, base: type) -> type | None:
-    """The class of this package that a name stands for; None for any other name, which is not imported."""
+def objective_of(checkpoint: Checkpoint) -> Objective:
+    """An objective that asks for the heads that the checkpoint has weights of; its own is not needed, nor looked at.
+
+    Evaluation and prediction ask an objective for no more than its heads.
+    """
+    parts = {name.split(".", 1)[0] for name in checkpoint.network_weights()}
+    if "classifier" not in parts:
+        return MLE()
+    objective = Supervised()
+    if "lm_head" in parts:
+        objective.heads = frozenset({"lm", "classifier"})
+    return objective
+
+
+def own_encoder(name: str) -> type[Encoder] | None:
+    """The encoder of this package that a name stands for; None for any other name, which is not imported."""
     module, _, short = name.rpartition(".")
     if not name.startswith(OWN_PACKAGE):
         return None
@@ -58,7 +64,7 @@ def own_class(name: str, base: type) -> type | None:
         found = getattr(importlib.import_module(module), short, None)
     except ImportError:
         return None
-    if isinstance(found, type) and issubclass(found, base) and found.__module__.startswith(OWN_PACKAGE):
+    if isinstance(found, type) and issubclass(found, Encoder) and found.__module__.startswith(OWN_PACKAGE):
         return found
     return None
 
@@ -68,39 +74,37 @@ def class_path_of(spec: Any) -> Any:
     return spec.get("class_path") if isinstance(spec, dict) else spec
 
 
-def _options(spec: Any) -> Any:
-    return (spec.get("init_args") or {}) if isinstance(spec, dict) else {}
+def _options(spec: Any) -> dict[Any, Any]:
+    options = spec.get("init_args") if isinstance(spec, dict) else None
+    return options if isinstance(options, dict) else {}
 
 
-def _class_spec(path: Path, key: str, spec: Any, named: str | None) -> dict[str, Any]:
-    """A class and its options as the parser takes them.
+def _encoder_spec(path: Path, spec: Any, given: Any) -> dict[str, Any]:
+    """A checkpoint's encoder and its options as the parser takes them, where the user gives ``given``.
 
-    The options are numbers and plain words: a string that the parser could take for another class, or for the
-    file of one, is refused like the class itself.
+    The options are numbers and plain words: a string that the parser could take for another class, or for the file of
+    one, is refused like the class itself, unless the user's own config or flag says the same.
     """
-    name = class_path_of(spec)
-    options = _options(spec)
-    if not isinstance(name, str) or not (name == named or own_class(name, CLASS_OPTIONS[key])):
+    name, options, own = class_path_of(spec), _options(spec), _options(given)
+    if not isinstance(name, str) or not (name == class_path_of(given) or own_encoder(name)):
         raise UserError(
-            f"{path}: its {key} is {str(name)[:200]}, code outside this package, and is not followed on a checkpoint's "
-            f"word; if you trust it, add --model.{key} with its name"
+            f"{path}: its encoder is {str(name)[:200]}, code outside this package, and is not followed on a "
+            "checkpoint's word; if you trust it, add --model.encoder with its name"
         )
-    if not isinstance(options, dict) or not _harmless(options):
-        raise UserError(
-            f"{path}: its {key} has an option that could name code, and is not followed on a checkpoint's word; "
-            f"if you trust it, give the options of --model.{key} yourself"
-        )
-    return {"class_path": name, "init_args": options}
+    strange = [key for key, value in options.items() if not _harmless({key: value})]
+    for key in strange:
+        if key not in own or str(own[key]) != str(options[key]):
+            raise UserError(
+                f"{path}: its encoder's option {str(key)[:200]} could name code, and is not followed on a checkpoint's "
+                "word; if you trust it, give the same value to --model.encoder yourself"
+            )
+    return {"class_path": name, "init_args": {k: v for k, v in options.items() if k not in strange}}
 
 
 def _harmless(value: Any) -> bool:
-    """Whether a value is made of numbers, plain words and terms of ours: no other dotted name, no path, no class."""
+    """Whether a value is made of numbers and plain words: no dotted name, no path, no class."""
     if isinstance(value, dict):
-        own = "class_path" not in value or own_class(str(value["class_path"]), Term) is not None
-        # a word in the place of a term, or of all of them, would be the name of a file that says what they are
-        terms = value.get("terms", [])
-        own = own and isinstance(terms, list) and all(isinstance(t, dict) and "class_path" in t for t in terms)
-        return own and all(isinstance(k, str) and (k == "class_path" or _harmless(v)) for k, v in value.items())
+        return "class_path" not in value and all(isinstance(k, str) and _harmless(v) for k, v in value.items())
     if isinstance(value, list):
         return all(map(_harmless, value))
     return value is None or isinstance(value, (bool, int, float)) or bool(re.fullmatch(r"[\w -]*", str(value)))

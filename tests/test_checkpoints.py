@@ -1,5 +1,6 @@
 """Checkpoints: how they are found, that they carry all they need, and that a stranger's is data and not code."""
 
+import json
 import pickle
 import shutil
 import sys
@@ -10,15 +11,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import Command, Files, Trained, tiny_options
+from conftest import Command, Files, Trained, read, tiny_options
 from refusals import one_line
 
 from lit_sft import load
 from lit_sft.checkpoints import read_checkpoint, resolve, stage_folders, stage_of
 from lit_sft.errors import UserError
-from lit_sft.models import Encoder, LSTMEncoder
-from lit_sft.objectives import Objective, Supervised
-from lit_sft.stored_options import own_class, stored_config
+from lit_sft.models import LSTMEncoder
+from lit_sft.stored_options import objective_of, own_encoder, stored_config
 
 
 class TestRunOrCheckpoint:
@@ -180,15 +180,85 @@ def test_nothing_that_a_checkpoint_names_is_run(
     assert not Path("out.jsonl").exists()
 
 
-def test_an_objective_is_not_run_either(edited: Edited, trap: Path, cli: Command) -> None:
-    path = edited(lambda ours: ours["config"]["model"].update(objective={"class_path": "evil.Objective"}))
-    result = cli("test", "--ckpt_path", path)
-    assert result.code == 2
-    assert "its objective is evil.Objective" in result.err
-    assert load(path).predict(["the owl"])[0] is not None  # prediction needs no objective
+TERMS = {"class_path": "lit_sft.objectives.Mixed", "init_args": {"terms": [{"class_path": "evil.Term"}]}}
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"class_path": "evil.Objective"},
+        "evil.Objective",
+        "payload.yaml",
+        TERMS,
+        {**TERMS, "init_args": {"terms": "x"}},
+        1,
+    ],
+    ids=["class", "name", "file", "term", "file of terms", "number"],
+)
+def test_an_objective_is_neither_needed_nor_looked_at(
+    objective: Any, edited: Edited, trained: Trained, trap: Path, cli: Command
+) -> None:
+    Path("payload.yaml").write_text("class_path: evil.Objective\n")
+    expected = cli("validate", "--ckpt_path", trained.finetune).out
+    assert "val/macro_f1" in expected
+    path = edited(lambda ours: ours["config"]["model"].update(objective=objective))
+    assert cli("test", "--ckpt_path", path).code == 0
+    assert cli("validate", "--ckpt_path", path).out == expected
+    assert cli("validate", "--ckpt_path", f"{path},{path}").code == 0
+    assert load(path).predict(["the owl"])[0] is not None
     assert not trap.exists()
-    cli("test", "--ckpt_path", path, "--model.objective", "evil.Objective")
+
+
+def test_the_users_objective_is_of_no_account_for_a_test(trained: Trained, trap: Path, cli: Command) -> None:
+    plain = cli("validate", "--ckpt_path", trained.finetune)
+    for given in ("Supervised", "MLE", "Probe"):  # of whatever stage: none is made
+        assert cli("validate", "--ckpt_path", trained.finetune, "--model.objective", given).out == plain.out
+    cli("test", "--ckpt_path", trained.finetune, "--model.objective", "evil.Objective")
     assert trap.exists()  # the trap works: named by the user, it is followed
+
+
+def test_a_model_has_the_heads_that_it_was_trained_with(trained: Trained, cli: Command) -> None:
+    """Of a fine-tuning with a language model beside it both are measured."""
+    terms = [{"class_path": "lit_sft.objectives.AuxiliaryLM"}]
+    mixed = {"class_path": "lit_sft.objectives.Mixed", "init_args": {"terms": terms}}
+    config = trained.finetune.parent / "finetune.yaml"
+    done = cli("fit", "--config", config, "--model.objective", json.dumps(mixed), "--run_dir", "both")
+    assert done.code == 0, done.err
+    runs = {"lm": trained.pretrain, "classifier": trained.finetune, "both": Path("both")}
+    heads = {name: objective_of(read_checkpoint(resolve(run, "ckpt_path"))).heads for name, run in runs.items()}
+    assert heads == {"lm": {"lm"}, "classifier": {"classifier"}, "both": {"lm", "classifier"}}
+    assert cli("test", "--ckpt_path", "both").code == 0
+    assert {"accuracy", "lm_perplexity"} <= set(read(Path("both/metrics.json"))["test"])
+
+
+def test_an_own_objective_with_weights_is_needed_in_the_fit_alone(
+    cli: Command, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint holds the weights of an objective that is a module, and an evaluation those of the network."""
+    (tmp_path / "own_objectives.py").write_text(
+        "from torch import nn, ones\n\nfrom lit_sft.objectives import Supervised\n\n\n"
+        "class Own(Supervised, nn.Module):\n"
+        "    def __init__(self):\n"
+        "        nn.Module.__init__(self)\n"
+        "        Supervised.__init__(self)\n"
+        "        self.register_buffer('seen', ones(3))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    config = tmp_path / "own.yaml"
+    config.write_text(yaml.safe_dump(tiny_options(files, "finetune")))
+    done = cli("fit", "--config", config, "--model.objective", "own_objectives.Own", "--run_dir", "run")
+    assert done.code == 0, done.err
+    assert "objective.seen" in read_checkpoint(resolve("run", "ckpt_path")).state_dict
+    monkeypatch.delitem(sys.modules, "own_objectives")
+    (tmp_path / "own_objectives.py").unlink()
+    assert cli("test", "--ckpt_path", "run").code == 0
+    assert cli("fit", "--config", config, "--model.init_from", "run", "--run_dir", "more").code == 0
+
+
+def test_a_test_with_the_config_of_another_stage_names_the_stage(trained: Trained, cli: Command) -> None:
+    for stage, other in (("finetune", "pretrain"), ("pretrain", "finetune")):
+        result = cli("test", "--ckpt_path", getattr(trained, stage), "--model.stage", other)
+        one_line(result, f"is a {stage} checkpoint and model.stage is {other}")
 
 
 def test_options_of_a_trainer_optimizer_or_schedule_are_left_alone(edited: Edited, trap: Path, cli: Command) -> None:
@@ -207,12 +277,12 @@ def test_options_of_a_trainer_optimizer_or_schedule_are_left_alone(edited: Edite
 
 
 @pytest.fixture
-def own_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A module beside the user's configs with an encoder of their own; the class to name."""
     (tmp_path / "own_encoders.py").write_text(
         "from lit_sft.models import LSTMEncoder\n\n\n"
         "class Own(LSTMEncoder):\n"
-        "    def __init__(self, vocab_size: int, width: int = 10):\n"
+        "    def __init__(self, vocab_size: int, width: int = 10, vectors: str = ''):\n"
         "        super().__init__(vocab_size, embedding_size=8, hidden_size=width)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
@@ -220,10 +290,10 @@ def own_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_a_class_is_followed_where_the_users_own_config_or_flag_names_it(
-    own_encoder: str, cli: Command, files: Files, tmp_path: Path
+    own: str, cli: Command, files: Files, tmp_path: Path
 ) -> None:
     options: Any = tiny_options(files, "finetune")
-    options["model"]["encoder"] = {"class_path": own_encoder, "init_args": {"width": 14}}
+    options["model"]["encoder"] = {"class_path": own, "init_args": {"width": 14}}
     config = tmp_path / "own.yaml"
     config.write_text(yaml.safe_dump(options))
     assert cli("fit", "--config", config, "--run_dir", "run").code == 0
@@ -232,12 +302,12 @@ def test_a_class_is_followed_where_the_users_own_config_or_flag_names_it(
     assert refused.code == 2
     assert "--model.encoder" in refused.err
     assert cli("test", "--ckpt_path", "run", "--config", config).code == 0
-    assert cli("validate", "--ckpt_path", "run", "--model.encoder", own_encoder).code == 0
-    assert cli("validate", "--ckpt_path", "run", f"--model.encoder={own_encoder}").code == 0
+    assert cli("validate", "--ckpt_path", "run", "--model.encoder", own).code == 0
+    assert cli("validate", "--ckpt_path", "run", f"--model.encoder={own}").code == 0
 
     predict = ["predict", "--ckpt_path", "run", "--input", files.unlabeled, "--output", "-"]
     assert cli(*predict).code == 2
-    assert cli(*predict, "--model.encoder", own_encoder).code == 0
+    assert cli(*predict, "--model.encoder", own).code == 0
     wrong = cli(*predict, "--model.encoder", "own_encoders.Mine")
     assert wrong.code == 2
     assert "own_encoders.Mine: no such class" in wrong.err
@@ -249,61 +319,43 @@ def test_a_class_is_followed_where_the_users_own_config_or_flag_names_it(
     assert by_class == load("run", encoder=lambda size: own_encoders.Own(size, width=14)).predict(texts)
 
 
-def test_naming_one_class_does_not_open_the_door_to_another(
-    own_encoder: str, edited: Edited, trap: Path, cli: Command
-) -> None:
-    path = edited(lambda ours: ours["config"]["model"].update(objective="evil.Objective"))
-    assert cli("test", "--ckpt_path", path, "--model.encoder", own_encoder).code == 2
-    nested = {"class_path": own_encoder, "init_args": {"width": "evil.Encoder"}}
-    path = edited(lambda ours: ours["config"]["model"].update(encoder=nested))
-    assert cli("test", "--ckpt_path", path, "--model.encoder", own_encoder).code == 2
+def test_naming_one_class_does_not_open_the_door_to_another(own: str, edited: Edited, trap: Path, cli: Command) -> None:
+    for option in ({"width": "evil.Encoder"}, {"width": {"class_path": "evil.Encoder"}}, {"more": "evil.Encoder"}):
+        nested = {"class_path": own, "init_args": option}
+        path = edited(lambda ours, nested=nested: ours["config"]["model"].update(encoder=nested))  # type: ignore[misc]
+        one_line(cli("test", "--ckpt_path", path, "--model.encoder", own), "could name code")
+        given = ["--model.encoder", own, "--model.encoder.width", "12"]
+        one_line(cli("test", "--ckpt_path", path, *given), "could name code")
     assert not trap.exists()
+
+
+def test_an_option_that_could_name_code_is_followed_where_the_user_says_the_same(
+    own: str, cli: Command, files: Files, tmp_path: Path
+) -> None:
+    config = tmp_path / "own.yaml"
+    config.write_text(yaml.safe_dump(tiny_options(files, "finetune")))
+    given = ["--model.encoder", own, "--model.encoder.vectors", "vectors.txt"]
+    assert cli("fit", "--config", config, *given, "--model.encoder.width", "14", "--run_dir", "run").code == 0
+    one_line(cli("test", "--ckpt_path", "run", *given[:2]), "its encoder's option vectors could name code")
+    one_line(cli("test", "--ckpt_path", "run", *given[:3], "other.txt"), "option vectors could name code")
+    assert cli("test", "--ckpt_path", "run", *given).code == 0
 
 
 def test_the_users_class_wins_over_the_checkpoints(trained: Trained, edited: Edited) -> None:
     path = edited(lambda ours: ours["config"]["model"].update(encoder="theirs.Encoder"))
-    config = stored_config(read_checkpoint(path), {"encoder": LSTM})
-    assert "encoder" not in config["model"]
+    for given in (LSTM, {"class_path": LSTM, "init_args": {}}):
+        assert "encoder" not in stored_config(read_checkpoint(path), given)["model"]
     with pytest.raises(UserError, match=r"theirs\.Encoder"):
-        stored_config(read_checkpoint(path), {})
+        stored_config(read_checkpoint(path))
 
 
 def test_a_model_is_evaluated_with_the_memory_that_it_was_trained_with(edited: Edited) -> None:
     path = edited(lambda ours: ours["config"]["model"].update(loss_chunk=7))
-    assert stored_config(read_checkpoint(path), {})["model"]["loss_chunk"] == 7
+    assert stored_config(read_checkpoint(path))["model"]["loss_chunk"] == 7
 
 
-AT = {"class_path": "lit_sft.objectives.AT", "init_args": {"norm": 2.0}}
-
-
-@pytest.mark.parametrize(
-    ("terms", "refused"),
-    [
-        ([AT], False),
-        ([AT, {"class_path": "lit_sft.objectives.EntMin"}], False),
-        ([{"class_path": "evil.Term"}], True),
-        ([{"class_path": "lit_sft.models.LSTMEncoder"}], True),  # of this package, but no term
-        ([{**AT, "init_args": {"norm": {"class_path": "evil.Norm"}}}], True),
-        (["payload"], True),  # the parser would take a word for the name of a file
-        ("payload", True),
-        ([{"init_args": {}}], True),
-    ],
-)
-def test_terms_of_a_strangers_objective_are_this_packages(
-    terms: Any, refused: bool, edited: Edited, trap: Path, cli: Command
-) -> None:
-    objective = {"class_path": "lit_sft.objectives.Mixed", "init_args": {"terms": terms}}
-    path = edited(lambda ours: ours["config"]["model"].update(objective=objective))
-    Path("payload").write_text("class_path: evil.Term\n")
-    result = cli("test", "--ckpt_path", path)
-    assert (result.code == 2) == refused
-    assert ("could name code" in result.err) == refused
-    assert not trap.exists()
-
-
-def test_only_classes_of_this_package_that_fit_are_its_own() -> None:
-    assert own_class("lit_sft.models.LSTMEncoder", Encoder) is LSTMEncoder
-    assert own_class("lit_sft.objectives.Supervised", Objective) is Supervised
+def test_only_encoders_of_this_package_are_its_own() -> None:
+    assert own_encoder("lit_sft.models.LSTMEncoder") is LSTMEncoder
     for name in (
         "lit_sft.objectives.Supervised",
         "torch.nn.LSTM",
@@ -311,4 +363,4 @@ def test_only_classes_of_this_package_that_fit_are_its_own() -> None:
         "lit_sft.models.X",
         "LSTMEncoder",
     ):
-        assert own_class(name, Encoder) is None
+        assert own_encoder(name) is None

@@ -26,7 +26,7 @@ from lit_sft.errors import UserError
 from lit_sft.evaluation.metrics import ClassificationMetrics
 from lit_sft.evaluation.predictions import read_predictions
 from lit_sft.module import LitSFT
-from lit_sft.stored_options import CLASS_OPTIONS, MODEL_OPTIONS
+from lit_sft.stored_options import MODEL_OPTIONS
 
 
 @pytest.fixture(scope="module")
@@ -154,8 +154,8 @@ def test_a_classifier_of_other_options_is_loaded_as_it_was_trained(
 
 
 def test_every_option_of_a_model_is_stored_or_needed_in_a_fit_alone() -> None:
-    fit = {"init_from", "optimizer", "schedule", "layer_decay", "backprop_tokens", "remap_vocabulary"}
-    assert set(inspect.signature(LitSFT).parameters) == fit | set(MODEL_OPTIONS) | set(CLASS_OPTIONS)
+    fit = {"init_from", "objective", "optimizer", "schedule", "layer_decay", "backprop_tokens", "remap_vocabulary"}
+    assert set(inspect.signature(LitSFT).parameters) == fit | {"encoder"} | set(MODEL_OPTIONS)
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "nonsense"])
