@@ -134,8 +134,9 @@ class LitCLI(LightningCLI):
 
     def _encoder_named_in(self, arguments: list[str]) -> dict[str, Any] | None:
         """The encoder that the user's own config or flags name: that alone may lie outside the package."""
+        asked = [argument for argument in arguments if not argument.startswith("--print_config")]  # that would end it
         try:
-            encoder = self.parser.parse_args(arguments)[arguments[0]].model.get("encoder")
+            encoder = self.parser.parse_args(asked)[arguments[0]].model.get("encoder")
         except ArgumentError:
             return None  # told when it is parsed with the checkpoint's options, where it may not even be a mistake
         return encoder.as_dict() if isinstance(encoder, Namespace) and encoder.class_path != DEFAULT_ENCODER else None

@@ -354,6 +354,18 @@ def test_a_model_is_evaluated_with_the_memory_that_it_was_trained_with(edited: E
     assert stored_config(read_checkpoint(path))["model"]["loss_chunk"] == 7
 
 
+def test_the_options_that_are_shown_are_the_checkpoints(trained: Trained, cli: Command) -> None:
+    """With ``--print_config``, the user's over them."""
+    for flags in (["--print_config"], ["--print_config=skip_unset"], ["--data.bptt=9", "--print_config"]):
+        shown = cli("test", "--ckpt_path", trained.finetune, *flags)
+        assert shown.code == 0, shown.err
+        options = yaml.safe_load(shown.out)
+        assert options["model"]["stage"] == "finetune"
+        assert options["model"]["encoder"]["init_args"]["hidden_size"] == 12
+        assert options["data"]["max_length"] == 32
+        assert options["data"]["bptt"] == (9 if len(flags) == 2 else 16)
+
+
 def test_only_encoders_of_this_package_are_its_own() -> None:
     assert own_encoder("lit_sft.models.LSTMEncoder") is LSTMEncoder
     for name in (
