@@ -11,7 +11,7 @@ is run first, on the first ``search_seeds`` seeds, and the mean validation figur
 method's grid has the same number of points and reads the same validation data. (The config's ``checkpoint.monitor``
 chooses a run's epoch.) The chosen options then run on every seed, and only these runs are tested. Each run is an
 ordinary ``lit_sft fit`` and ``test``, called in this process with flags that are printed, so any cell can be repeated
-by hand.
+by hand. Options may name an objective, a term or an encoder of your own, in a file where this runs.
 
 The CSV grows by a line a run and is read at the start: what is there is not run again. Two calls for different
 ``--methods`` or ``--labels`` may run side by side. Every tested run, the linear model's too, leaves its predictions in
@@ -37,6 +37,7 @@ from linear import linear_model
 from paired import write_intervals
 from report import append_line, in_one_line, read_lines, table
 
+from lit_sft.checkpoints import read_config
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.errors import SickRun, UserError
 from lit_sft.main import main as lit_sft
@@ -153,7 +154,8 @@ def as_flags(options: Options) -> list[str]:
 def run_network(arguments: list[str], name: str, test: bool) -> Path:
     """``lit_sft fit`` and, where asked for, ``test``, in this process; returns the run's folder, in ``logs/NAME``.
 
-    One that learns nothing goes on to its end: that is its figure.
+    One that learns nothing goes on to its end: that is its figure. The test is given the fit's encoder, which may be
+    one of the user's own: a checkpoint alone can't name code.
 
     Raises:
         SickRun: it couldn't go on to its end (the loss isn't finite).
@@ -165,7 +167,8 @@ def run_network(arguments: list[str], name: str, test: bool) -> Path:
     folder = new_run(name)
     _check(lit_sft([*command, f"--run_dir={folder}"]))
     if test:
-        _check(lit_sft(["test", "--ckpt_path", str(folder), "--trainer.enable_progress_bar=false"]))
+        encoder = as_flags({"model.encoder": read_config(folder)["model"]["encoder"]})
+        _check(lit_sft(["test", "--ckpt_path", str(folder), *encoder, "--trainer.enable_progress_bar=false"]))
     return folder
 
 

@@ -3,8 +3,8 @@
     python scripts/compare.py logs/quickstart/version_0 --scratch configs/quickstart/scratch.yaml
     python scripts/compare.py logs/mine/version_0 --scratch configs/own/scratch.yaml
 
-The from-scratch network has the run's sizes and precision, all else from its config. One seed, for a first look;
-scripts/baselines.py makes the table with seeds and intervals.
+The from-scratch network has the run's encoder with its sizes, and precision, all else from its config. One seed, for a
+first look; scripts/baselines.py makes the table with seeds and intervals.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from baselines import run_network
+from baselines import as_flags, run_network
 from linear import linear_model
 from report import in_one_line
 
@@ -24,6 +24,7 @@ from lit_sft.checkpoints import stage_folders
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.runs import read_record
 from lit_sft.starting import SIZES
+from lit_sft.stored_options import own_encoder
 
 INVERSE_STRENGTHS = (1, 3, 10, 30, 100)  # of the linear model's regularisation, chosen on validation
 
@@ -43,7 +44,7 @@ def compare(run: Path, scratch: Path) -> dict[str, dict[str, float]]:
         same_data = Path(temporary) / "data.yaml"
         same_data.write_text(yaml.safe_dump({"data": options}), encoding="utf-8")
         arguments = ["--config", str(scratch), "--config", str(same_data), f"--seed_everything={seed}"]
-        arguments += [f"--trainer.precision={config['trainer']['precision'] or 'null'}", *sizes_of(config)]
+        arguments += [f"--trainer.precision={config['trainer']['precision'] or 'null'}", *encoder_of(config)]
         folder = run_network(arguments, f"{run.resolve().parent.name}-scratch", test=True)
     rows["from scratch"] = read_record(folder)["test"]
     data = TextDataModule(**options, seed=seed)
@@ -55,13 +56,14 @@ def compare(run: Path, scratch: Path) -> dict[str, dict[str, float]]:
     return rows
 
 
-def sizes_of(config: dict[str, Any]) -> list[str]:
-    """The sizes of a run's encoder as flags; none where it isn't the plain one."""
+def encoder_of(config: dict[str, Any]) -> list[str]:
+    """A run's encoder as flags: its class and sizes; of one outside the package all options, as any may be a size."""
     encoder = config["model"]["encoder"]
-    if not encoder["class_path"].endswith(".LSTMEncoder"):
-        return []
-    sizes = {name: encoder["init_args"].get(name) for name in SIZES}
-    return [f"--model.encoder.{name}={value}" for name, value in sizes.items() if value is not None]
+    name, options = encoder["class_path"], encoder.get("init_args") or {}
+    if own_encoder(name) is None:
+        return as_flags({"model.encoder": encoder})
+    sizes = {f"model.encoder.{key}": options[key] for key in SIZES if key in options}
+    return as_flags({"model.encoder": name} | sizes)
 
 
 def parser() -> argparse.ArgumentParser:

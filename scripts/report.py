@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -180,7 +181,11 @@ def spread(values: Sequence[float] | np.ndarray) -> str:
 
 
 def in_one_line(main: Callable[[], None]) -> None:
-    """Call a script's ``main``; a mistake that it tells, or a file that isn't there, ends it with that line alone."""
+    """Call a script's ``main``; a mistake that it tells, or a file that isn't there, ends it with that line alone.
+
+    Classes of the user's own are found where the command runs, as by ``python -m lit_sft``.
+    """
+    sys.path.insert(1, str(Path.cwd()))
     try:
         main()
     except (UserError, FileNotFoundError) as error:

@@ -1,6 +1,7 @@
 """What makes the README's figures: the paired interval, the search's budget, and that rows read the same labels."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 from baselines import FIELDS, plans_in
-from compare import compare
+from compare import compare, encoder_of
 from conftest import Configs, Files, Fit, read
 from contamination import data_options
 from linear import WORD, fitted_features, linear_model, low_shot_positions
@@ -251,6 +252,25 @@ def test_a_comparison_takes_sizes_and_precision_of_the_run_and_tells_what_it_lac
     scratch = read(Path("logs/tiny-scratch/version_0/config.yaml"))
     assert scratch["model"]["encoder"]["init_args"]["hidden_size"] == 13
     assert scratch["trainer"]["precision"] == "64-true"
+
+
+def test_a_comparison_takes_an_own_encoder_of_the_run(
+    fit_recipe: Fit, configs: Configs, example: Callable[[str], None]
+) -> None:
+    example("my_encoder.py")
+    own = {"class_path": "my_encoder.GRUEncoder", "init_args": {"size": 9}}
+    assert fit_recipe(f"--model.encoder={json.dumps(own)}", "--trainer.max_epochs=1").code == 0
+    rows = compare(Path("logs/tiny/version_0"), configs.finetune)
+    assert set(rows["from scratch"]) == set(rows["pretrained"])
+    assert read(Path("logs/tiny-scratch/version_0/config.yaml"))["model"]["encoder"] == own
+
+
+def test_of_this_packages_encoders_a_comparison_takes_class_and_sizes() -> None:
+    sizes = {"embedding_size": 5, "hidden_size": 6, "num_layers": 2, "last_size": None}
+    for name in ("LSTMEncoder", "TwoWayEncoder"):
+        encoder = {"class_path": f"lit_sft.models.{name}", "init_args": {**sizes, "hidden_dropout": 0.7}}
+        shown = [f"--model.encoder.{key}={'null' if value is None else value}" for key, value in sizes.items()]
+        assert encoder_of({"model": {"encoder": encoder}}) == [f"--model.encoder=lit_sft.models.{name}", *shown]
 
 
 def test_data_options_are_found_in_a_config_or_the_file_that_it_names(tmp_path: Path) -> None:

@@ -1,16 +1,23 @@
-"""scripts/baselines.py: what is searched, what is chosen, and what is run with it; the runs themselves are made up."""
+"""scripts/baselines.py: what is searched, what is chosen, and what is run with it; most runs are made up."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import baselines
 import numpy as np
 import pytest
+import yaml
 from baselines import Cells, Results, fill, plans_in
+from conftest import Files, read, tiny_options
+from readmes import ROOT
 from report import read_lines
 
 from lit_sft.errors import SickRun, UserError
@@ -212,3 +219,36 @@ def test_a_method_that_starts_from_a_pretraining_asks_for_one(tmp_path: Path) ->
     with pytest.raises(UserError, match="pretrained starts from a pretraining: give --init_from"):
         fill(Cells(given), Results(given.out), plans_in(search), ["full"], ["pretrained"])
     assert np.array_equal(read_lines(given.out), [])
+
+
+def test_methods_of_an_own_objective_term_and_encoder_are_trained_and_tested(
+    files: Files, tmp_path: Path, example: Callable[[str], None]
+) -> None:
+    """The README's, as a user calls the script: in a process of its own, with these files where it runs."""
+    for name in ("my_objective", "my_term", "my_encoder"):
+        example(f"{name}.py")
+    term = {"class_path": "my_term.ConfidencePenalty", "init_args": {"weight": 0.2}}
+    own = {
+        "objective": {"model.objective": "my_objective.ConfidencePenalty", "model.objective.weight": 0.2},
+        "term": {"model.objective": "lit_sft.objectives.Mixed", "model.objective.terms": [term]},
+        "encoder": {"model.encoder": "my_encoder.GRUEncoder", "model.encoder.size": 16},
+    }
+    methods = {name: {key: [v] for key, v in {**o, "model.init_from": None}.items()} for name, o in own.items()}
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump({9: {"seeds": 1, "search_seeds": 1, **methods}}))
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_options(files, "finetune")))
+    command = [sys.executable, str(ROOT / "scripts" / "baselines.py"), "--config", "tiny.yaml"]
+    command += ["--search", "search.yaml", "--out", "out.csv"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = {row["method"]: row for row in read_lines(tmp_path / "out.csv")}
+    assert set(rows) == set(own)
+    models = {}
+    for name, row in rows.items():
+        run = tmp_path / row["run"]
+        assert float(row["test_macro_f1"]) == read(run / "metrics.json")["test"]["macro_f1"]
+        assert (run / "predictions.parquet").is_file()
+        models[name] = read(run / "config.yaml")["model"]
+    assert models["objective"]["objective"]["class_path"] == own["objective"]["model.objective"]
+    assert models["term"]["objective"]["init_args"]["terms"][0]["class_path"] == term["class_path"]
+    assert models["encoder"]["encoder"] == {"class_path": "my_encoder.GRUEncoder", "init_args": {"size": 16}}
