@@ -112,7 +112,8 @@ class LitSFT(StepRates):
         heads = self.objective.heads
         if ("classifier" in heads) != (self.stage == "finetune"):
             kind = type(self.objective).__name__
-            raise UserError(f"model.stage {self.stage} doesn't go with model.objective {kind}")
+            hint = f"in a recipe, --STAGE.model.objective {kind} is for one stage"
+            raise UserError(f"model.stage {self.stage} doesn't go with model.objective {kind}; {hint}")
         if "classifier" in heads and len(label_names) < (1 if multilabel else 2):
             raise UserError("fine-tuning needs labeled data: give --data.labeled a file with a label column")
         try:

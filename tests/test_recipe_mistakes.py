@@ -87,6 +87,8 @@ def test_a_stage_ended_by_a_signal_is_told(cli: Command, configs: Configs, monke
         ("stages: [{name: a}, {name: a}]", "needs a name of its own"),
         ("stages: [{name: ../a}]", "not '../a'"),
         ("stages: [{name: test}]", "not 'test'"),
+        ("stages: [{name: data}]", "not that of an option or figure, not 'data'"),
+        ("stages: [{name: run_dir}]", "not 'run_dir'"),
         ("stages: [{name: 3}]", "not 3"),
         ("stages: [{name: a}]\ndata: {}", "has the keys stages and test only, not data"),
         ("stages: [{name: a, init_from: b}, {name: b}]", "init_from of stage a names no earlier stage: 'b'"),

@@ -51,6 +51,8 @@ def check_starts(recipe: Recipe, stages: list[Stage], options_of: dict[str, Name
         options_of: their options by name.
         given: whether those that start from no stage start from what the user names, now or when the run began.
     """
+    if len({bool(options.trainer.fast_dev_run) for options in options_of.values()}) > 1:
+        raise UserError("trainer.fast_dev_run: all stages of a recipe are run dry, or none")
     planned: dict[str, Planned] = {}
     for stage in stages:
         options = options_of[stage.name]

@@ -3,35 +3,37 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lit_sft.errors import UserError
-from lit_sft.options import read_config_file, values_of
+from lit_sft.errors import UserError, nearest
+from lit_sft.options import GROUPS, read_config_file, values_of
 from lit_sft.recipes.record import RECORD_KEYS
 
 KEYS = {"stages", "test"}
+OPTIONS = {*GROUPS, "seed_everything", "name", "run_dir", "ckpt_path", "config", "stages"}  # of a fit, up to a dot
+OF_ALL = ("name", "run_dir", "ckpt_path", "stages", "model.init_from")  # what no stage can be given as a flag
 NAME = re.compile(r"[A-Za-z0-9_][\w-]*")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: its folder's name, config files, options of its own, and the earlier stages it starts from.
+    """One stage: its folder's name, its configs, and the earlier stages it starts from.
 
+    ``configs``: files and options: those that the recipe has for it, then the user's, for all stages and for this one.
     ``from_nothing``: its ``init_from`` is null, so that it starts from nothing whatever the user names.
     """
 
     name: str
-    configs: list[Path]
-    options: dict[str, Any]
+    configs: list[Path | dict[str, Any]]
     init_from: list[str]
     from_nothing: bool = False
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe file: its stages in order and whether the last is tested. ``extra``: configs after every stage's own."""
+    """A recipe file: its stages in order and whether the last is tested. ``extra``: the user's further configs."""
 
     path: Path
     stages: list[Stage]
@@ -56,7 +58,57 @@ def recipe_in(arguments: list[str]) -> Recipe | None:
     if extra := ", ".join(sorted(set(contents[path]) - KEYS)):
         raise UserError(f"{path}: a recipe has the keys stages and test only, not {extra}; these belong into a stage")
     content, others = contents[path], [p for p in configs if p != path]
-    return Recipe(path, _stages(path, content["stages"]), bool(content.get("test", True)), others)
+    stages = _stages(path, content["stages"])
+    names = {stage.name for stage in stages}
+    for other in others:
+        for key, options in contents[other].items():
+            _check_near(str(key), names, f"{other}: {key}")
+            if key in names and not isinstance(options, dict):
+                raise UserError(f"{other}: {key} must hold options of that stage, not {options!r}")
+    further = [(other, contents[other]) for other in others]
+    stages = [replace(stage, configs=stage.configs + _parts(stage.name, names, further)) for stage in stages]
+    return Recipe(path, stages, bool(content.get("test", True)), others)
+
+
+def _parts(stage: str, names: set[str], further: list[tuple[Path, dict[str, Any]]]) -> list[Path | dict[str, Any]]:
+    """What configs say for every stage, then what they say for one."""
+    common = [
+        path if names.isdisjoint(content) else _beside(path, {k: v for k, v in content.items() if k not in names})
+        for path, content in further
+    ]
+    return [*common, *(_beside(path, content[stage]) for path, content in further if stage in content)]
+
+
+def flags_of(stage: str, names: set[str], flags: list[str]) -> list[str]:
+    """The flags that a stage gets: those of all stages, then its own, ``--STAGE.option``, so that these win."""
+    found: dict[str, list[str]] = {name: [] for name in ("", *names)}
+    to = ""
+    for part in flags:
+        if part.startswith("--"):  # else it is the value of the flag before
+            name, _, option = part[2:].partition(".")
+            to = name if option and name in names else ""
+            if to and option.partition("=")[0] in OF_ALL:
+                raise UserError(f"{part}: a recipe has one for all its stages, --{option}")
+            if option:
+                _check_near(name, names, part)
+        found[to].append(f"--{option}" if to and part.startswith("--") else part)
+    return found[""] + found[stage]
+
+
+def _check_near(name: str, names: set[str], where: str) -> None:
+    """Raise a UserError where options stand under what is neither a group of them nor a stage, but nearest to one."""
+    hint = nearest(name, names)
+    if name not in {*OPTIONS, *names} and hint and hint == nearest(name, [*names, *OPTIONS]):
+        raise UserError(f"{where}: there is no stage {name}; {hint.strip()}")
+
+
+def _beside(file: Path, options: Any) -> Any:
+    """A file's options to stand in another one: the YAML files that they name are those beside it."""
+    if isinstance(options, dict):
+        return {key: _beside(file, value) for key, value in options.items()}
+    if isinstance(options, list):
+        return [_beside(file, value) for value in options]
+    return str((file.parent / options).resolve()) if str(options).endswith((".yaml", ".yml")) else options
 
 
 def _stages(path: Path, listed: Any) -> list[Stage]:
@@ -66,8 +118,11 @@ def _stages(path: Path, listed: Any) -> list[Stage]:
     stages: list[Stage] = []
     for item in listed:
         name, earlier = item.get("name"), [stage.name for stage in stages]
-        if not isinstance(name, str) or not NAME.fullmatch(name) or name in RECORD_KEYS or name in earlier:
-            raise UserError(f"{path}: a stage needs a name of its own, of letters, digits, '-' and '_', not {name!r}")
+        if not isinstance(name, str) or not NAME.fullmatch(name) or name in {*RECORD_KEYS, *OPTIONS, *earlier}:
+            raise UserError(
+                f"{path}: a stage needs a name of its own, of letters, digits, '-' and '_' and not that of an option "
+                f"or figure, not {name!r}"
+            )
         given = item.get("init_from", earlier[-1:])
         start = given if isinstance(given, list) else [given] if given is not None else []
         for one in start:
@@ -77,10 +132,6 @@ def _stages(path: Path, listed: Any) -> list[Stage]:
         files = [path.parent / str(file) for file in (configs if isinstance(configs, list) else [configs])]
         for file in files:
             read_config_file(file)
-        options = {
-            key: str((path.parent / value).resolve()) if str(value).endswith((".yaml", ".yml")) else value
-            for key, value in item.items()
-            if key not in ("name", "config", "init_from")
-        }
-        stages.append(Stage(name, files, options, start, from_nothing=given is None))
+        options = {key: value for key, value in item.items() if key not in ("name", "config", "init_from")}
+        stages.append(Stage(name, [*files, _beside(path, options)], start, from_nothing=given is None))
     return stages

@@ -8,6 +8,9 @@
                                             # list of two for a TwoWayEncoder, or null
     test: true                              # test the last stage at the end
 
+Flags and further configs go to every stage, ``--finetune.model.optimizer.lr 0.01`` and what a further config has under
+``finetune:`` to that stage alone, after the others.
+
 A process a stage costs a few seconds of start-up each; it gives every stage a fresh memory, Trainer and random state,
 so that a stage of a recipe and the same stage run by hand give the same numbers.
 """
@@ -36,7 +39,7 @@ from lit_sft.errors import UserError, nearest
 from lit_sft.options import read_yaml, values_of
 from lit_sft.processes import run_process
 from lit_sft.recipes.check import check_starts
-from lit_sft.recipes.file import Recipe, Stage
+from lit_sft.recipes.file import Recipe, Stage, flags_of
 from lit_sft.recipes.record import joined_record
 from lit_sft.runs import (
     LOGS,
@@ -80,7 +83,7 @@ def run_recipe(recipe: Recipe, arguments: list[str]) -> None:
     """
     options, flags = _recipe_options(arguments)
     resumed = _resumed(recipe, options, flags) if options.ckpt_path else None
-    chosen = resumed.stages if resumed else _chosen(recipe, options.stages)
+    chosen = resumed.stages if resumed else _chosen(recipe, options.stages, flags)
     if any(flag.startswith("--print_config") for flag in flags):
         _print_configs(recipe, chosen, flags)
         return
@@ -126,7 +129,7 @@ def _print_configs(recipe: Recipe, stages: list[Stage], flags: list[str]) -> Non
 
 
 def _recipe_options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The recipe's own options, and the flags that go to every stage."""
+    """The recipe's own options, and the flags for its stages."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", "-c", action="append")
     parser.add_argument("--name")
@@ -146,12 +149,15 @@ def _recipe_options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]
     return options, flags
 
 
-def _chosen(recipe: Recipe, names: str | None) -> list[Stage]:
+def _chosen(recipe: Recipe, names: str | None, flags: list[str]) -> list[Stage]:
     known = [stage.name for stage in recipe.stages]
     wanted = known if names is None else names.split(",")
     for name in wanted:
         if name not in known:
             raise UserError(f"--stages {name}: {nearest(name, known)}{recipe.path} has the stages {', '.join(known)}")
+    for name in set(known) - set(wanted):
+        if given := [flag for flag in flags if flag.startswith(f"--{name}.")]:
+            raise UserError(f"{given[0]}: stage {name} doesn't run with --stages {names}")
     return [stage for stage in recipe.stages if stage.name in wanted]
 
 
@@ -193,7 +199,7 @@ def _resumed(recipe: Recipe, options: argparse.Namespace, flags: list[str]) -> R
     sources = config.get("sources")
     if not isinstance(sources, dict) or not set(sources) <= set(known):
         raise UserError(f"--ckpt_path last: {folder} is not a run of {recipe.path}; leave it out to start a new run")
-    if options.stages and {stage.name for stage in _chosen(recipe, options.stages)} != set(sources):
+    if options.stages and {stage.name for stage in _chosen(recipe, options.stages, flags)} != set(sources):
         raise UserError(f"--stages {options.stages}: {folder}, which is resumed, has the stages {', '.join(sources)}")
     given = names_in(options.init_from)
     if given and _files(given) not in [_files(starts) for starts in sources.values() if starts]:
@@ -237,12 +243,15 @@ def _run_stage(run: Run, stage: Stage) -> None:
 
 @contextmanager
 def _command(command: str, recipe: Recipe, stage: Stage, flags: list[str], *more: str) -> Iterator[list[str]]:
-    """The arguments of a command on a stage: its configs, its own options as one more config, flags."""
+    """The arguments of a command on a stage: its configs, options of its own as more configs, flags."""
     with tempfile.TemporaryDirectory() as temporary:
-        own = Path(temporary) / f"{stage.name}.yaml"
-        own.write_text(yaml.safe_dump(stage.options, sort_keys=False), encoding="utf-8")
-        configs = [*stage.configs, *([own] if stage.options else []), *recipe.extra]
-        yield [command, *(part for path in configs for part in ("--config", str(path))), *flags, *more]
+        arguments = [command]
+        for number, config in enumerate(stage.configs):
+            path = config if isinstance(config, Path) else Path(temporary) / f"{stage.name}-{number}.yaml"
+            if isinstance(config, dict):
+                path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+            arguments += ["--config", str(path)]
+        yield [*arguments, *flags_of(stage.name, {s.name for s in recipe.stages}, flags), *more]
 
 
 def _call(command: str, recipe: Recipe, stage: Stage, flags: list[str], *more: str) -> None:
