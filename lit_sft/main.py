@@ -34,6 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     A mistake of ours is not caught: its traceback is what a bug report needs.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None and not sys.flags.safe_path:
+        sys.path.insert(0, "")  # where the command runs: python -m looks for the user's modules there, a script doesn't
     debug = os.environ.get("LIT_SFT_DEBUG", "") not in ("", "0")
     try:
         _run(arguments)

@@ -1,5 +1,6 @@
 """The project's own files agree: requirements and pins, versions, extras, scripts."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -77,6 +78,23 @@ def test_the_version_is_the_same_everywhere() -> None:
 def test_the_console_script_is_the_command_line() -> None:
     (entry,) = metadata.entry_points(group="console_scripts", name="lit_sft")
     assert entry.load() is main
+
+
+def test_a_console_script_finds_the_users_modules_as_python_m_does(tmp_path: Path) -> None:
+    """A script's own folder takes the place on the path that python -m gives to the current one."""
+    script, mine = tmp_path / "bin" / "lit_sft", tmp_path / "mine"
+    for folder in (script.parent, mine):
+        folder.mkdir()
+    script.write_text("from lit_sft.main import main\nraise SystemExit(main())\n")
+    (mine / "my_objective.py").write_text("from lit_sft.objectives import MLE\n\nclass Mine(MLE): ...\n")
+    shown = ["fit", "--model.objective", "my_objective.Mine", "--print_config"]
+    for command in ([str(script)], ["-m", "lit_sft"]):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        result = subprocess.run(
+            [sys.executable, *command, *shown], cwd=mine, env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert result.returncode == 0, result.stderr
+        assert "class_path: my_objective.Mine" in result.stdout
 
 
 def test_the_oldest_python_is_the_one_that_the_tools_check_for() -> None:
