@@ -233,3 +233,10 @@ def missing_files(text: str) -> list[str]:
     """The repository's files that a text names and that aren't there; those called ``mine`` are the reader's own."""
     named = re.findall(r"(?<![\w./-])(?:configs|scripts|tests|lit_sft|docs)/[\w./-]+\.\w+", text)
     return sorted(name for name in set(named) if not (ROOT / name).is_file() and Path(name).stem != "mine")
+
+
+@pytest.mark.parametrize("path", [path for path in CONFIGS if "/trainer/gpu" in path])
+def test_how_many_gpus_is_the_users_choice(path: str, parse: Parse) -> None:
+    for flags, devices in (["--trainer.devices=2"], "2"), ([], "1"):
+        (stage,) = parse(["fit", "--config", STAGES[0], *flags, "--trainer", path])
+        assert str(stage.options.trainer.devices) == devices
