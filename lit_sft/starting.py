@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.pytorch.utilities import rank_zero_info
 
 from lit_sft.checkpoints import Checkpoint, read_checkpoint, resolve
 from lit_sft.data.adopted import Adopted
@@ -20,7 +22,7 @@ from lit_sft.data.textdata import TextData
 from lit_sft.data.tokenization import KINDS, Tokenizer
 from lit_sft.errors import UserError
 from lit_sft.models import LSTMEncoder, TwoWayEncoder
-from lit_sft.resume import check_tokenizer
+from lit_sft.resume import TOKENIZER_OPTIONS, check_tokenizer
 
 SIZES = ("embedding_size", "hidden_size", "num_layers", "last_size")  # of an encoder's options
 InitFrom = list[str] | str | None
@@ -104,9 +106,26 @@ def start_from(config: Any, data: TextData) -> Checkpoint | None:
         check_same_kind(kind, sources[0].tokenizer().model, paths[0])
     else:
         check_tokenizer(sources[0], kind)
+        _tell_unused(sources[0], config.data)
     check_direction(config.model, config.data.direction, known)
     data.adopt(adopted_from(sources, kind == EXTEND, config.model.remap_vocabulary))
     return sources[0]
+
+
+def _tell_unused(source: Checkpoint, data: Any) -> None:
+    """Say so where the data options ask for another tokenizer than that of ``source``, which is used.
+
+    An option that stands at its default isn't known to be asked for. One that was extended had other options before.
+    """
+    kind, before = tokens_of(data.tokenizer), source.config.get("data", {})
+    if kind is None or before.get("tokenizer") == EXTEND:
+        return
+    known = inspect.signature(TextData).parameters
+    names = [k for k in ("tokenizer", *TOKENIZER_OPTIONS) if data[k] not in (known[k].default, before.get(k))]
+    if names:
+        ways = "pretrain with it" + (", or --model.remap_vocabulary true" if kind == source.tokenizer().model else "")
+        asked = ", ".join(f"data.{name} {data[name]}" for name in names)
+        rank_zero_info(f"{asked}: not used, as the tokenizer of {source.path} is; for one of its own: {ways}")
 
 
 def adopted_from(sources: Sequence[Checkpoint], extend: bool = False, remap: bool = False) -> Adopted:

@@ -305,11 +305,29 @@ def test_a_mistake_in_testing_is_one_line(arguments: list[str], message: str, tu
 def test_a_run_starts_from_the_weights_and_the_tokenizer_of_another(
     cli: Command, configs: Configs, trained: Trained
 ) -> None:
-    flags = ("--model.init_from", trained.pretrain, "--data.vocab_size", "290")  # the pretraining's tokenizer holds
-    result = cli("fit", "--config", configs.finetune, *flags)
+    result = cli("fit", "--config", configs.finetune, "--model.init_from", trained.pretrain)
     assert result.code == 0
     assert "loaded" in result.log
     assert (RUN / "tokenizer.json").read_text() == (trained.pretrain / "tokenizer.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (["--data.vocab_size", "290"], "data.vocab_size 290: not used, as the tokenizer of RUN is; .* or --model.re"),
+        (["--data.tokenizer", "word", "--data.vocab_size", "290"], "tokenizer word, data.vocab_size 290: .*with it$"),
+        (["--data.vocab_size", "8000"], None),  # the default isn't known to be asked for
+    ],
+)
+def test_a_tokenizer_that_is_asked_for_beside_init_from_is_told_not_to_be_used(
+    asked: list[str], told: str | None, cli: Command, configs: Configs, trained: Trained
+) -> None:
+    dry = ("--model.init_from", trained.pretrain, "--trainer.fast_dev_run", "true")
+    result = cli("fit", "--config", configs.finetune, *dry, *asked)
+    assert result.code == 0
+    lines = [line for line in result.log.splitlines() if "not used" in line]
+    path = str(trained.pretrain / "checkpoints/best.ckpt")
+    assert [bool(re.search(str(told).replace("RUN", path), line)) for line in lines] == [True] * bool(told)
 
 
 @pytest.mark.parametrize(
