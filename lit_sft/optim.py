@@ -105,6 +105,25 @@ class SlantedTriangular(Schedule):
         return (1 + p * (self.ratio - 1)) / self.ratio
 
 
+class RangeTest(Schedule):
+    """Exponentially up from ``start`` to 1 at the last step: at which rates does the loss fall, and where does it grow?
+
+    For a short run with the highest rate as the optimizer's (Smith 2017, section 3.3, where the rise is linear;
+    exponential as in fastai's ``lr_find``). ``scripts/lr_range.py`` makes it.
+
+    Args:
+        start: the factor at the first step, above 0 and below 1.
+    """
+
+    def __init__(self, start: float = 1e-4) -> None:
+        if not 0 < start < 1:
+            raise ValueError(f"start is the first share of the rate, above 0 and below 1, not {start}")
+        self.start = start
+
+    def factor(self, step: int, total_steps: int) -> float:
+        return math.pow(self.start, 1 - step / max(total_steps - 1, 1))
+
+
 def _cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
 

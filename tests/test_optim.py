@@ -15,7 +15,16 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from lit_sft.models import ClassifierHead, LMHead, LSTMEncoder, Network
-from lit_sft.optim import Constant, OneCycle, Schedule, SlantedTriangular, WarmupCosine, build_optimizer, fuse
+from lit_sft.optim import (
+    Constant,
+    OneCycle,
+    RangeTest,
+    Schedule,
+    SlantedTriangular,
+    WarmupCosine,
+    build_optimizer,
+    fuse,
+)
 
 SCHEDULES = [
     Constant(),
@@ -25,6 +34,7 @@ SCHEDULES = [
     OneCycle(warmup=0.0),
     SlantedTriangular(),
     SlantedTriangular(cut_frac=0.0),
+    RangeTest(),
 ]
 
 
@@ -75,6 +85,21 @@ def test_slanted_triangular_is_equation_3(cut_frac: float, ratio: float, total: 
         p = t / cut if t < cut else 1 - (t - cut) / (cut * (1 / cut_frac - 1))
         expected.append((1 + p * (ratio - 1)) / ratio)
     assert curve(SlantedTriangular(cut_frac, ratio), total) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(("start", "total"), [(1e-4, 200), (0.01, 7), (0.5, 2)])
+def test_a_range_test_multiplies_the_rate_by_the_same_number_at_each_step(start: float, total: int) -> None:
+    expected = [start]
+    while len(expected) < total:
+        expected.append(expected[-1] * (1 / start) ** (1 / (total - 1)))
+    assert curve(RangeTest(start), total) == pytest.approx(expected, rel=1e-9)
+    assert expected[-1] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("start", [0.0, 1.0, -0.1])
+def test_a_range_test_rises_from_above_nothing(start: float) -> None:
+    with pytest.raises(ValueError, match="above 0 and below 1"):
+        RangeTest(start)
 
 
 def test_factors_are_shares_for_any_number_of_steps_and_the_last_one_stays() -> None:

@@ -34,7 +34,7 @@ from lit_sft.objectives import (
     Supervised,
     Term,
 )
-from lit_sft.optim import Constant, OneCycle, SlantedTriangular, WarmupCosine
+from lit_sft.optim import Constant, OneCycle, RangeTest, SlantedTriangular, WarmupCosine
 
 STEPS = 6
 Change = tuple[str, dict[str, Any]]  # the stage that is trained, and what the module is made with
@@ -156,6 +156,7 @@ CHANGES: dict[type, dict[str, list[Change]]] = {
         "cut_frac": finetune(schedule=SlantedTriangular(cut_frac=0.5)),
         "ratio": finetune(schedule=SlantedTriangular(ratio=2.0)),
     },
+    RangeTest: {"start": finetune(schedule=RangeTest(start=0.5))},
     LitSFT: {
         "stage": [("pretrain", {})],
         "init_from": [],  # in test_resume.py, which has a checkpoint to start from
@@ -182,7 +183,7 @@ CHANGES[TwoWayEncoder] = {
 WIRING = {"vocab_size", "embedding", "input_size", "num_outputs", "multilabel"}
 # What an option is compared with, where it isn't the module without any.
 OF_KIND: dict[type, dict[str, Any]] = {
-    **{kind: {"schedule": kind()} for kind in (WarmupCosine, OneCycle, SlantedTriangular)},
+    **{kind: {"schedule": kind()} for kind in (WarmupCosine, OneCycle, SlantedTriangular, RangeTest)},
     **{kind: {"objective": kind()} for kind in (Probe, AdversarialMLE, SequenceAutoencoder)},
     **{kind: term(kind) for kind in (AT, VAT, EntMin, AuxiliaryLM)},
     TwoWayEncoder: {"encoder": {"kind": TwoWayEncoder}},
