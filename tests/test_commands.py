@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +71,11 @@ def parse_script(name: str, module: ModuleType, arguments: list[str]) -> None:
     elif name == "scripts/kill.py":
         _, flags = module.parser().parse_known_args(arguments)
         assert all("." in flag for flag in flags if flag.startswith("--"))  # which go to every stage
+    elif name == "scripts/lr_range.py":
+        _, flags = module.parser().parse_known_args(arguments)  # which go to `fit`
+        configs = [Path(value) for flag, value in itertools.pairwise(flags) if flag == "--config"]
+        assert all(path.is_file() or path.stem == "mine" for path in configs)
+        assert all("." in flag for flag in flags if flag.startswith("--") and flag != "--config")
     elif name == "scripts/bench/allocator.py":
         assert arguments == []
     else:
