@@ -33,6 +33,8 @@ def mistake_in(error: Exception, folder: Path | None, source: Path | None) -> Us
         return UserError(reason(error))
     if isinstance(error, ValueError) and "val_check_interval" in str(error):  # Lightning's word: longer than an epoch
         return UserError(f"trainer: {reason(error)}")
+    if isinstance(error, RuntimeError) and "Early stopping conditioned on" in str(error):  # a figure that isn't logged
+        return UserError(reason(error))
     if isinstance(error, torch.OutOfMemoryError):
         return None  # no damage, wherever it came up
     frames = traceback.walk_tb(error.__traceback__)

@@ -282,7 +282,7 @@ def test_what_is_better_follows_from_the_figure(kind: type[BestCheckpoint | Earl
         "val/ece",
         "val/lm_loss",
         "val/lm_perplexity",
-        "val/my_own",
+        "train/loss",
     ]
     more = ["val/accuracy", "val/macro_f1", "val/micro_f1", "val/auroc", "val/average_precision", "val/mcc"]
     more += ["val/precision/spam", "val/recall/loss"]

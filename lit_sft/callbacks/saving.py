@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import threading
@@ -10,11 +11,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
+import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
+from lit_sft.callbacks.stopping import mode_of
 from lit_sft.checkpoint_io import AtomicCheckpointIO
 from lit_sft.evaluation.metrics import better
 from lit_sft.processes import STOPPING, Stopped
@@ -28,19 +31,28 @@ class BestCheckpoint(ModelCheckpoint):
 
     Args:
         monitor: a validation figure, such as ``val/loss`` or ``val/macro_f1``.
-        mode: ``min`` where less is better, ``max`` where more is; None: as it is for that figure.
+        mode: ``min`` where less is better, ``max`` where more is; None: as it is for that figure, which of one of the
+            user's own its metric tells, if anything does.
     """
 
     def __init__(self, monitor: str = "val/loss", mode: Literal["min", "max"] | None = None) -> None:
         super().__init__(
             filename="best",
             monitor=monitor,
-            mode=mode or better(monitor),
+            mode=mode or better(monitor) or "min",
             save_top_k=1,
             enable_version_counter=False,
             auto_insert_metric_name=False,
             save_on_train_epoch_end=False,  # after the validation, so that the last checkpoint knows of it
         )
+        self.undecided = mode is None and better(monitor) is None  # until the module tells which mode it is
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Decide the mode of a figure that is none of ours."""
+        if self.undecided and stage == "fit":
+            self.mode, self.undecided = mode_of(self.monitor, pl_module), False
+            self.kth_value = torch.tensor(math.inf if self.mode == "min" else -math.inf)
+        super().setup(trainer, pl_module, stage)
 
     @property
     def path(self) -> Path | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.utilities import rank_zero_info
@@ -33,12 +35,20 @@ class EarlyStop(EarlyStopping):
             raise ValueError(f"early_stopping.patience={patience} must be at least 0")
         super().__init__(
             monitor=monitor,
-            mode=mode or better(monitor),
+            mode=mode or better(monitor) or "min",
             patience=patience or 10**9,
             min_delta=min_delta,
             check_on_train_epoch_end=False,
             check_finite=patience > 0,
         )
+        self.undecided = mode is None and better(monitor) is None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Decide the mode of a figure that is none of ours, as ``BestCheckpoint`` does."""
+        if self.undecided and stage == "fit":
+            self.mode, self.undecided = mode_of(self.monitor, pl_module), False
+            self.best_score = torch.tensor(math.inf if self.mode == "min" else -math.inf)
+        super().setup(trainer, pl_module, stage)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say why the training ends; Lightning would also tell each time that the figure improves, or nothing."""
@@ -51,15 +61,37 @@ class EarlyStop(EarlyStopping):
         super().load_state_dict({**state_dict, "patience": self.patience})
 
 
-def check_monitors(callbacks: Iterable[Callback], heads: frozenset[str], multilabel: bool = False) -> None:
+def mode_of(monitor: str | None, module: LightningModule) -> Literal["min", "max"]:
+    """Whether less or more of a monitored figure is better; a UserError where neither it nor its metric tells."""
+    found = better(str(monitor), getattr(module, "metrics", None))
+    if found is None:
+        raise UserError(
+            f"{monitor} is monitored, and nothing tells whether less or more of it is better: give --checkpoint.mode "
+            "(of early stopping --early_stopping.mode), min or max"
+        )
+    return found
+
+
+def check_monitors(
+    callbacks: Iterable[Callback], heads: frozenset[str], multilabel: bool = False, own: Iterable[str] = ()
+) -> None:
     """Raise a UserError where a callback waits for a figure of the test, or for one that the heads don't have.
 
     The test is to tell about new text: whatever chooses by it makes it training data. Lightning would tell of a missing
-    figure after the first validation; an epoch of a language model can take an hour.
+    figure after the first validation; an epoch of a language model can take an hour. It is left to it where a callback
+    of the user's own may log the figure, and the one that waits says which way is better.
+
+    Args:
+        callbacks: all of the fit.
+        heads, multilabel: of the model.
+        own: figures of the user's own metrics.
     """
+    callbacks = list(callbacks)
     known = [f"val/{name}" for name in FIGURES["multilabel" if multilabel else "classifier"] if "classifier" in heads]
     if "lm" in heads:  # beside a classifier under names of their own
         known += [f"val/{'lm_' if known else ''}{name}" for name in FIGURES["lm"]]
+    known += [f"val/{name}" for name in own]
+    logging = [c for c in callbacks if not type(c).__module__.startswith(("lit_sft.", "lightning."))]
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None) or ""
         if monitor.startswith("test/"):
@@ -68,7 +100,11 @@ def check_monitors(callbacks: Iterable[Callback], heads: frozenset[str], multila
                 f"test; monitor val/{monitor[5:]}"
             )
         of_a_class = monitor.startswith(("val/precision/", "val/recall/"))
-        if f"val/{monitor}" in known or (monitor.startswith("val/") and monitor not in known and not of_a_class):
+        directed = hasattr(callback, "mode") and not getattr(callback, "undecided", False)
+        elsewhere = monitor.startswith("val/") and monitor not in known and not of_a_class
+        if f"val/{monitor}" in known or (elsewhere and not (logging and directed)):
             longer = [name for name in known if name.startswith(monitor)]
             hint = nearest(monitor, longer or known).strip() or f"there are {', '.join(known)}"
+            if logging:
+                hint += "; if a callback of your own logs it, give the mode, min or max, beside the monitor"
             raise UserError(f"no figure {monitor} to monitor (checkpoint.monitor, early_stopping.monitor); {hint}")

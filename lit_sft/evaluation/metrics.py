@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection, SumMetric
+from torchmetrics import MeanMetric, Metric, MetricCollection, SumMetric
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassAUROC,
@@ -31,11 +31,24 @@ FIGURES = {
 
 
 MORE_IS_BETTER = ("accuracy", "micro_f1", "macro_f1", "auroc", "average_precision", "mcc", "precision", "recall")
+LESS_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "ece")
 
 
-def better(figure: str) -> Literal["min", "max"]:
-    """Whether less or more of a figure such as ``val/macro_f1`` is better; less of an unknown one, as in Lightning."""
-    return "max" if figure.removeprefix("val/").split("/")[0] in MORE_IS_BETTER else "min"
+def better(figure: str, own: Mapping[str, Metric] | None = None) -> Literal["min", "max"] | None:
+    """Whether less or more of a figure such as ``val/macro_f1`` is better; None where nothing tells it.
+
+    Args:
+        figure: its name.
+        own: the user's metrics by the names of their figures.
+    """
+    name = figure.removeprefix("val/")
+    if own and name in own:
+        more = own[name].higher_is_better
+        return None if more is None else "max" if more else "min"
+    kind = name.split("/")[0].removeprefix("lm_")
+    if kind in LESS_IS_BETTER or figure == "train/loss":
+        return "min"
+    return "max" if kind in MORE_IS_BETTER else None
 
 
 class LanguageModelMetrics(nn.Module):
