@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lit_sft.errors import UserError
 from lit_sft.models import ClassifierHead, Encoder, LMHead, Network
 from lit_sft.models.dropout import check_dropout
 from lit_sft.models.heads import Pooling, num_outputs
@@ -54,3 +55,13 @@ class Blueprint:
         network = Network(encoder, lm_head, classifier, self.backprop_tokens)
         objective.prepare(network)
         return network
+
+
+def check_stage_and_labels(objective: Objective, stage: str, num_labels: int, multilabel: bool) -> None:
+    """Raise a UserError where the objective is of the other stage, or a classifier has no labels."""
+    if ("classifier" in objective.heads) != (stage == "finetune"):
+        kind = type(objective).__name__
+        hint = f"in a recipe, --STAGE.model.objective {kind} is for one stage"
+        raise UserError(f"model.stage {stage} doesn't go with model.objective {kind}; {hint}")
+    if "classifier" in objective.heads and num_labels < (1 if multilabel else 2):
+        raise UserError("fine-tuning needs labeled data: give --data.labeled a file with a label column")

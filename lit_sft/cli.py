@@ -126,27 +126,28 @@ class LitCLI(LightningCLI):
         if not paths:
             raise UserError(f"{arguments[0]} needs --ckpt_path RUN_OR_CKPT")
         self.source = read_checkpoint(resolve(paths[-1], "ckpt_path"))
-        config = stored_config(self.source, self._encoder_named_in(arguments))
+        encoder, metrics = self._named_in(arguments)
+        config = stored_config(self.source, encoder, metrics=not metrics)
         with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
             yaml.safe_dump(config, file, sort_keys=False)  # the order of label_names is that of the classes
             file.flush()
             self.config = self._parse([arguments[0], "--config", file.name, *arguments[1:]])
 
-    def _encoder_named_in(self, arguments: list[str]) -> dict[str, Any] | None:
-        """The encoder that the user's own config or flags name: that alone may lie outside the package."""
+    def _named_in(self, arguments: list[str]) -> tuple[dict[str, Any] | None, bool]:
+        """The encoder that the user's config or flags name, which may be the user's own; whether they name metrics."""
         asked = [argument for argument in arguments if not argument.startswith("--print_config")]  # that would end it
         try:
-            encoder = self.parser.parse_args(asked)[arguments[0]].model.get("encoder")
+            model = self.parser.parse_args(asked)[arguments[0]].model
         except ArgumentError:
-            return None  # told when it is parsed with the checkpoint's options, where it may not even be a mistake
-        return encoder.as_dict() if isinstance(encoder, Namespace) and encoder.class_path != DEFAULT_ENCODER else None
+            return None, False  # told when it is parsed with the checkpoint's options, where it may be no mistake
+        named = isinstance(model.get("encoder"), Namespace) and model.encoder.class_path != DEFAULT_ENCODER
+        return model.encoder.as_dict() if named else None, model.metrics is not None
 
     def _parse(self, arguments: list[str]) -> Namespace:
         try:
             config = self.parser.parse_args(arguments)
         except ArgumentError as error:
-            chosen = self._subcommand_parsers[arguments[0]]
-            options = [name.lstrip("-") for name in chosen._option_string_actions]
+            options = [name.lstrip("-") for name in self._subcommand_parsers[arguments[0]]._option_string_actions]
             raise explain(error, options) from error
         seed = config[arguments[0]].seed_everything
         if not 0 <= seed < 2**32:
@@ -191,8 +192,7 @@ class LitCLI(LightningCLI):
 
     def _prepare_fit(self, config: Namespace, data: TextDataModule) -> None:
         """Find what to start from, prepare the data, and only then make the run's folder."""
-        configs = values_of(self.args, "--config", "-c")
-        name = run_name(configs[-1] if configs else None, config.name)
+        name = run_name(next(reversed(values_of(self.args, "--config", "-c")), None), config.name)
         try:
             self._find_source(config, name, data)
         except UserError:
@@ -255,7 +255,7 @@ class LitCLI(LightningCLI):
         if self.folder is not None:
             callbacks.append(LoggedRun(self.folder, self.source.global_step if self.source else 0))
         if self.subcommand == "fit":
-            check_monitors(callbacks, self.model.objective.heads, self.prepared_data.multilabel)
+            check_monitors(callbacks, self.model.objective.heads, self.prepared_data.multilabel, self.model.metrics)
             callbacks.append(ShowData())
         elif self.source is not None:
             self.model.objective = objective_of(self.source)

@@ -18,7 +18,7 @@ from lit_sft.evaluation.mean_predictions import column_order, mean_predictions
 from lit_sft.evaluation.metrics import ClassificationMetrics
 from lit_sft.evaluation.multilabel import MultilabelMetrics
 from lit_sft.evaluation.predictions import Predictions, predictions_in
-from lit_sft.evaluation.tested import tested_by
+from lit_sft.evaluation.tested import OwnFigures, tested_by
 from lit_sft.options import values_of
 from lit_sft.runs import TESTED, numbered, package_versions, run_name, told, write_record
 from lit_sft.testing import read_in_part
@@ -36,6 +36,7 @@ class Member:
         thresholds: from which probability on each label applies; None where a document has one label.
         contamination: what the gate found (:mod:`lit_sft.data.contamination`) for its training text.
         data: the data options that it was measured with.
+        own: the user's own figures of predictions, where there are any.
     """
 
     checkpoint: Path
@@ -45,6 +46,7 @@ class Member:
     thresholds: list[float] | None
     contamination: dict[str, Any]
     data: dict[str, Any]
+    own: OwnFigures | None
 
 
 class MemberCLI(LitCLI):
@@ -81,6 +83,7 @@ class MemberCLI(LitCLI):
             self.model.evaluation.thresholds,
             self.prepared_data.contamination,
             self.config_dump["data"],
+            None if self.model.evaluation.own is None else self.model.evaluation.own.of,
         )
 
 
@@ -107,7 +110,8 @@ def measure_ensemble(arguments: list[str], checkpoints: Sequence[str]) -> None:
         members.append(command.member)
     predictions, thresholds = mean_predictions([m.predictions for m in members], [m.thresholds for m in members])
     figures, confusion = _figures(predictions, thresholds)
-    record = tested_by(figures, predictions).record()
+    own = members[0].own  # whose order of the classes the predictions have
+    record = tested_by(figures if own is None else figures | own(predictions), predictions, own).record()
     if arguments[0] == "validate":
         measured = {"val": record["test"], "val_interval": record["test_interval"]}
         rank_zero_info(f"validation of the ensemble: {told(measured, 'val')}")

@@ -11,8 +11,9 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import Metric
 
-from lit_sft.building import Blueprint
+from lit_sft.building import Blueprint, check_stage_and_labels
 from lit_sft.checkpoints import NETWORK, contents
 from lit_sft.data.buckets import DocumentBatch
 from lit_sft.data.extension import EXTEND
@@ -60,6 +61,8 @@ class LitSFT(StepRates):
             goes on for up to a quarter more): long documents for the memory of short ones (BPT3C). None: all.
         remap_vocabulary: use ``data.tokenizer`` and not that of ``init_from``: tokens that both have take over their
             vectors, new ones start from the mean. ``data.tokenizer: extend`` implies it.
+        metrics: figures of your own by their names, of validation and test: any torchmetrics metric that takes
+            probabilities (documents, classes) and labels, those of all documents at once.
     """
 
     def __init__(
@@ -79,12 +82,13 @@ class LitSFT(StepRates):
         layer_decay: float = 1.0,
         backprop_tokens: int | None = None,
         remap_vocabulary: bool = False,
+        metrics: dict[str, Metric] | None = None,
     ) -> None:
         super().__init__()
         self.stage, self.init_from, self.remap_vocabulary = stage, init_from, remap_vocabulary
         head = (pooling, head_dropout, head_hidden_size, backprop_tokens)
         self.blueprint = Blueprint(encoder, *head, tie_weights_up_to, adaptive_cutoffs, loss_chunk)
-        self.make_optimizer, self.layer_decay = optimizer, layer_decay
+        self.make_optimizer, self.layer_decay, self.metrics = optimizer, layer_decay, metrics or {}
         self.objective: Objective = objective or (MLE() if stage == "pretrain" else Supervised())
         self.schedule: Schedule = schedule or WarmupCosine()
         self.config: dict[str, Any] = {}  # the run's options as plain values; the command line fills it
@@ -109,20 +113,14 @@ class LitSFT(StepRates):
         Raises:
             UserError: labels missing, an objective of the other stage, an option of encoder or heads out of range.
         """
-        heads = self.objective.heads
-        if ("classifier" in heads) != (self.stage == "finetune"):
-            kind = type(self.objective).__name__
-            hint = f"in a recipe, --STAGE.model.objective {kind} is for one stage"
-            raise UserError(f"model.stage {self.stage} doesn't go with model.objective {kind}; {hint}")
-        if "classifier" in heads and len(label_names) < (1 if multilabel else 2):
-            raise UserError("fine-tuning needs labeled data: give --data.labeled a file with a label column")
+        check_stage_and_labels(self.objective, self.stage, len(label_names), multilabel)
         try:
             if self.layer_decay <= 0:
                 raise ValueError(f"layer_decay={self.layer_decay} must be above 0")
             self.network = self.blueprint.build(self.objective, tokenizer.vocab_size, len(label_names), multilabel)
         except ValueError as error:
             raise UserError(f"model: {error}") from error
-        self.evaluation = Evaluation(self.network, label_names)
+        self.evaluation = Evaluation(self.network, label_names, self.metrics)
         self.tokenizer, self.label_names, self.multilabel = tokenizer, list(label_names), multilabel
         return self.network
 
@@ -263,13 +261,11 @@ class LitSFT(StepRates):
 
     def on_test_epoch_end(self) -> None:
         figures = self._log_metrics("test")
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.tested = gather(self.trainer, self.evaluation.kept, figures, self.label_names, data)
+        self.tested = gather(self.trainer, self.evaluation, figures, self.label_names)
         self._log_figures("test_clean", self.tested.clean_figures)
 
     def _log_metrics(self, split: Literal["val", "test"]) -> dict[str, float]:
-        bytes_per_target = self.trainer.datamodule.bytes_per_target(split)  # type: ignore[attr-defined]
-        figures = self.evaluation.figures(bytes_per_target)
+        figures = self.evaluation.figures(self.trainer.datamodule.bytes_per_target(split))  # type: ignore[attr-defined]
         self._log_figures(split, figures)
         return figures
 

@@ -253,7 +253,7 @@ def _load(
 def build_module(checkpoint: Checkpoint, encoder: Callable[..., Encoder] | None = None) -> LitSFT:
     """The checkpoint's module with its weights, from plain values; nothing outside this package is imported."""
     named = _class_path_in(checkpoint) if isinstance(encoder, type) else encoder and str(encoder)
-    options = stored_config(checkpoint, named)["model"]
+    options = stored_config(checkpoint, named, metrics=False)["model"]
     spec = options.pop("encoder", None)
     if spec is not None:
         kind: Any = encoder or own_encoder(spec["class_path"])

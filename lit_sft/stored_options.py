@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torchmetrics
+
 from lit_sft.checkpoints import Checkpoint
 from lit_sft.errors import UserError
 from lit_sft.models import Encoder
@@ -21,22 +23,25 @@ LOCAL_DATA_OPTIONS = ("seed", "cache_dir", "num_workers")
 OWN_PACKAGE = "lit_sft."
 
 
-def stored_config(checkpoint: Checkpoint, encoder: Any = None) -> dict[str, Any]:
+def stored_config(checkpoint: Checkpoint, encoder: Any = None, metrics: bool = True) -> dict[str, Any]:
     """The checkpoint's data and model options, to build its model from: plain values, and an encoder of this package.
 
     Args:
         checkpoint: whose options.
         encoder: the class that the user's own config or flag names, alone or with its options, which may lie outside
             the package; where it isn't the checkpoint's, the checkpoint's is left out.
+        metrics: whether the run's own metrics are wanted.
 
     Raises:
-        UserError: an encoder outside the package that the user did not name.
+        UserError: an encoder or metric outside the package and torchmetrics that the user did not name.
     """
     model = checkpoint.config.get("model", {})
     chosen = {key: _plain(model[key]) for key in MODEL_OPTIONS if key in model}
     spec = model.get("encoder")
     if spec is not None and (encoder is None or class_path_of(encoder) == class_path_of(spec)):
         chosen["encoder"] = _encoder_spec(checkpoint.path, spec, encoder)
+    if metrics and model.get("metrics"):
+        chosen["metrics"] = _metric_specs(checkpoint.path, model["metrics"])
     data = {k: _plain(v) for k, v in checkpoint.config.get("data", {}).items() if k not in LOCAL_DATA_OPTIONS}
     return {"data": data, "model": chosen, "trainer": {"precision": checkpoint.precision}}
 
@@ -99,6 +104,24 @@ def _encoder_spec(path: Path, spec: Any, given: Any) -> dict[str, Any]:
                 "word; if you trust it, give the same value to --model.encoder yourself"
             )
     return {"class_path": name, "init_args": {k: v for k, v in options.items() if k not in strange}}
+
+
+def _metric_specs(path: Path, metrics: Any) -> dict[str, Any]:
+    """A run's own metrics as the parser takes them: classification metrics of torchmetrics, with plain options."""
+    chosen = {}
+    for name, spec in metrics.items() if isinstance(metrics, dict) else ():
+        module, _, short = str(class_path_of(spec)).rpartition(".")
+        options = _options(spec)
+        known = isinstance(spec, dict) and module in ("torchmetrics", "torchmetrics.classification")
+        known = known and short in torchmetrics.classification.__all__
+        if not known or spec.get("init_args", options) not in (options, None) or not _harmless(options):
+            raise UserError(
+                f"{path}: its metric {str(name)[:200]} is {str(class_path_of(spec))[:200]}, code outside this package "
+                "or with an option that could name code, and is not followed on a checkpoint's word; if you trust it, "
+                "give --model.metrics as in its run, or leave them out: --model.metrics '{}'"
+            )
+        chosen[str(name)] = {"class_path": f"torchmetrics.classification.{short}", "init_args": options}
+    return chosen
 
 
 def _harmless(value: Any) -> bool:

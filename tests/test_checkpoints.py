@@ -366,6 +366,40 @@ def test_the_options_that_are_shown_are_the_checkpoints(trained: Trained, cli: C
         assert options["data"]["bptt"] == (9 if len(flags) == 2 else 16)
 
 
+F2 = {"class_path": "torchmetrics.classification.MulticlassFBetaScore", "init_args": {"beta": 2.0, "num_classes": 3}}
+
+
+@pytest.mark.parametrize(
+    ("metric", "refused"),
+    [
+        (F2, False),
+        ({**F2, "class_path": "torchmetrics.FBetaScore"}, True),  # lacks task
+        ("evil.Metric", True),
+        ({"class_path": "evil.Metric"}, True),
+        ({"class_path": "torchmetrics.classification.evil.Metric"}, True),
+        ({"class_path": "torchmetrics.Metric"}, True),  # no metric of classification
+        ({"class_path": "torchmetrics.wrappers.MinMaxMetric", "init_args": {"base_metric": F2}}, True),
+        ({**F2, "init_args": {**F2["init_args"], "dist_sync_fn": "evil.sync"}}, True),  # type: ignore[dict-item]
+        ({**F2, "init_args": {**F2["init_args"], "dist_sync_fn": {"class_path": "evil.Sync"}}}, True),  # type: ignore[dict-item]
+        ({**F2, "init_args": "payload"}, True),
+        ("payload", True),
+    ],
+)
+def test_metrics_of_a_strangers_run_are_torchmetrics(
+    metric: Any, refused: bool, edited: Edited, trap: Path, cli: Command, files: Files
+) -> None:
+    path = edited(lambda ours: ours["config"]["model"].update(metrics={"f2": metric}))
+    Path("payload").write_text("class_path: evil.Metric\n")
+    result = cli("test", "--ckpt_path", path)
+    assert (result.code == 2) == refused
+    assert result.err.count("\n") == refused, result.err
+    assert ("test/f2" in result.out) != refused
+    assert cli("test", "--ckpt_path", path, "--model.metrics", "{}").code == 0
+    assert load(path).predict(["the whale"])
+    assert cli("predict", "--ckpt_path", path, "--input", files.unlabeled, "--output", "-").code == 0
+    assert not trap.exists()
+
+
 def test_only_encoders_of_this_package_are_its_own() -> None:
     assert own_encoder("lit_sft.models.LSTMEncoder") is LSTMEncoder
     for name in (

@@ -162,7 +162,7 @@ def test_a_rare_class_that_is_always_right_has_no_interval_down_to_zero() -> Non
     labels = np.zeros(300, dtype=np.int64)
     labels[:3] = 1  # not drawn in 5% of the resamples
     right = Predictions(**{**p.__dict__, "labels": labels, "predicted": labels})
-    found = tested.tested_by({}, right).record()["test_interval"]
+    found = tested.tested_by({}, right, None).record()["test_interval"]
     assert found["recall/c1"] == found["precision/c1"] == found["mcc"] == found["macro_f1"] == [1.0, 1.0]
 
 

@@ -155,7 +155,8 @@ def test_a_classifier_of_other_options_is_loaded_as_it_was_trained(
 
 def test_every_option_of_a_model_is_stored_or_needed_in_a_fit_alone() -> None:
     fit = {"init_from", "objective", "optimizer", "schedule", "layer_decay", "backprop_tokens", "remap_vocabulary"}
-    assert set(inspect.signature(LitSFT).parameters) == fit | {"encoder"} | set(MODEL_OPTIONS)
+    measured = {"metrics"}  # for a test: test_own_metrics.py
+    assert set(inspect.signature(LitSFT).parameters) == fit | measured | {"encoder"} | set(MODEL_OPTIONS)
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "nonsense"])

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Timer
 
 LONG, MEDIUM, SHORT = range(3)
 ABBREVIATED = {"perplexity": "ppl", "val perplexity": "val ppl", "val accuracy": "acc", "val macro_f1": "f1"}
-SHOWN = ("loss", "perplexity", "accuracy", "macro_f1")  # of a validation's figures
+SHOWN = ("loss", "perplexity", "accuracy", "macro_f1")  # of a validation's figures, beside the user's own
 MARK_SECONDS, MARKS = 0.5, 60  # rates are those of the last half minute, or of the last 60 steps that take longer
 
 
@@ -116,7 +116,8 @@ class FitProgress:
         """Take its figures; returns where the fit stands with these alone."""
         self._validation_seconds = self._pace.resume()
         metrics = self._trainer.callback_metrics
-        self._validated = {f"val {name}": float(metrics[f"val/{name}"]) for name in SHOWN if f"val/{name}" in metrics}
+        shown = (*SHOWN, *self._module.metrics)
+        self._validated = {f"val {name}": float(metrics[f"val/{name}"]) for name in shown if f"val/{name}" in metrics}
         return replace(self._standing(self._validated), tokens_per_second=None, seconds_left=None)
 
     def standing(self) -> Standing:

@@ -12,6 +12,7 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_sft.atomic import write_atomically
+from lit_sft.callbacks.pace import SHOWN
 from lit_sft.callbacks.saving import BestCheckpoint
 from lit_sft.callbacks.throughput import Throughput
 from lit_sft.checkpoints import read_config
@@ -65,7 +66,7 @@ class RunRecord(L.Callback):
             return
         figures = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         if trainer.progress_bar_callback is None:  # type: ignore[attr-defined] # else that one tells them
-            rank_zero_info(f"step {trainer.global_step}: {_shown(figures)}")
+            rank_zero_info(f"step {trainer.global_step}: {_shown(figures, module)}")
         best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
         if best is None or best.check_monitor_top_k(trainer, best._monitor_candidates(trainer).get(str(best.monitor))):
             self._best = figures  # what that callback, which comes after this one, is about to save
@@ -89,7 +90,7 @@ class RunRecord(L.Callback):
         self._next_steps(module)
 
     def _next_steps(self, module: L.LightningModule) -> None:
-        rank_zero_info(f"done: {self.folder} (best validation: {_shown(self._best) or 'none'})")
+        rank_zero_info(f"done: {self.folder} (best validation: {_shown(self._best, module) or 'none'})")
         if module.stage == "pretrain":
             rank_zero_info(f"fine-tune it:  python -m lit_sft fit --config … --model.init_from {self.folder}")
         else:
@@ -104,8 +105,8 @@ class RunRecord(L.Callback):
         self._seconds_before = state_dict["seconds"]
 
 
-def _shown(figures: dict[str, float]) -> str:
-    names = ("val/loss", "val/perplexity", "val/accuracy", "val/macro_f1")
+def _shown(figures: dict[str, float], module: Any) -> str:
+    names = [f"val/{name}" for name in (*SHOWN, *module.metrics)]
     return ", ".join(f"{name} {figures[name]:.4g}" for name in names if name in figures)
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from lit_sft.data.buckets import DocumentBatch
 from lit_sft.data.streams import StreamBatch
+from lit_sft.errors import UserError
 from lit_sft.evaluation.metrics import ClassificationMetrics, LanguageModelMetrics
 from lit_sft.evaluation.multilabel import MultilabelMetrics
+from lit_sft.evaluation.own import OwnMetrics
 from lit_sft.evaluation.predictions import Collector
 from lit_sft.evaluation.stretches import row_sums
 from lit_sft.models import LSTMState, Network
@@ -24,14 +27,25 @@ class Evaluation(nn.Module):
     Args:
         network: whose heads say what is measured; it is not kept.
         label_names: the classes, where there is a classifier.
+        metrics: the user's own, by the names of their figures.
+
+    Raises:
+        UserError: own metrics without a classifier, or one that :class:`OwnMetrics` refuses.
     """
 
-    def __init__(self, network: Network, label_names: Sequence[str]) -> None:
+    def __init__(
+        self, network: Network, label_names: Sequence[str], metrics: Mapping[str, Metric] | None = None
+    ) -> None:
         super().__init__()
         self.lm = None if network.lm_head is None else LanguageModelMetrics()
         self.classes: ClassificationMetrics | MultilabelMetrics | None = None
         if network.classifier is not None:
             self.classes = (MultilabelMetrics if network.multilabel else ClassificationMetrics)(label_names)
+        self.own: OwnMetrics | None = None
+        if metrics:
+            if network.classifier is None:
+                raise UserError("model.metrics: a pretraining predicts no labels: give them to the fine-tuning")
+            self.own = OwnMetrics(metrics, len(label_names), network.multilabel)
         self._state: LSTMState | None = None  # carried from one batch of the stream to the next
         self.kept: dict[str, Collector] = {}  # by head, what a test keeps of its units
 
@@ -39,7 +53,7 @@ class Evaluation(nn.Module):
         """Forget everything that was measured; ``keep``: each document's, and each stretch's, goes into ``kept``."""
         self._state = None
         self.kept = {"lm": Collector(), "classifier": Collector()} if keep else {}
-        for metrics in (self.lm, self.classes):
+        for metrics in (self.lm, self.classes, self.own):
             if metrics is not None:
                 metrics.reset()
 
@@ -66,6 +80,8 @@ class Evaluation(nn.Module):
         probabilities = network.class_probabilities(logits)
         losses = _losses(logits, batch.labels)
         self.classes.update(probabilities, batch.labels, losses)
+        if self.own is not None:
+            self.own.update(probabilities, batch.labels)
         if self.kept:
             predicted = self.classes.predicted(probabilities)
             columns = {"labels": batch.labels.to(predicted.dtype), "predicted": predicted, "losses": losses}
@@ -104,7 +120,8 @@ class Evaluation(nn.Module):
         if self.classes is None:
             return found
         # with both heads the classifier's loss is the one to choose by
-        return {f"lm_{name}": value for name, value in found.items()} | self.classes.compute()
+        named = {f"lm_{name}": value for name, value in found.items()} | self.classes.compute()
+        return named if self.own is None else named | self.own.compute()
 
 
 def _losses(logits: Tensor, labels: Tensor) -> Tensor:

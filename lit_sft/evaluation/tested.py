@@ -16,7 +16,8 @@ from torch import Tensor
 from lit_sft.data.streams import StreamDataset
 from lit_sft.data.textdata import TextData
 from lit_sft.evaluation.intervals import Interval, bootstrap
-from lit_sft.evaluation.predictions import Collector, Predictions, gathered, predictions_in
+from lit_sft.evaluation.passes import Evaluation
+from lit_sft.evaluation.predictions import Predictions, gathered, predictions_in
 from lit_sft.evaluation.stretches import Stretches
 from lit_sft.evaluation.weighted import Figures, weighted_figures
 from lit_sft.evaluation.weighted_multilabel import weighted_multilabel_figures
@@ -37,6 +38,7 @@ class Part:
 
 
 Parts = Mapping[str, Part]  # by the prefix of the figures' names
+OwnFigures = Callable[[Predictions], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,14 @@ class Tested:
         clean: the same without copies of training documents: ``whole`` itself where there are none, and empty where
             that was not checked or nothing is left.
         predictions: the classifier's.
+        own: the user's own figures of predictions; ``figures`` has those of all.
     """
 
     figures: dict[str, float]
     whole: Parts
     clean: Parts = field(default_factory=dict)
     predictions: Predictions | None = None
+    own: OwnFigures | None = None
 
     @cached_property
     def clean_figures(self) -> dict[str, float]:
@@ -62,7 +66,11 @@ class Tested:
         if self.clean is self.whole:
             return self.figures
         once = {prefix: part.figures(np.ones((part.count, 1))) for prefix, part in self.clean.items()}
-        return {f"{prefix}{name}": float(value[0]) for prefix, found in once.items() for name, value in found.items()}
+        known = {f"{prefix}{name}": float(value[0]) for prefix, found in once.items() for name, value in found.items()}
+        predictions = self.predictions
+        if self.own is None or predictions is None or predictions.clean is None or not known:
+            return known
+        return known | self.own(predictions.select(predictions.clean))
 
     def record(self) -> dict[str, Any]:
         """``test`` and ``test_interval``; where they are known, ``test_clean`` and ``test_clean_interval``."""
@@ -95,18 +103,17 @@ def clean_targets(dataset: object, index: int, clean: np.ndarray | None) -> Tens
     return torch.from_numpy(clean[documents] & (documents >= 0))
 
 
-def gather(
-    trainer: Trainer, kept: dict[str, Collector], figures: dict[str, float], label_names: list[str], data: TextData
-) -> Tested:
+def gather(trainer: Trainer, evaluation: Evaluation, figures: dict[str, float], label_names: list[str]) -> Tested:
     """What all processes have kept of the test that ends; every process must call it.
 
     Args:
         trainer: whose test it is.
-        kept: this process's collectors, by head.
+        evaluation: what this process has measured.
         figures: of the full test set, over all processes.
         label_names: the classes.
-        data: whose test data they are.
     """
+    data: TextData = trainer.datamodule  # type: ignore[attr-defined]
+    kept, own = evaluation.kept, evaluation.own
     ranks = of_all_ranks(trainer, {head: collector.rows() for head, collector in kept.items()})
     rows = {head: gathered([rank[head] for rank in ranks]) for head in kept}
     flags = data.test_is_clean
@@ -125,16 +132,17 @@ def gather(
             clean[prefix] = _stream_part(stretches, "clean_", data.bytes_per_target("test", flags))
     if flags is not None and flags.all():
         clean = whole
-    return Tested(figures, whole, clean if all(part.count for part in clean.values()) else {}, predictions)
+    clean = clean if all(part.count for part in clean.values()) else {}
+    return Tested(figures, whole, clean, predictions, None if own is None else own.of)
 
 
-def tested_by(figures: dict[str, float], predictions: Predictions) -> Tested:
-    """What a classifier's predictions alone make of a test; ``figures``: theirs."""
+def tested_by(figures: dict[str, float], predictions: Predictions, own: OwnFigures | None) -> Tested:
+    """What a classifier's predictions alone make of a test; ``figures``: theirs, those of ``own`` included."""
     parts, flags = {"": _classifier_part(predictions)}, predictions.clean
     if flags is None or not flags.any():
-        return Tested(figures, parts, {}, predictions)
+        return Tested(figures, parts, {}, predictions, own)
     clean = parts if flags.all() else {"": _classifier_part(predictions.select(flags))}
-    return Tested(figures, parts, clean, predictions)
+    return Tested(figures, parts, clean, predictions, own)
 
 
 def _classifier_part(predictions: Predictions) -> Part:
