@@ -23,7 +23,11 @@ UNKNOWN_IN_CLASS = re.compile(
     r"(?:class_path '([\w.]+)'.*?)?Option '([\w.]+)' is not accepted(?:.*?class_path='([\w.]+)')?"
 )
 NO_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'|No module named|dot import path string: (\S+)")
-NOT_SUBCLASS = re.compile(r"Expected '([\w.]+)' to be a subclass of <class '([\w.]+)'>")
+NOT_SUBCLASS = re.compile(
+    r"(?:Expected '|Import path )([\w.]+)'? (?:to be|does not correspond to) a subclass of (?:<class ')?([\w.]+)"
+)
+CLASS_PATH = re.compile(r"given class_path '([\w.]+)'")
+REQUIRED = re.compile(r"the following arguments are required: ([\w, ]+\w)")
 EXPECTED = re.compile(r"Expected an? (?:<class '([\w.]+)'>|typing\.Literal\[(.*?)\])")
 VALUE = re.compile(r"(?:Got|Given) value: ([^\[{(]{1,80}?)\.?(?= - | Got value|$)")
 REASON = re.compile(r"Errors: - (.+?)(?: - (?:Expected an?|Not a valid subclass) .*| Given value type.*)?$")
@@ -116,10 +120,13 @@ def _refused(option: str, value: str, message: str) -> str:
         return f"--{option}: name its class first, as in --{option} CLASS"
     if wrong := NOT_SUBCLASS.search(message):
         return f"--{option} {wrong[1]}: not a subclass of {wrong[2]}"
+    given = CLASS_PATH.search(message)
+    if missing := REQUIRED.search(message):
+        return f"--{option}{f' {given[1]}' if given else ''}: give its {missing[1]}"
     expected = [kind or choices for kind, choices in EXPECTED.findall(message)]
     absent = NO_CLASS.search(message)
     if absent and not {"int", "float"} & set(expected):
-        module, name = absent[1], absent[2] or absent[3] or value
+        module, name = absent[1], absent[2] or absent[3] or value or (given[1] if given else "")
         hint = nearest(name, _names_in(module) if module else _subclasses(message)).strip()
         full = f"{module}.{name}" if module else name
         return f"--{option} {full}: no such class; {hint or 'give its full path, as in package.module.Class'}"

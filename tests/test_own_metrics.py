@@ -271,6 +271,9 @@ def test_a_figure_that_a_callback_of_the_users_own_logs(given: Given, fit: Fit) 
             ["model.metrics.f2", "gives 3 numbers", "average"],
         ),
         ({"f2": {"class_path": "torchmetrics.classification.MulticlassFBeta"}}, ["model.metrics", "MulticlassFBeta"]),
+        ({"f2": {"class_path": "torch.nn.LSTM"}}, ["--model.metrics torch.nn.LSTM: not a subclass of Metric"]),
+        ({"f2": {"class_path": "nowhere.Metric"}}, ["--model.metrics nowhere.Metric: no such class"]),
+        ({"f2": {"class_path": F2["class_path"]}}, ["MulticlassFBetaScore: give its beta, num_classes"]),
         (
             {"mine": {"class_path": "own_figures.FailsOn", "init_args": {"documents": 30}}},  # only in validation
             ["model.metrics.mine: FailsOn fails on probabilities (30, 3)", "ZeroDivisionError: none of the 7th kind"],
