@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -92,6 +93,32 @@ def test_a_second_signal_stops_at_once_unless_it_is_the_same_press(monkeypatch: 
     with pytest.raises(SystemExit) as error:
         stop._receive(signal.SIGTERM, None)
     assert error.value.code == 128 + signal.SIGTERM
+
+
+class Interrupted(io.RawIOBase):
+    """A stream below standard error, which a signal reaches in the middle of a write."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        signal.raise_signal(signal.SIGUSR1)
+        return len(data)
+
+
+def test_a_signal_in_the_middle_of_a_write_to_standard_error_is_told(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stop = StopOnSignal(LastCheckpoint())
+    before = signal.signal(signal.SIGUSR1, stop._receive)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", io.TextIOWrapper(io.BufferedWriter(Interrupted()), write_through=True))
+            print("training goes on", file=sys.stderr, flush=True)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert stop.received == signal.SIGUSR1
+    assert capfd.readouterr().err == "SIGUSR1: saving at the next step, then stopping; again to stop at once\n"
 
 
 class Asks(Callback):

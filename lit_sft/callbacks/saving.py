@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
@@ -190,7 +191,9 @@ class StopOnSignal(Callback):
             self.received, self._received_at = number, now
             if getattr(rank_zero_only, "rank", 0) == 0:
                 name = signal.Signals(number).name
-                print(f"{name}: saving at the next step, then stopping; again to stop at once", file=sys.stderr)
+                told = f"{name}: saving at the next step, then stopping; again to stop at once\n"
+                with contextlib.suppress(OSError):  # sys.stderr refuses a handler that interrupts a write to it
+                    os.write(2, told.encode())
         elif now - self._received_at > SAME_PRESS:
             raise SystemExit(128 + number)
 
