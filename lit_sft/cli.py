@@ -62,15 +62,15 @@ class LitCLI(LightningCLI):
 
     def __init__(self, args: list[str], only_check: bool = False) -> None:
         self.folder: Path | None = None
-        self.made_folder = False
+        self.made: list[Path] | None = None  # the folders that a new run has made; None where it has begun in none
         self.source: Checkpoint | None = None  # whose tokenizer and labels this run takes
         self.resumed = False
         self.args, self.only_check = args, only_check
         try:
             self._run()
         except UserError as error:
-            if self.folder is not None and self.made_folder and not isinstance(error, SickRun):
-                discard_run(self.folder)
+            if self.folder is not None and self.made is not None and not isinstance(error, SickRun):
+                discard_run(self.folder, self.made)
             raise
 
     def _run(self) -> None:
@@ -203,8 +203,8 @@ class LitCLI(LightningCLI):
         if data.preparation.kind == EXTEND and self.source is not None:
             keep_head(config.model, self.source, data.tokenizer.vocab_size)
         if self.folder is None and not config.trainer.fast_dev_run:
-            self.folder = start_run(name, config.run_dir)
-            self.made_folder = not any(self.folder.glob("*"))
+            self.folder, made = start_run(name, config.run_dir)
+            self.made = None if any(self.folder.glob("*")) else made
         if self.folder is not None:
             rank_zero_info(f"run folder: {self.folder}")
 

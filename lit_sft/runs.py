@@ -71,18 +71,27 @@ def new_run(name: str, logs: Path | None = None) -> Path:
         raise UserError(f"{root}: can't make a run folder: {error.strerror or error}") from error
 
 
-def start_run(name: str, run_dir: str | None) -> Path:
+def start_run(name: str, run_dir: str | None) -> tuple[Path, list[Path]]:
     """The folder of a run that begins: what ``--run_dir`` names, or a new version; the same one for all its processes.
+
+    With it the folders that were made for it, the innermost first.
 
     Raises:
         UserError: it can't be made; or a process beside the first that wasn't started by it and has no ``--run_dir``.
     """
-    if _is_first():
-        return _shared_out(named_run(Path(run_dir)) if run_dir else new_run(name))
-    shared = run_dir or os.environ.get(SHARED)
-    if shared is None:
-        raise UserError("give --run_dir: processes that are not started by the first one need one folder for all")
-    return Path(shared)
+    if not _is_first():
+        shared = run_dir or os.environ.get(SHARED)
+        if shared is None:
+            raise UserError("give --run_dir: processes that are not started by the first one need one folder for all")
+        return Path(shared), []
+    if run_dir is None:
+        folder = new_run(name)
+        made = [folder, folder.parent]
+    else:
+        folder = Path(run_dir)
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        named_run(folder)
+    return _shared_out(folder), made
 
 
 def check_unfinished(folder: Path | None) -> None:
@@ -124,13 +133,19 @@ def named_run(folder: Path) -> Path:
     return folder
 
 
-def discard_run(folder: Path) -> None:
-    """Remove the folder of a run that ended by a mistake, unless it has a checkpoint already."""
-    with contextlib.suppress(OSError):  # its parent holds other runs, or another process removes what this one looks at
+def discard_run(folder: Path, made: list[Path]) -> None:
+    """Empty the folder of a run that ended by a mistake, unless it has a checkpoint already.
+
+    ``made``: the folders that were made for it, the innermost first, which go where they are empty then; others stay.
+    """
+    with contextlib.suppress(OSError):  # another process removes what this one looks at
         if any(folder.glob("**/*.ckpt")):
             return
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.parent.rmdir()
+        for path in folder.iterdir():
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # a parent holds other runs
+        for path in made:
+            path.rmdir()
 
 
 def unfinished_run(name: str, logs: Path | None = None) -> Path:

@@ -358,6 +358,15 @@ def test_a_wrong_start_is_one_line_and_leaves_nothing(
     assert not Path("logs").exists() or made() == []
 
 
+@pytest.mark.parametrize("there", [[], ["out"], ["out", "out/run"]], ids=len)
+def test_a_mistake_takes_back_the_folders_that_it_made_and_no_others(there: list[str], fit: Fit) -> None:
+    for name in there:
+        Path(name).mkdir()
+    before = set(Path().rglob("*"))
+    one_line(fit("--run_dir", "out/run", "--model.head_dropout", "2"), "head_dropout=2.0")  # when there is a folder
+    assert set(Path().rglob("*")) == before
+
+
 def test_the_data_are_looked_at_before_the_weights(fit: Fit) -> None:
     Path("one.csv").write_text("text,label\nthe owl,wood\n")
     result = fit("--data.labeled", "one.csv", "--model.init_from", "absent")

@@ -39,7 +39,7 @@ def test_a_process_that_the_first_did_not_start_needs_a_folder(monkeypatch: pyte
     monkeypatch.delenv(SHARED, raising=False)
     with pytest.raises(UserError, match="give --run_dir"):
         start_run("a", None)
-    assert start_run("a", "given") == Path("given")
+    assert start_run("a", "given") == (Path("given"), [])
 
 
 @pytest.mark.parametrize(
@@ -103,12 +103,13 @@ def test_the_newest_unfinished_run_is_found(tmp_path: Path) -> None:
 def test_a_discarded_run_leaves_nothing_unless_it_has_a_checkpoint(tmp_path: Path) -> None:
     folder = new_run("a", tmp_path)
     (folder / "config.yaml").write_text("")
-    discard_run(folder)
+    (folder / "checkpoints").mkdir()
+    discard_run(folder, [folder, folder.parent])
     assert not (tmp_path / "a").exists()
     trained = new_run("b", tmp_path) / "pretrain" / "checkpoints"
     trained.mkdir(parents=True)
     (trained / "last.ckpt").write_text("")
-    discard_run(tmp_path / "b" / "version_0")
+    discard_run(tmp_path / "b" / "version_0", [tmp_path / "b" / "version_0", tmp_path / "b"])
     assert (trained / "last.ckpt").is_file()
 
 
@@ -123,7 +124,7 @@ def test_another_process_may_discard_the_same_run_first(tmp_path: Path, monkeypa
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", gone)
-    discard_run(folder)
+    discard_run(folder, [folder, folder.parent])
     assert not folder.exists()
 
 

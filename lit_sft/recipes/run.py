@@ -102,7 +102,7 @@ def run_recipe(recipe: Recipe, arguments: list[str]) -> None:
             _run_stage(run, stage)
     except SystemExit:
         if not any((run.folder / stage.name).is_dir() for stage in run.stages):
-            discard_run(run.folder)
+            discard_run(run.folder, [run.folder, run.folder.parent])
         raise
     last = run.stages[-1]
     data = options_of[last.name].data
