@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import json
 import os
 import re
+import select
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO, cast
 
 from lit_sft.data.formats import STREAM_ROWS
 from lit_sft.data.readers import iter_rows
 from lit_sft.errors import UserError, nearest
-from lit_sft.predictor import load
+from lit_sft.predictor import TEXTS_AT_ONCE, load
 from lit_sft.starting import names_in
+
+MOMENT = 0.01  # seconds: what another process writes without a pause is there by then
 
 
 def predict_command(arguments: list[str]) -> None:
     """``predict``: a document a line, or CSV, TSV, JSONL, Parquet in; a JSON line out for each input row.
+
+    Rows are answered ``TEXTS_AT_ONCE`` together, or fewer where standard input has no more of them at the moment: a
+    line that comes alone is answered before the next one is waited for, and a file through a pipe takes no longer. A
+    CSV or TSV needs a column ``text``, or ``--text_column``, for that: else its first 1,024 rows are looked at.
 
     Raises:
         UserError: a mistake in an option, the checkpoint or the input; a half-written output file is removed.
@@ -30,18 +38,68 @@ def predict_command(arguments: list[str]) -> None:
     paths = names_in(options.ckpt_path)
     one_or_more = paths if len(paths) > 1 else paths[0]
     predictor = load(one_or_more, options.encoder and _class(options.encoder), options.device)
-    rows = iter_rows(
-        sys.stdin.buffer if options.input == "-" else options.input,
-        text_column=options.text_column,
-        encoding=options.encoding,
-        header=not options.no_header,
-        separator=options.separator,
-        labels=False,
-        format=options.format,
-    )
+    texts: list[str | None] = []  # that wait for their answers
     with _output(options.output) as output:
-        for prediction in predictor.predict_iter(row.text for row in rows):
-            output.write(json.dumps(prediction, ensure_ascii=False) + "\n")
+
+        def answer() -> None:
+            for prediction in predictor.predict_iter(texts):
+                output.write(json.dumps(prediction, ensure_ascii=False) + "\n")
+            output.flush()
+            texts.clear()
+
+        rows = iter_rows(
+            cast(BinaryIO, _Filtered(sys.stdin.buffer, answer)) if options.input == "-" else options.input,
+            text_column=options.text_column,
+            encoding=options.encoding,
+            header=not options.no_header,
+            separator=options.separator,
+            labels=False,
+            format=options.format,
+        )
+        try:
+            for row in rows:
+                texts.append(row.text)
+                if len(texts) == TEXTS_AT_ONCE:
+                    answer()
+            answer()
+        except _Unanswered as failed:
+            raise failed.error from None
+
+
+class _Unanswered(Exception):
+    """An error of answering, which would pass for one of reading where it happens inside a read."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class _Filtered:
+    """The bytes of standard input; before it waits for more of them, what was read is answered.
+
+    Args:
+        stream: standard input.
+        answer: called whenever nothing is there to be read. Readers ask for bytes only when they have no whole row
+            left, whatever they have buffered.
+    """
+
+    def __init__(self, stream: BinaryIO, answer: Callable[[], None]) -> None:
+        self._stream, self._answer = stream, answer
+
+    def read(self, size: int = -1) -> bytes:
+        """As soon as there are any, up to ``size``."""
+        if not self._ready():
+            try:
+                self._answer()
+            except OSError as error:
+                raise _Unanswered(error) from error
+        return cast(io.BufferedReader, self._stream).read1(size)
+
+    def _ready(self) -> bool:
+        try:
+            return bool(select.select([self._stream], [], [], MOMENT)[0])
+        except io.UnsupportedOperation:  # no file: nothing to wait for
+            return True
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         "or FORMAT:FILE for these and for file (a document), label_text, fasttext and wikitext.",
     )
     parser.add_argument("--ckpt_path", required=True, help="a run's folder or a checkpoint file; A,B: the mean of both")
-    parser.add_argument("--input", required=True, help="a file, or - for standard input")
+    parser.add_argument("--input", required=True, help="a file, or - for standard input, answered as it comes")
     parser.add_argument("--output", required=True, help="a file for JSON lines, or - for standard output")
     parser.add_argument("--format", choices=list(STREAM_ROWS), help="of standard input (default: txt)")
     parser.add_argument("--text_column", help='the column that holds the text (default: "text")')

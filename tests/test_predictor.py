@@ -4,6 +4,8 @@ import csv
 import inspect
 import io
 import json
+import os
+import select
 import subprocess
 import sys
 import threading
@@ -25,6 +27,7 @@ from lit_sft.data.datamodule import TextDataModule
 from lit_sft.errors import UserError
 from lit_sft.evaluation.metrics import ClassificationMetrics
 from lit_sft.evaluation.predictions import read_predictions
+from lit_sft.main import main
 from lit_sft.module import LitSFT
 from lit_sft.stored_options import MODEL_OPTIONS
 
@@ -199,6 +202,91 @@ def test_standard_input_and_output_work_alike(
     assert result.code == 0
     assert [json.loads(line) is None for line in result.out.splitlines()] == [False, True, False]
     assert result.err == ""
+
+
+class Filter:
+    """``predict --input - --output -`` between two pipes, in a thread; ``chunks``: how many texts it took at a time."""
+
+    def __init__(self, run: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
+        (stdin, self.to), (answers, stdout) = os.pipe(), os.pipe()
+        self.answers = os.fdopen(answers, "rb", buffering=0)
+        monkeypatch.setattr(sys, "stdin", os.fdopen(stdin))
+        monkeypatch.setattr(sys, "stdout", os.fdopen(stdout, "w"))
+        self.chunks: list[int] = []
+        predict_iter = predictor.TextClassifier.predict_iter
+
+        def counted(model: Predictor, texts: list[str | None]) -> Any:
+            self.chunks.append(len(texts))
+            return predict_iter(model, texts)
+
+        monkeypatch.setattr(predictor.TextClassifier, "predict_iter", counted)
+        arguments = ["predict", "--ckpt_path", str(run), "--input", "-", "--output", "-", *options]
+        self.codes: list[int] = []
+        self._thread = threading.Thread(target=lambda: self.codes.append(main(arguments)), daemon=True)
+        self._thread.start()
+
+    def write(self, lines: str) -> None:
+        os.write(self.to, lines.encode())
+
+    def answer(self) -> dict[str, Any] | None:
+        """The line that is there now: this waits for a minute at most, and not for the input's end."""
+        assert select.select([self.answers], [], [], 60)[0], "no answer"
+        (line,) = self.answers.read(10_000).splitlines()
+        return json.loads(line)  # type: ignore[no-any-return]
+
+    def close(self) -> int:
+        os.close(self.to)
+        self._thread.join(60)
+        for stream in (sys.stdin, sys.stdout, self.answers):
+            stream.close()
+        (code,) = self.codes
+        return code
+
+
+FILTERED = {
+    "txt": ("", "{}\n"),
+    "jsonl": ("", '{{"text": "{}"}}\n'),
+    "csv": ("text,more\n", '"{}",1\n'),
+    "tsv": ("more\ttext\n", "1\t{}\n"),
+}
+
+
+@pytest.mark.parametrize("form", FILTERED)
+def test_standard_input_is_answered_as_it_comes(
+    form: str, trained: Trained, model: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, line = FILTERED[form]
+    texts = ["a", "the whale near the reef", "", "the owl above the oak"]
+    expected = model.predict(texts)
+    asked = Filter(trained.finetune, monkeypatch, "--format", form)
+    asked.write(first)
+    for text, row in zip(texts, expected, strict=True):
+        asked.write(line.format(text))
+        found = asked.answer()
+        assert (found and found["label"]) == (row and row["label"])
+    assert asked.close() == 0
+
+
+def test_what_comes_through_a_pipe_together_is_predicted_together(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Filter(trained.finetune, monkeypatch, "--output", str(tmp_path / "out.jsonl"))
+    asked.write("the oak\n" * 3000)
+    assert asked.close() == 0
+    assert [size for size in asked.chunks if size] == [2048, 952]
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 3000
+
+
+def test_a_filter_whose_answers_nobody_reads_ends_quietly(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = Filter(trained.finetune, monkeypatch)
+    asked.write("the owl\n")
+    assert asked.answer()
+    asked.answers.close()
+    asked.write("the owl\n")
+    assert asked.close() == 141
+    assert capsys.readouterr().err == ""
 
 
 def test_standard_input_of_labels_and_texts_gives_the_texts(

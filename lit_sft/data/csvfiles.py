@@ -76,8 +76,8 @@ def _rows(records: Iterator[list[str]], hint: str, options: RowOptions) -> Itera
     else:
         names = [str(i) for i in range(len(first))]
         records, number = itertools.chain([first], records), 0
-    peeked = list(itertools.islice(records, PEEKED_ROWS))
-    text, label = choose_columns(names, _text_columns(peeked, names), options)
+    peeked: list[list[str]] = []
+    text, label = choose_columns(names, _text_columns(records, peeked, names), options)
     text_at, label_at = names.index(text), None if label is None else names.index(label)
     for fields in itertools.chain(peeked, records):
         number += 1
@@ -91,12 +91,17 @@ def _rows(records: Iterator[list[str]], hint: str, options: RowOptions) -> Itera
         yield Row(number, checked(fields[text_at], number, options), name)
 
 
-def _text_columns(rows: Sequence[Sequence[str]], names: Sequence[str]) -> Callable[[str], bool]:
-    """Whether a column holds anything but numbers, by the first rows."""
+def _text_columns(records: Iterator[list[str]], peeked: list[list[str]], names: Sequence[str]) -> Callable[[str], bool]:
+    """Whether a column holds anything but numbers, by the first rows; only then are they taken, and go to ``peeked``.
+
+    A stream whose columns tell their meaning is read row by row.
+    """
 
     def is_text(name: str) -> bool:
+        if not peeked:
+            peeked.extend(itertools.islice(records, PEEKED_ROWS))
         at = names.index(name)
-        return any(not _is_number(fields[at]) for fields in rows if len(fields) > at)
+        return any(not _is_number(fields[at]) for fields in peeked if len(fields) > at)
 
     return is_text
 

@@ -57,7 +57,7 @@ class _Bytes(io.RawIOBase):
     def __init__(self, stream: BinaryIO, name: str) -> None:
         self._stream, self._name = stream, name
         self.head = b""
-        while len(self.head) < 4 and (piece := read_piece(stream, CHUNK_BYTES, name)):
+        while _may_be_mark(self.head) and (piece := read_piece(stream, CHUNK_BYTES, name)):
             self.head += piece
 
     def readable(self) -> bool:
@@ -69,6 +69,12 @@ class _Bytes(io.RawIOBase):
         buffer[:count] = chunk[:count]
         self.head = chunk[count:]
         return count
+
+
+def _may_be_mark(head: bytes) -> bool:
+    """Whether more bytes could make a mark of this; a short first line is not held up."""
+    marks = (GZIP_MAGIC, *(mark for mark, _, _ in BYTE_ORDER_MARKS))
+    return any(len(head) < len(mark) and mark.startswith(head) for mark in marks)
 
 
 def text_lines(stream: BinaryIO, options: RowOptions, may_be_empty: bool = False) -> Iterator[str]:
