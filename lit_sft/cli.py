@@ -33,7 +33,7 @@ from lit_sft.resume import check_resumable, check_stage, check_tokenizer, last_c
 from lit_sft.runs import check_unfinished, discard_run, resume_run, run_folder_of, run_name, start_run
 from lit_sft.starting import Source, check_direction, start_from
 from lit_sft.stored_options import objective_of, stored_config
-from lit_sft.testing import keep_test
+from lit_sft.testing import keep_test, keep_validation
 from lit_sft.vocabulary import keep_head
 
 DEFAULTS = Path(__file__).with_name("defaults.yaml")
@@ -64,8 +64,7 @@ class LitCLI(LightningCLI):
         self.folder: Path | None = None
         self.made: list[Path] | None = None  # the folders that a new run has made; None where it has begun in none
         self.source: Checkpoint | None = None  # whose tokenizer and labels this run takes
-        self.resumed = False
-        self.args, self.only_check = args, only_check
+        self.args, self.only_check, self.resumed = args, only_check, False
         try:
             self._run()
         except UserError as error:
@@ -278,13 +277,14 @@ class LitCLI(LightningCLI):
         # Lightning reads the file once more, and may find others by itself: not as code, whatever the environment says
         return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
 
-    def after_test(self) -> None:
+    def after_validate(self) -> None:
         """Keep what was measured, unless this is a dry run, or a checkpoint without a run's folder."""
-        trainer: Trainer = self.trainer  # type: ignore[assignment]
-        if self.folder is None or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
-            return
-        assert self.source is not None
-        keep_test(trainer, self.model, self.source, self.folder, self.config_dump["data"])
+        trainer: Any = self.trainer
+        keep = keep_test if self.subcommand == "test" else keep_validation
+        if self.folder is not None and self.source is not None and not trainer.fast_dev_run:
+            keep(trainer, self.model, self.source, self.folder, self.config_dump["data"])
+
+    after_test = after_validate
 
 
 def check(arguments: list[str]) -> Namespace:

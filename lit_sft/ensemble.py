@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -17,11 +16,11 @@ from lit_sft.errors import UserError
 from lit_sft.evaluation.mean_predictions import column_order, mean_predictions
 from lit_sft.evaluation.metrics import ClassificationMetrics
 from lit_sft.evaluation.multilabel import MultilabelMetrics
-from lit_sft.evaluation.predictions import Predictions, predictions_in
+from lit_sft.evaluation.predictions import Predictions
 from lit_sft.evaluation.tested import OwnFigures, tested_by
 from lit_sft.options import values_of
 from lit_sft.runs import TESTED, numbered, package_versions, run_name, told, write_record
-from lit_sft.testing import read_in_part
+from lit_sft.testing import read_in_part, validated
 
 
 @dataclass(frozen=True)
@@ -62,9 +61,9 @@ class MemberCLI(LitCLI):
 
     def after_validate(self) -> None:
         """Keep what was measured."""
-        rows = self.model.evaluation.kept["classifier"].rows()
-        keys = np.asarray(self.prepared_data.val.keys)
-        self._keep(predictions_in(rows, self.model.label_names, keys, None), None)
+        predictions = validated(self.trainer, self.model)  # type: ignore[arg-type]
+        assert predictions is not None
+        self._keep(predictions, None)
 
     def after_test(self) -> None:
         """Keep what was measured."""

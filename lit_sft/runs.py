@@ -9,7 +9,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from itertools import count
 from pathlib import Path
@@ -29,6 +29,8 @@ TESTED = (
     *("test", "text_column", "label_column", "header", "encoding", "separator", "label_pattern", "label_separator"),
     *("label_names", "max_length", "truncation"),
 )
+# And which are validated; a validation's own documents may be held out of the labeled ones.
+VALIDATED = (*TESTED, "labeled", "val", "val_fraction", "split_seed", "val_labels_per_class", "remove_test_copies")
 # What decides a result: ours, the engines', and the projects whose documentation is the pydocs corpus.
 VERSIONED = (
     *("lit_sft", "torch", "lightning", "torchmetrics", "tokenizers", "numpy", "pyarrow", "jsonargparse"),
@@ -174,9 +176,9 @@ def run_folder_of(checkpoint: Path) -> Path | None:
     return folder.parent if folder.name == "checkpoints" else None
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """A run's ``metrics.json``; empty where there is none yet."""
-    path = folder / RECORD
+def read_record(folder: Path, name: str = RECORD) -> dict[str, Any]:
+    """A run's ``metrics.json``, or another record beside it; empty where there is none yet."""
+    path = folder / name
     if not path.is_file():
         return {}
     try:
@@ -221,15 +223,24 @@ def record_of_test(folder: Path, checkpoint: Path, own_data: dict[str, Any], dat
         checkpoint: which of the run's checkpoints.
         own_data, data: the data options of the run, and those of the test.
     """
-    best = checkpoint.name == "best.ckpt" or not (checkpoint.parent / "best.ckpt").is_file()
-    parts = [] if read_record(folder) and best else [checkpoint.stem]
-    if any(_located(data.get(key)) != _located(own_data.get(key)) for key in TESTED):
+    parts = [] if read_record(folder) and is_best(checkpoint) else [checkpoint.stem]
+    if not same_data(data, own_data, TESTED):
         source = data.get("test") or data.get("labeled")
         parts += [Path(str(s)).stem for s in (source if isinstance(source, list) else [source])]
     if not parts:
         return folder / RECORD
     files = numbered(folder, f"test-{'-'.join(parts)}")
     return next(file for file in files if not file.is_file() or _is_test_of(file, data))
+
+
+def is_best(checkpoint: Path) -> bool:
+    """Whether a checkpoint stands for its run: the best one, or one where there is none."""
+    return checkpoint.name == "best.ckpt" or not (checkpoint.parent / "best.ckpt").is_file()
+
+
+def same_data(data: dict[str, Any], other: dict[str, Any], options: Iterable[str]) -> bool:
+    """Whether these data options have the same values in both; two ways to write a path are one."""
+    return all(_located(data.get(key)) == _located(other.get(key)) for key in options)
 
 
 def numbered(folder: Path, stem: str) -> Iterator[Path]:
@@ -244,7 +255,7 @@ def _is_test_of(path: Path, data: dict[str, Any]) -> bool:
         tested = dict(json.loads(path.read_text(encoding="utf-8"))["data"])
     except (ValueError, KeyError, TypeError):
         return False  # something else, which stays
-    return all(_located(tested.get(key)) == _located(data.get(key)) for key in TESTED)
+    return same_data(tested, data, TESTED)
 
 
 def write_test(path: Path, figures: dict[str, Any], checkpoint: Path, data: dict[str, Any]) -> None:

@@ -1,17 +1,22 @@
-"""What a test leaves behind: its figures in the run's record, and every document's prediction beside it."""
+"""What a test leaves behind: its figures in the run's record, and every document's prediction beside it.
+
+A validation leaves the predictions alone.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_sft.checkpoints import Checkpoint
-from lit_sft.evaluation.predictions import FILE
+from lit_sft.evaluation.predictions import FILE, VAL_FILE, Predictions, gathered, predictions_in
 from lit_sft.module import LitSFT
-from lit_sft.runs import RECORD, read_record, record_of_test, told, write_test
+from lit_sft.ranks import of_all_ranks
+from lit_sft.runs import RECORD, VALIDATED, is_best, read_record, record_of_test, same_data, told, write_test
 
 
 def read_in_part(trainer: Trainer) -> bool:
@@ -37,7 +42,7 @@ def keep_test(trainer: Trainer, module: LitSFT, source: Checkpoint, folder: Path
     """
     tested = module.tested
     assert tested is not None
-    if read_in_part(trainer):
+    if not trainer.is_global_zero or read_in_part(trainer):
         return
     path = record_of_test(folder, source.path, source.config.get("data", {}), data)
     if path.name == RECORD and "test" in read_record(folder):
@@ -56,3 +61,27 @@ def keep_test(trainer: Trainer, module: LitSFT, source: Checkpoint, folder: Path
     write_test(path, record, source.path, data)
     rank_zero_info(f"test: {told(record)}")
     rank_zero_info(f"wrote {path}")
+
+
+def validated(trainer: Trainer, module: LitSFT) -> Predictions | None:
+    """What a classifier said of the documents of a finished ``validate``; every process must call it."""
+    collector = module.evaluation.kept.get("classifier")
+    rows = gathered(of_all_ranks(trainer, collector.rows() if collector else {}))
+    keys = np.asarray(trainer.datamodule.val.keys)  # type: ignore[attr-defined]
+    return predictions_in(rows, module.label_names, keys, None) if rows else None
+
+
+def keep_validation(trainer: Trainer, module: LitSFT, source: Checkpoint, folder: Path, data: dict[str, Any]) -> None:
+    """Write the predictions of a finished ``validate``, whose arguments are as for :func:`keep_test`.
+
+    One file for a run: of its best checkpoint, and of all its own validation data. Every process must call it.
+    """
+    predictions = validated(trainer, module)
+    if predictions is None or not trainer.is_global_zero:
+        return
+    whole = len(predictions) == len(trainer.datamodule.val)  # type: ignore[attr-defined]
+    if whole and is_best(source.path) and same_data(data, source.config.get("data", {}), VALIDATED):
+        predictions.write(folder / VAL_FILE)
+        rank_zero_info(f"wrote {folder / VAL_FILE}")
+    else:
+        rank_zero_info("not the best checkpoint on all of the run's own validation data: no predictions are written")

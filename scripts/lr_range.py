@@ -50,7 +50,7 @@ def run(flags: list[str], name: str, lowest: float, highest: float, steps: int) 
     if code == SickRun.exit_code:
         print("(the rate has become too high, as it does in such a run)")
     elif code:
-        discard_run(folder)
+        discard_run(folder, [folder, folder.parent])
         raise SystemExit(code)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # nothing that anyone should start from
     return folder

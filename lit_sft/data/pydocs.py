@@ -74,7 +74,7 @@ def load_pydocs(cache_dir: Path) -> PyDocs:
     Raises:
         UserError: a project's sources are not installed, or ``cache_dir`` cannot be written.
     """
-    path = Path(cache_dir) / f"pydocs-{fingerprint()}.parquet"
+    path = corpus_file(cache_dir)
     if path.is_file():
         try:
             return _from_table(pq.read_table(path))
@@ -83,6 +83,11 @@ def load_pydocs(cache_dir: Path) -> PyDocs:
     table = _build(source_roots())
     _write(table, path)
     return _from_table(table)
+
+
+def corpus_file(cache_dir: Path) -> Path:
+    """Where :func:`load_pydocs` keeps the corpus: Parquet, a passage with its module (``group``) a row."""
+    return Path(cache_dir) / f"pydocs-{fingerprint()}.parquet"
 
 
 def fingerprint() -> str:

@@ -118,7 +118,7 @@ def read_documents(
     before = len(texts)
     labels: list[Any] = []  # all names, or all tuples of names
     names: dict[Label, Label] = {}  # each label once: a million documents share a few strings
-    opened, notes = _open(source, row_options(str(source), labeled, **options), classes, split)
+    opened, notes = open_source(source, row_options(str(source), labeled, **options), classes, split)
     rows = 0
     for row, its_options in opened:
         rows += 1
@@ -137,10 +137,15 @@ def read_documents(
     return Documents(read, labels if labeled else None), ReadReport(rows, rows - count, notes)
 
 
-def _open(
+def open_source(
     source: str | Path, options: RowOptions, classes: Sequence[str] | None, split: str
 ) -> tuple[Iterator[tuple[Row, RowOptions]], list[str]]:
-    """The rows of a source, each with the options (and so the file's name) it was read with; and notes."""
+    """The rows of a source, each with the options (and so the file's name) it was read with; and notes.
+
+    Args:
+        source, classes, split: as for :func:`read_documents`.
+        options: ``labels`` is its ``labeled``.
+    """
     parsed = parse_source(source)
     if parsed.kind == HUB:
         rows = hub_rows(open_hub(parsed, split), options)

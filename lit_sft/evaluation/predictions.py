@@ -1,4 +1,7 @@
-"""Every test document's prediction: gathered over processes, and kept in a file that a paired test reads."""
+"""Every document's prediction in a test or a validation: gathered over processes, and kept in a file.
+
+``scripts/paired.py`` compares such files; ``scripts/errors.py`` shows the documents, with the rows they come from.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +21,19 @@ from lit_sft.atomic import write_atomically
 from lit_sft.errors import UserError
 
 FILE = "predictions.parquet"
+VAL_FILE = "val-predictions.parquet"
 LABEL_NAMES = b"lit_sft.label_names"  # in the file's metadata, as JSON: the order of its probabilities
 COLUMNS = ("document", "key", "label", "predicted", "loss", "probabilities", "clean")
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model says of each document of a test set.
+    """What a model says of each document of a test or validation set.
 
     Attributes:
         label_names: the classes, in the order of the probabilities.
-        documents: int64 (documents,), each one's place in the test data, rising.
+        documents: int64 (documents,), each one's place in the prepared data, rising, from 0: without the blank rows of
+            the files, and of validation data without what stayed in training. It is no row of a file.
         keys: uint64 (documents,), content key of its text.
         labels: int64 (documents,), its class; multi-label: uint8 (documents, classes), 1 where a label applies.
         predicted: as ``labels``.
@@ -63,7 +68,8 @@ class Predictions:
     def write(self, path: Path) -> None:
         """Write a Parquet file, whole or not at all.
 
-        Its columns: ``document``, ``key``, ``label`` and ``predicted`` (names; multi-label: lists of names), ``loss``,
+        Its columns: ``document`` (no row of a file, see ``documents``), ``key`` (content key of the text, by which the
+        row is found), ``label`` and ``predicted`` (names; multi-label: lists of names), ``loss``,
         ``probabilities`` (a list in the order of the metadata's label names) and ``clean`` (null: not checked).
 
         Raises:
@@ -115,7 +121,7 @@ def read_predictions(path: Path) -> Predictions:
             None if clean.null_count else clean.to_numpy(zero_copy_only=False),
         )
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file: a test of the run writes it") from error
+        raise UserError(f"{path}: no such file: test of the run writes it, validate {VAL_FILE}") from error
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise UserError(f"{path}: not a predictions file, or a damaged one: {error}") from error
 

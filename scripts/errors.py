@@ -1,0 +1,152 @@
+"""The documents that a run gets most wrong: those of the highest loss, with their source, row and text.
+
+    python scripts/errors.py logs/mine/version_0                           # of the test data, which `test` has measured
+    python scripts/errors.py logs/mine/version_0 --split val --top 50      # of the validation data, after `validate`
+    python scripts/errors.py logs/mine/version_0/test-other.parquet        # of a test of other data
+    python scripts/errors.py logs/mine/version_0 --top 0 --json > all.jsonl    # every document, a JSON object a line
+
+A run is its folder, a recipe's folder, or a predictions file. The row is the number that errors of lit_sft name: it
+counts from 1, the header and blank rows of a file included. The run's sources are read once more, from the folder where
+it was started, and a document is found by its text: equal texts are told with every row that holds them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from paired import predictions_file
+from report import in_one_line
+
+from lit_sft.checkpoints import read_config
+from lit_sft.data.corpus_config import HUB_SPLITS, PYDOCS
+from lit_sft.data.datamodule import TextDataModule
+from lit_sft.data.formats import row_options
+from lit_sft.data.pydocs import corpus_file, load_pydocs
+from lit_sft.data.readers import iter_rows, open_source
+from lit_sft.data.texts import text_key
+from lit_sft.errors import UserError
+from lit_sft.evaluation.predictions import FILE, VAL_FILE, Predictions, read_predictions
+from lit_sft.runs import read_record
+
+
+class Place(NamedTuple):
+    """A row of a source."""
+
+    source: str
+    row: int
+    text: str
+
+
+def data_of(file: Path) -> TextDataModule:
+    """The data that a predictions file is of: its run's, or those that the record of another test names.
+
+    Raises:
+        UserError: neither is there.
+    """
+    record = (
+        read_config(file.parent) if file.name in (FILE, VAL_FILE) else read_record(file.parent, f"{file.stem}.json")
+    )
+    if not isinstance(options := record.get("data"), dict):
+        raise UserError(f"{file}: neither a run's config.yaml nor a test's record beside it names its data")
+    return TextDataModule(**options)
+
+
+def places(data: TextDataModule, split: str) -> Iterator[Place]:
+    """Every row of the sources that a split's documents come from, blank ones left out."""
+    config = data.corpus_config
+    option = split if getattr(config, split) else "labeled"  # validation may be held out, and pydocs has its own splits
+    for source in getattr(config, option):
+        if source == PYDOCS:
+            load_pydocs(data.preparation.cache_dir)
+            file = corpus_file(data.preparation.cache_dir)
+            rows = ((row, str(file)) for row in iter_rows(file, text_column="text", labels=False))
+        else:
+            options = row_options(source, bool(config.labeled), **config.read_options)
+            opened, _ = open_source(source, options, config.classes, HUB_SPLITS[option])
+            rows = ((row, its_options.name) for row, its_options in opened)
+        yield from (Place(name, row.number, row.text) for row, name in rows if row.text and row.text.strip())
+
+
+def worst(predictions: Predictions, top: int) -> Predictions:
+    """The ``top`` documents of the highest loss, the highest first; 0: all."""
+    return predictions.select(np.argsort(-predictions.losses, kind="stable")[: top or None])
+
+
+def shown(predictions: Predictions, rows: Iterable[Place]) -> list[dict[str, Any]]:
+    """Each document as plain values, with the rows that hold its text.
+
+    Raises:
+        UserError: a document stands in none of the rows.
+    """
+    found: dict[int, list[Place]] = {key: [] for key in predictions.keys.tolist()}
+    for place in rows:
+        key = int.from_bytes(text_key(place.text.encode("utf-8", "surrogatepass")), "little")
+        if key in found:
+            found[key].append(place)
+    if missing := sum(not found[key] for key in predictions.keys.tolist()):
+        raise UserError(f"{missing} of {len(predictions)} documents are not in the sources: have these changed since?")
+    names = predictions.label_names
+    columns = (predictions.keys, predictions.losses, predictions.labels, predictions.predicted)
+    return [
+        {
+            "loss": loss,
+            "label": _named(label, names),
+            "predicted": _named(predicted, names),
+            "probabilities": dict(zip(names, probabilities.tolist(), strict=True)),
+            "rows": [{"source": place.source, "row": place.row} for place in found[key]],
+            "text": found[key][0].text,
+        }
+        for key, loss, label, predicted, probabilities in zip(
+            *(column.tolist() for column in columns), predictions.probabilities, strict=True
+        )
+    ]
+
+
+def _named(label: int | list[int], names: Sequence[str]) -> str | list[str]:
+    """The name of a class; multi-label: those of the labels that apply."""
+    if isinstance(label, int):
+        return names[label]
+    return [name for name, applies in zip(names, label, strict=True) if applies]
+
+
+def told(document: dict[str, Any]) -> str:
+    """A document to be read: where it stands, what it was taken for, its text."""
+    where = "; ".join(f"{row['source']}, row {row['row']}" for row in document["rows"])
+    sides = [f"loss {document['loss']:.3f}"]
+    for what in ("label", "predicted"):
+        names = document[what] if isinstance(document[what], list) else [document[what]]
+        each = ", ".join(f"{name} {document['probabilities'][name]:.3f}" for name in names)
+        sides.append(f"{what}: {each or 'none'}")
+    text = textwrap.fill(document["text"], 100, initial_indent="    ", subsequent_indent="    ")
+    return f"{where}\n  {' | '.join(sides)}\n{text}\n"
+
+
+def parser() -> argparse.ArgumentParser:
+    """What it is called with."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("run", type=Path, help="a run's folder, a recipe's, or a predictions file")
+    options.add_argument("--split", choices=("val", "test"), default="test")
+    options.add_argument("--top", type=int, default=20, help="how many documents; 0: all")
+    options.add_argument("--json", action="store_true", help="a JSON object a line")
+    return options
+
+
+def main() -> None:
+    """Print the documents."""
+    options = parser().parse_args()
+    file = predictions_file(options.run)
+    if options.split == "val" and options.run.is_dir():
+        file = file.with_name(VAL_FILE)
+    chosen = worst(read_predictions(file), options.top)
+    for document in shown(chosen, places(data_of(file), "val" if file.name == VAL_FILE else "test")):
+        print(json.dumps(document, ensure_ascii=False) if options.json else told(document))
+
+
+if __name__ == "__main__":
+    in_one_line(main)
