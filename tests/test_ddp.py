@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lit_sft.checkpoints import read_checkpoint
 from lit_sft.errors import SickRun, UserError
-from lit_sft.evaluation.predictions import read_predictions
+from lit_sft.evaluation.predictions import VAL_FILE, read_predictions
 from lit_sft.ranks import of_this_rank
 
 pytestmark = pytest.mark.skipif(
@@ -149,6 +149,19 @@ def test_two_processes_test_as_one_does(
         assert kept[0].keys.tolist() == kept[1].keys.tolist()
         assert kept[0].probabilities == pytest.approx(kept[1].probabilities, abs=1e-6)
         assert records[0]["test_interval"]["loss"] == pytest.approx(records[1]["test_interval"]["loss"], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_leave_the_validations_predictions_of_one(workplace: Path, trained: Trained) -> None:
+    kept = []
+    for processes in (1, 2):
+        run = shutil.copytree(trained.finetune, Path(f"run-{processes}"))
+        ended = run_ranks(processes, "validate", "--ckpt_path", run)
+        assert [code for code, _ in ended] == [0] * processes, ended
+        kept.append(read_predictions(run / VAL_FILE))
+    assert kept[0].documents.tolist() == kept[1].documents.tolist() == list(range(30))
+    assert kept[0].keys.tolist() == kept[1].keys.tolist()
+    assert kept[0].losses == pytest.approx(kept[1].losses, abs=1e-5)
 
 
 def test_a_loss_that_is_not_finite_in_one_process_ends_both_before_the_weights_change(configs: Configs) -> None:

@@ -32,8 +32,8 @@ class Predictions:
 
     Attributes:
         label_names: the classes, in the order of the probabilities.
-        documents: int64 (documents,), each one's place in the prepared data, rising, from 0: without the blank rows of
-            the files, and of validation data without what stayed in training. It is no row of a file.
+        documents: int64 (documents,), each one's place in the split as it was prepared, rising, from 0. It is no row of
+            a file: blank rows are left out before, and validation data may be held out, or a subset.
         keys: uint64 (documents,), content key of its text.
         labels: int64 (documents,), its class; multi-label: uint8 (documents, classes), 1 where a label applies.
         predicted: as ``labels``.
