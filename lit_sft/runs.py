@@ -88,12 +88,10 @@ def start_run(name: str, run_dir: str | None) -> tuple[Path, list[Path]]:
         return Path(shared), []
     if run_dir is None:
         folder = new_run(name)
-        made = [folder, folder.parent]
-    else:
-        folder = Path(run_dir)
-        made = [path for path in (folder, *folder.parents) if not path.exists()]
-        named_run(folder)
-    return _shared_out(folder), made
+        return _shared_out(folder), [folder, folder.parent]
+    folder = Path(run_dir)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    return _shared_out(named_run(folder)), made
 
 
 def check_unfinished(folder: Path | None) -> None:

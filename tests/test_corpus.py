@@ -163,8 +163,7 @@ def test_the_fingerprint_follows_content_options_and_order(files: Files, tmp_pat
 def pydocs(monkeypatch: pytest.MonkeyPatch) -> PyDocs:
     """A stand-in of four documents a split."""
     splits = [
-        Documents([f"{split} {i}" for i in range(4)], ["torch", "sympy"] * 2, [f"{split}.{i}" for i in range(4)])
-        for split in ("train", "val", "test")
+        Documents([f"{split} {i}" for i in range(4)], ["torch", "sympy"] * 2) for split in ("train", "val", "test")
     ]
     docs = PyDocs(*splits, Documents(["a comment", "val 1", "test 2", "of a package"]))
     monkeypatch.setattr("lit_sft.data.pydocs.load_pydocs", lambda cache_dir: docs)

@@ -121,7 +121,7 @@ def read_predictions(path: Path) -> Predictions:
             None if clean.null_count else clean.to_numpy(zero_copy_only=False),
         )
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file: test of the run writes it, validate {VAL_FILE}") from error
+        raise UserError(f"{path}: no such file: a test of the run writes it, validate {VAL_FILE}") from error
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise UserError(f"{path}: not a predictions file, or a damaged one: {error}") from error
 
