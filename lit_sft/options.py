@@ -93,6 +93,11 @@ def explain(error: ArgumentError, options: Iterable[str]) -> UserError:
         wrong = unknown[1] or unknown[2]
         if wrong == "stages":
             return UserError("--stages is an option of recipes: --config must name a YAML file with stages:")
+        if (stage := wrong.split(".")[0]) in ("pretrain", "finetune"):
+            return UserError(
+                f"{wrong}: options of one stage are for a recipe, and this command is of a stage alone: give it a "
+                f"config without `{stage}:`, and flags without `--{stage}.`"
+            )
         known = [name for name in options if not name.endswith(".help")]
         return UserError(
             f"no option {wrong}; {nearest(wrong, known).strip() or 'see --help for the options there are'}"

@@ -83,3 +83,9 @@ def test_a_mistake_in_what_a_config_says_of_a_stage(
     Path("mine.yaml").write_text(content)
     one_line(fit_recipe("--config", "mine.yaml"), message)
     assert calls == []
+
+
+def test_a_stage_alone_knows_no_stages(fit: Fit) -> None:
+    Path("mine.yaml").write_text("finetune: {trainer: {max_epochs: 3}}\n")
+    for flags in (["--config", "mine.yaml"], ["--finetune.trainer.max_epochs", "3"]):
+        one_line(fit(*flags), "finetune.trainer.max_epochs: options of one stage are for a recipe")
