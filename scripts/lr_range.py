@@ -92,10 +92,14 @@ def suggestions(rates: np.ndarray, losses: np.ndarray) -> tuple[float, float]:
 
 
 def table(rates: np.ndarray, losses: np.ndarray) -> str:
-    """Rates and smoothed losses, some of them, and the suggestions."""
-    steepest, lowest = suggestions(rates, losses)
+    """Rates and smoothed losses, some of them, and the suggestions; ``losses`` (steps,) as they were measured."""
+    mean = smoothed(losses)
+    steepest, lowest = suggestions(rates, mean)
     chosen = np.unique(np.linspace(0, len(rates) - 1, SHOWN).round().astype(int))
-    lines = ["    rate      loss", *(f"{rates[i]:8.2g}  {losses[i]:8.4g}" for i in chosen)]
+    lines = ["    rate      loss", *(f"{rates[i]:8.2g}  {mean[i]:8.4g}" for i in chosen)]
+    before = slice(0, int(mean.argmin()) + 1)
+    if mean[0] - mean.min() < np.std(losses[before] - mean[before]):
+        lines.append("the loss falls by less than its steps differ: what follows is noise, more --steps may help")
     lines.append(f"the loss falls fastest at a rate of {steepest:.2g}")
     lines.append(f"it is lowest at {lowest:.2g}, a tenth of which is {lowest / 10:.2g}")
     if lowest == rates[-1]:
@@ -146,7 +150,7 @@ def main() -> None:
         rates, losses = read(folder)
     except UserError as error:
         raise SystemExit(f"error: {error}") from error
-    print(table(rates, smoothed(losses)))
+    print(table(rates, losses))
     picture = folder / "lr_range.png"
     print(f"wrote {picture}" if draw(rates, losses, picture) else "(a picture needs matplotlib, the extra plot)")
 

@@ -46,6 +46,12 @@ def test_a_curve_that_has_not_turned_is_told() -> None:
     assert "higher --max_lr" in table(RATES[:60], falls_and_grows(RATES[:60]))
 
 
+def test_a_curve_of_noise_is_told() -> None:
+    noise = np.random.default_rng(1).standard_normal(len(RATES))
+    assert "is noise" not in table(RATES, falls_and_grows(RATES) + 0.05 * noise)
+    assert "is noise" in table(RATES, 0.7 + 0.05 * noise + (RATES / 0.1) ** 3)
+
+
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     monkeypatch.setattr(sys, "argv", ["lr_range.py", *map(str, arguments)])
     main()
@@ -65,7 +71,7 @@ def test_the_command_trains_under_a_rising_rate(
     assert rates == pytest.approx([0.5 * 2e-3 ** (1 - step / 39) for step in range(40)], rel=1e-6)
     assert losses[0] == pytest.approx(math.log(3), abs=0.3)
     assert losses.min() < 0.9 * losses[0]
-    assert table(rates, smoothed(losses)) in capsys.readouterr().out
+    assert table(rates, losses) in capsys.readouterr().out
     assert (run / "lr_range.png").stat().st_size > 5_000
     assert not (run / "checkpoints").exists()
 
