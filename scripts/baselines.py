@@ -113,7 +113,8 @@ class Cells:
             configs = [part for path in self.arguments.config for part in ("--config", str(path))]
             folder = run_network([*configs, *flags], name, test)
             record = read_record(folder)
-            shutil.rmtree(folder / "checkpoints")  # a table leaves hundreds of runs behind
+            if not (test and self.arguments.keep_tested):
+                shutil.rmtree(folder / "checkpoints")  # a table leaves hundreds of runs behind
             figures = {f"{split}_{k}": record[split][k] for split in ("val", "test") if split in record for k in SHOWN}
         return figures | ({"run": folder} if test else {})
 
@@ -265,6 +266,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--metric", default="macro_f1", choices=SHOWN, help="the validation figure that chooses options"
     )
+    options.add_argument("--keep_tested", action="store_true", help="keep the checkpoints of the tested runs")
     options.add_argument("--search", type=Path, required=True, help="YAML: seeds and grids for each label count")
     options.add_argument("--out", type=Path, required=True, help="the CSV of all runs")
     return options

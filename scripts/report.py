@@ -109,9 +109,9 @@ def write_figures(path: Path, fields: Sequence[str], lines: Iterable[dict[str, A
 
 def table(path: Path) -> str:
     """A Markdown table: a line for each label count and method, columns for each validation set that chose."""
-    if intervals_file(path).is_file():
-        return error_table(intervals_file(path))
     cells = read(path)
+    if intervals_file(path).is_file():
+        return error_table(intervals_file(path), cells)
     vals = [val for val in VALS if any(val == cell[0] for cell in cells)]
     head = ["labels a class", "method", "seeds"]
     for val in vals:
@@ -138,24 +138,28 @@ def intervals_file(path: Path) -> Path:
     return path.with_suffix(".intervals.csv")
 
 
-def error_table(path: Path) -> str:
-    """A Markdown table of an intervals CSV: errors in percent, a line for each label count and method."""
+def error_table(path: Path, figures_of: dict[tuple[str, str, str], dict[str, Seeds]]) -> str:
+    """A Markdown table of an intervals CSV, errors in percent, and of the macro-F1 that :func:`read` has found.
+
+    A line for each label count and method.
+    """
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     vals = [val for val in VALS if any(val == row["val"] for row in rows)]
     head = ["labels a class", "method", "seeds"]
     for val in vals:
         of = f", {val} val" if len(vals) > 1 else ""
-        head += [f"error{of}", f"[95% over documents]{of}", f"pretrained minus it [95%]{of}"]
+        head += [f"macro-F1{of}", f"error{of}", f"[95% over documents]{of}", f"pretrained minus it [95%]{of}"]
     lines = [line(head), line(["---"] * len(head))]
     cells = {(row["labels"], row["method"], row["val"]): row for row in rows}
     for labels, method in sorted({cell[:2] for cell in cells}, key=_in_order):
         there = [cells.get((labels, method, val)) for val in vals]
         cells_here = [labels, method, max((row["seeds"] for row in there if row), key=int)]
-        for row in there:
+        for val, row in zip(vals, there, strict=True):
             given = {k: float(v) for k, v in (row or {}).items() if k.startswith(("error", "minus")) and v}
             figures = {"error_std": np.nan} | given  # of one seed there is none
             cells_here += [
+                spread(list(figures_of[val, labels, method]["macro_f1"].values())) if row else "",
                 "{error:.1f} ± {error_std:.1f}".format(**figures).removesuffix(" ± nan") if row else "",  # one seed
                 "[{error_low:.1f}, {error_high:.1f}]".format(**figures) if row else "",
                 "{minus:+.1f} [{minus_low:+.1f}, {minus_high:+.1f}]".format(**figures) if "minus" in figures else "",

@@ -83,7 +83,8 @@ def filled(tmp_path: Path, metric: str = "macro_f1", **options: Any) -> list[dic
     search, out = tmp_path / "search.yaml", tmp_path / "out.csv"
     search.write_text(SEARCH)
     start = options.get("init_from", "logs/lm")
-    given = argparse.Namespace(config=[Path("config.yaml")], init_from=start, metric=metric, out=out)
+    keep = options.get("keep_tested", False)
+    given = argparse.Namespace(config=[Path("config.yaml")], init_from=start, metric=metric, out=out, keep_tested=keep)
     plans = plans_in(search, options.get("labels"))
     fill(Cells(given), Results(out), plans, options.get("vals", ["full"]), options.get("methods"))
     return read_lines(out)
@@ -110,6 +111,11 @@ def test_every_point_is_searched_and_the_best_mean_runs_on_every_seed(
             f1 = GOOD[str(point)][0] + 0.01 * seed
             assert (float(row["val_macro_f1"]), float(row["test_macro_f1"])) == pytest.approx((f1, f1 / 2))
     assert [run["test"] for run in runs] == ([False] * 4 + [True] * 3) * 4
+
+
+def test_the_tested_runs_keep_their_checkpoints_where_asked_for(runs: list[dict[str, Any]], tmp_path: Path) -> None:
+    filled(tmp_path, labels=["7"], methods=["pretrained"], keep_tested=True)
+    assert [(run["folder"] / "checkpoints").is_dir() for run in runs] == [False] * 4 + [True] * 3
 
 
 def test_the_metric_chooses(runs: list[dict[str, Any]], tmp_path: Path) -> None:
