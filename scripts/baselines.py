@@ -34,8 +34,9 @@ import numpy as np
 import yaml
 from contamination import data_options
 from linear import linear_model
+from one_line import in_one_line
 from paired import write_intervals
-from report import append_line, in_one_line, read_lines, table
+from report import append_line, read_lines, table
 
 from lit_sft.checkpoints import read_config
 from lit_sft.data.datamodule import TextDataModule

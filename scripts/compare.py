@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 from baselines import as_flags, run_network
 from linear import linear_model
-from report import in_one_line
+from one_line import in_one_line
 
 from lit_sft.checkpoints import stage_folders
 from lit_sft.data.datamodule import TextDataModule

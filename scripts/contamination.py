@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from report import in_one_line
+from one_line import in_one_line
 
 from lit_sft.data.corpus import load_corpus
 from lit_sft.data.datamodule import TextDataModule

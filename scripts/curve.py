@@ -16,7 +16,8 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from report import in_one_line, line, rows_tested, spread
+from one_line import in_one_line
+from report import line, rows_tested, spread
 
 Curve = dict[int, np.ndarray]  # errors in percent, one a seed, by the number of labels in all
 DRAWS = 2_000

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from one_line import in_one_line
 from paired import predictions_file
-from report import in_one_line
 
 from lit_sft.checkpoints import read_config
 from lit_sft.data.corpus_config import HUB_SPLITS, PYDOCS

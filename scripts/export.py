@@ -13,9 +13,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from one_line import in_one_line
+
 from lit_sft.checkpoint_io import AtomicCheckpointIO
 from lit_sft.checkpoints import read_entries, resolve
-from lit_sft.errors import UserError
 
 ENTRIES = ("state_dict", "global_step", "epoch", "pytorch-lightning_version")  # what Lightning's `test` needs
 PLACES = {"data": ("labeled", "unlabeled", "val", "test", "cache_dir"), "model": ("init_from",)}  # emptied
@@ -51,7 +52,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from error
+    in_one_line(main)

@@ -20,6 +20,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from one_line import in_one_line
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_sft.errors import SickRun, UserError
@@ -145,15 +146,12 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Train, print the table, and draw where that can be."""
     arguments, flags = parser().parse_known_args()
-    try:
-        folder = run(flags, arguments.name, arguments.min_lr, arguments.max_lr, arguments.steps)
-        rates, losses = read(folder)
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from error
+    folder = run(flags, arguments.name, arguments.min_lr, arguments.max_lr, arguments.steps)
+    rates, losses = read(folder)
     print(table(rates, losses))
     picture = folder / "lr_range.png"
     print(f"wrote {picture}" if draw(rates, losses, picture) else "(a picture needs matplotlib, the extra plot)")
 
 
 if __name__ == "__main__":
-    main()
+    in_one_line(main)

@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from report import in_one_line, intervals_file, read_lines, rows_tested, write_figures
+from one_line import in_one_line
+from report import intervals_file, read_lines, rows_tested, write_figures
 from scipy import stats
 
 from lit_sft.checkpoints import stage_folders

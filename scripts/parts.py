@@ -20,7 +20,8 @@ from typing import Any
 import yaml
 from baselines import as_flags, run_network
 from contamination import data_options
-from report import append_line, in_one_line, line, read_lines, spread
+from one_line import in_one_line
+from report import append_line, line, read_lines, spread
 
 from lit_sft.errors import UserError
 from lit_sft.runs import read_record

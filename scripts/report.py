@@ -12,13 +12,13 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from one_line import in_one_line
 from scipy import stats
 
 from lit_sft.atomic import write_atomically
@@ -182,18 +182,6 @@ def spread(values: Sequence[float] | np.ndarray) -> str:
     if len(values) == 0:
         return ""
     return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
-
-
-def in_one_line(main: Callable[[], None]) -> None:
-    """Call a script's ``main``; a mistake that it tells, or a file that isn't there, ends it with that line alone.
-
-    Classes of the user's own are found where the command runs, as by ``python -m lit_sft``.
-    """
-    sys.path.insert(1, str(Path.cwd()))
-    try:
-        main()
-    except (UserError, FileNotFoundError) as error:
-        raise SystemExit(f"error: {error}") from error
 
 
 def parser() -> argparse.ArgumentParser:

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from one_line import in_one_line
 from paired import error_intervals, predictions_file, side
-from report import in_one_line, line, write_figures
+from report import line, write_figures
 
 from lit_sft.checkpoints import read_config, stage_folders
 from lit_sft.errors import UserError

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from conftest import Configs
 from lr_range import main, read, smoothed, suggestions, table
+from one_line import in_one_line
 
 RATES = np.geomspace(1e-4, 1.0, 120)
 
@@ -54,7 +55,7 @@ def test_a_curve_of_noise_is_told() -> None:
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     monkeypatch.setattr(sys, "argv", ["lr_range.py", *map(str, arguments)])
-    main()
+    in_one_line(main)  # as the script does
 
 
 def test_the_command_trains_under_a_rising_rate(

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from one_line import in_one_line
 from paired import clean_parts, compared, intervals, main, mcnemar, randomisation, side
-from report import in_one_line
 from scipy import stats
 from sklearn.metrics import f1_score
 

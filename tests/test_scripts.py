@@ -13,13 +13,13 @@ from compare import compare, encoder_of
 from conftest import Configs, Files, Fit, read
 from contamination import data_options
 from linear import WORD, fitted_features, linear_model, low_shot_positions
+from one_line import in_one_line
 from paired import write_intervals
 from parts import Parts, pretrained
 from parts import run as run_variant
 from parts import table as parts_table
 from report import (
     append_line,
-    in_one_line,
     intervals_file,
     paired_difference,
     read_lines,
