@@ -13,7 +13,7 @@ from toy_network import Batch, batch, build
 
 from lit_sft.models import ClassifierHead, Network, TwoWayEncoder
 from lit_sft.models.heads import num_outputs
-from lit_sft.objectives import AT, VAT, EntMin, Mixed, PseudoLabels, Supervised, Term
+from lit_sft.objectives import AT, VAT, EntMin, Mixed, Supervised, Term
 from lit_sft.objectives import vat as vat_module
 from lit_sft.objectives.divergence import entropy, kl_divergence
 from lit_sft.objectives.known import is_float16
@@ -221,7 +221,7 @@ def test_without_a_perturbation_clean_and_perturbed_logits_are_bit_equal_in_trai
     elif kind == "bfloat16":
         network = network.float()
     with torch.autocast("cpu", torch.bfloat16, enabled=kind == "bfloat16"):
-        reading = Reading.of(network, documents, word_dropout=0.3)
+        reading = Reading.of(network, documents)
         assert (reading.encoded.hidden.dtype == torch.bfloat16) == (kind == "bfloat16")
         assert torch.equal(reading.perturbed(torch.zeros_like(reading.embeds)), reading.logits)
         assert not torch.equal(Reading.of(network, documents).logits, reading.logits)  # they are random, though
@@ -326,8 +326,6 @@ def test_under_float16_gradients_of_a_sure_prediction_are_those_of_float32() -> 
         (lambda: EntMin(ramp_steps=-1), "ramp_steps=-1"),
         (lambda: VAT(xi=0.0), "xi=0.0"),
         (lambda: VAT(power_steps=0), "power_steps=0"),
-        (lambda: PseudoLabels(threshold=1.0), "threshold=1.0"),
-        (lambda: PseudoLabels(word_dropout=1.0), "word_dropout=1.0"),
         (lambda: Mixed([VAT(), VAT()]), "vat, vat: give each of them once"),
     ],
 )
@@ -343,10 +341,3 @@ def test_what_moves_token_vectors_refuses_two_ways_of_which_only_the_ends_learn(
     Mixed([term]).prepare(Network(encoder, classifier=head))
     with pytest.raises(ValueError, match="leave out backprop_tokens"):
         Mixed([term]).prepare(Network(encoder, classifier=head, backprop_tokens=2))
-
-
-def test_pseudo_labels_refuse_multi_label_data() -> None:
-    network = build()
-    network.classifier = ClassifierHead(network.encoder.output_size, 3, multilabel=True).double()
-    with pytest.raises(ValueError, match="multi-label"):
-        Mixed([PseudoLabels()]).prepare(network)

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from toy_network import batch, build
 from training import Losses, check_resumes, data_of, module_of, trainer_of, weights
 
-from lit_sft.objectives import MLE, VAT, AdversarialMLE, AuxiliaryLM, Mixed, PseudoLabels, Supervised, adversarial_mle
+from lit_sft.objectives import MLE, VAT, AdversarialMLE, AuxiliaryLM, Mixed, Supervised, adversarial_mle
 from lit_sft.objectives.reading import unit
 
 
@@ -120,7 +120,7 @@ def test_the_auxiliary_lm_is_mle_on_the_stream_and_carries_its_state() -> None:
     torch.testing.assert_close(objective(network, given, loss.state).parts["lm"], MLE()(network, given, lm.state).total)
 
 
-MIXED = {"vat": [VAT(norm=1.0), PseudoLabels(0.4)], "lm": [AuxiliaryLM()]}
+MIXED = {"vat": [VAT(norm=1.0)], "lm": [AuxiliaryLM()]}
 
 
 @pytest.mark.parametrize("name", MIXED)

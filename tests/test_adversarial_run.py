@@ -20,7 +20,7 @@ from lit_sft.evaluation.predictions import read_predictions
 from lit_sft.objectives import vat
 from lit_sft.objectives.reading import random_unit
 
-TERMS = ["AT", "VAT", "EntMin", "PseudoLabels", "AuxiliaryLM"]
+TERMS = ["AT", "VAT", "EntMin", "AuxiliaryLM"]
 
 
 def mixed(*terms: dict[str, Any], **options: Any) -> str:
@@ -56,7 +56,7 @@ def test_every_term_from_a_config_to_a_tested_model(
     assert result.code == 0, result.err
     run = newest(workplace / "logs" / "mixed")
     logged = scalars(run)
-    for name in ("supervised", "at", "vat", "entmin", "pseudo_labels", "lm"):
+    for name in ("supervised", "at", "vat", "entmin", "lm"):
         assert len(logged[f"train/{name}"]) == 6
     for name in ("vat_kl_ratio", "unlabeled_share", "predicted_0", "predicted_1", "predicted_2"):
         assert len(logged[f"train/{name}"]) == 5  # each measured at every other step, and shown until the next time

@@ -29,7 +29,6 @@ from lit_sft.objectives import (
     Mixed,
     Objective,
     Probe,
-    PseudoLabels,
     SequenceAutoencoder,
     Supervised,
     Term,
@@ -131,13 +130,6 @@ CHANGES: dict[type, dict[str, list[Change]]] = {
         "weight": finetune(**term(EntMin, weight=0.5)),
         "ramp_steps": finetune(**term(EntMin, ramp_steps=3)),
     },
-    PseudoLabels: {
-        "threshold": finetune(**term(PseudoLabels, threshold=0.9)),
-        "relative": finetune(**term(PseudoLabels, threshold=0.9, relative=True)),
-        "word_dropout": finetune(**term(PseudoLabels, threshold=0.0, word_dropout=0.6)),
-        "weight": finetune(**term(PseudoLabels, threshold=0.0, weight=0.5)),
-        "ramp_steps": finetune(**term(PseudoLabels, threshold=0.0, ramp_steps=3)),
-    },
     AuxiliaryLM: {
         "reset_probability": finetune(**term(AuxiliaryLM, reset_probability=1.0)),
         "weight": finetune(**term(AuxiliaryLM, weight=0.5)),
@@ -189,13 +181,11 @@ OF_KIND: dict[type, dict[str, Any]] = {
     **{kind: term(kind) for kind in (AT, VAT, EntMin, AuxiliaryLM)},
     TwoWayEncoder: {"encoder": {"kind": TwoWayEncoder}},
     Mixed: term(AT),
-    PseudoLabels: term(PseudoLabels, threshold=0.0),
 }
 BASES: dict[tuple[type, str], dict[str, Any]] = {
     **{(kind, name): base for kind, base in OF_KIND.items() for name in CHANGES[kind]},
     (LMHead, "adaptive_cutoffs"): {"tie_weights_up_to": 0},
     (LitSFT, "adaptive_cutoffs"): {"tie_weights_up_to": 0},
-    (PseudoLabels, "relative"): term(PseudoLabels, threshold=0.9),
 }
 CASES = [
     pytest.param(stage, BASES.get((kind, name), {}), change, id=f"{kind.__name__}-{name}-{stage}-{i}")
@@ -267,7 +257,7 @@ def test_the_same_options_give_the_same_training(files: Files, shared_cache: Pat
         ("finetune", {"objective": Supervised(0.3, [1.0, 2.0, 3.0], 2.0, 1.0)}),
         ("pretrain", {"objective": MLE(2.0, 1.0, 0.5)}),
         ("pretrain", {"objective": AdversarialMLE(2.0)}),
-        ("finetune", {"objective": Mixed([AT(), VAT(), EntMin(), PseudoLabels()])}),
+        ("finetune", {"objective": Mixed([AT(), VAT(), EntMin()])}),
         ("finetune", {"schedule": Constant(), "layer_decay": 0.1, "backprop_tokens": 5}),
     ],
     ids=lambda value: re.sub(r"<[\w.]+\.(\w+) object at \w+>", r"\1", str(value)),  # the same in every process

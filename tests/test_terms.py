@@ -13,7 +13,7 @@ from torch import Tensor
 from toy_network import Batch, batch, build
 
 from lit_sft.models import ClassifierHead, Network, TwoWayEncoder
-from lit_sft.objectives import AT, VAT, EntMin, Mixed, PseudoLabels, Supervised, Term
+from lit_sft.objectives import AT, VAT, EntMin, Mixed, Supervised, Term
 from lit_sft.objectives import vat as vat_module
 from lit_sft.objectives.reading import Reading, random_unit
 from lit_sft.objectives.term import Step
@@ -55,36 +55,6 @@ def test_entropy_minimisation_is_the_mean_entropy_of_documents(classes: int, unl
     rows = predicted(network, labeled) + (predicted(network, other) if unlabeled else [])
     expected = torch.stack([-(p * p.log()).sum() for p in rows]).mean()
     torch.testing.assert_close(value(EntMin(unlabeled), step_of(network, labeled, other)), expected)
-
-
-@pytest.mark.parametrize("classes", [2, 3])
-@pytest.mark.parametrize("relative", [True, False])
-def test_pseudo_labels_are_those_of_the_clean_pass_where_it_is_sure(classes: int, relative: bool) -> None:
-    network, labeled, other = sharp(classes).eval(), batch(classes), others(classes)
-    surest = max(range(4), key=lambda row: predicted(network, labeled)[row].max().item())
-    for column in (labeled.input_ids, labeled.attention_mask):
-        column[:] = column[surest].clone()  # a mean above the unlabeled documents' lowest
-    step = step_of(network, labeled, other)
-    clean = predicted(network, other)
-    lowest, second, _ = sorted(p.max().item() for p in clean)
-    least = (lowest + second) / 2  # two of the three documents reach it
-    mean = torch.stack([p.max() for p in predicted(network, labeled)]).mean().item()
-    threshold = least / (mean if relative else 1.0)
-    torch.manual_seed(4)
-    found = value(PseudoLabels(threshold, relative, word_dropout=0.4), step)
-    torch.manual_seed(4)
-    embeds = network.encoder.embedding(other.input_ids)
-    words = torch.empty(4, 6, 1, dtype=embeds.dtype).bernoulli_(0.6)
-    words[range(4), other.attention_mask.sum(1) - 1] = 1.0  # a document's end stays
-    assert (words == 0).any()
-    noisy = predicted(network, other, embeds * words)
-    losses = [-q[p.argmax()].log() if p.max() >= least else p.new_zeros(()) for p, q in zip(clean, noisy, strict=True)]
-    torch.testing.assert_close(found, torch.stack(losses).mean())
-    assert step.parts["pseudo_labeled"].item() == pytest.approx(2 / 3)
-    # the gradient is that of the noisy pass alone
-    weight = network.classifier.linear.weight  # type: ignore[union-attr]
-    (gradient,) = torch.autograd.grad(found, weight)
-    torch.testing.assert_close(gradient, torch.autograd.grad(torch.stack(losses).mean(), weight)[0])
 
 
 def test_vat_is_a_mean_over_labeled_and_unlabeled_documents() -> None:

@@ -8,7 +8,6 @@ from lit_sft.objectives.entmin import EntMin
 from lit_sft.objectives.mixed import Mixed
 from lit_sft.objectives.mle import MLE
 from lit_sft.objectives.probe import Probe
-from lit_sft.objectives.pseudo_labels import PseudoLabels
 from lit_sft.objectives.sequence_autoencoder import SequenceAutoencoder
 from lit_sft.objectives.supervised import Supervised
 from lit_sft.objectives.term import Term
@@ -25,7 +24,6 @@ __all__ = [
     "Mixed",
     "Objective",
     "Probe",
-    "PseudoLabels",
     "SequenceAutoencoder",
     "Supervised",
     "Term",

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_sft.models.dropout import left_out
 from lit_sft.models.encoder import EncoderOutput
 from lit_sft.models.heads import at_least_float32
 from lit_sft.models.network import Masks, Network
@@ -33,13 +32,10 @@ class Reading:
     logits: Tensor  # (batch, num_outputs)
 
     @classmethod
-    def of(cls, network: Network, documents: Any, word_dropout: float = 0.0) -> Reading:
-        """Read the documents under masks drawn here; `word_dropout`: of tokens but the last, on top."""
+    def of(cls, network: Network, documents: Any) -> Reading:
+        """Read the documents under masks drawn here."""
         masks = network.draw_masks(*documents.input_ids.shape)
         embeds = network.encoder.embed(documents.input_ids, masks.encoder)
-        words = left_out(word_dropout, (*documents.input_ids.shape, 1), embeds.device, embeds.dtype)
-        if words is not None:
-            embeds = embeds * words.masked_fill(ends(documents.attention_mask.bool()).unsqueeze(-1), 1.0)
         encoded = network.encode(documents, None, masks, embeds)
         logits = network.logits(encoded.hidden, documents.attention_mask, masks)
         return cls(network, documents, masks, embeds, encoded, logits)
