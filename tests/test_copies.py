@@ -114,17 +114,24 @@ def test_the_slow_reference_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> N
     assert (total > 20).all()
 
 
-def test_the_words_of_forms_are_not_looked_up_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Grams in over 100 test documents would make every pair a candidate; exact copies are found all the same."""
+def test_the_grams_of_forms_dont_count_and_documents_of_nothing_else_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Grams in over 100 test documents say nothing of any; exact copies are found all the same."""
     monkeypatch.setattr(module, "COMMON", 5)
     form = text(40)
-    test = [f"{form} {name}" for name in "abcdefgh"] + [text(60)] * 10 + [f"{text(60)} {form}"]
+    test = [f"{form} {name}" for name in "abcdefgh"] + [text(60)] * 10 + [f"{text(60)} {form}", form]
     finder = CopyFinder(test)
-    assert finder.exactly.tolist() == [True] * 8 + [False] * 11
-    found = finder.find([f"{form} a", f"{form} z", plant(test[8], "cut in half and more"), test[-1] + " end"])
-    assert found.exact.tolist() == [True] + [False] * 18
-    assert found.near.tolist() == [False] * 8 + [True] * 11
-    assert found.others.tolist() == [True, False, True, True]
+    assert finder.exactly.tolist() == [False] * 19 + [True]  # the others have grams of their own, if only one
+    others = [
+        f"{form} a",
+        f"{form} z",
+        plant(test[8], "cut in half and more"),
+        f"{' '.join(test[-2].split()[:45])} end",
+    ]
+    found = finder.find([*others, f"{form} b {text(40)}"])
+    assert found.exact.tolist() == [True] + [False] * 19
+    assert found.near.tolist() == [False, True] + [False] * 6 + [True] * 11 + [False]
+    assert found.others.tolist() == [True, False, True, True, True]
+    assert finder.find([form]).exact.tolist() == [False] * 19 + [True]
 
 
 def test_no_documents_on_either_side_are_fine() -> None:
