@@ -29,8 +29,8 @@ from lit_sft.mistakes import mistake_in
 from lit_sft.module import LitSFT
 from lit_sft.options import check_trainer, explain, read_config_file, reason, values_of
 from lit_sft.processes import ending_together
-from lit_sft.resume import check_resumable, check_stage, check_tokenizer, last_checkpoint, read_resumable
-from lit_sft.runs import check_unfinished, discard_run, resume_run, run_folder_of, run_name, start_run
+from lit_sft.resume import check_measured, check_resumable, check_tokenizer, last_checkpoint, read_resumable
+from lit_sft.runs import check_unfinished, discard_run, resume_run, run_folder_of, run_name, same_data, start_run
 from lit_sft.starting import Source, check_direction, start_from
 from lit_sft.stored_options import objective_of, stored_config
 from lit_sft.testing import keep_test, keep_validation
@@ -160,17 +160,17 @@ class LitCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        check_trainer(config.trainer)
+        check_trainer(config.trainer, str(self.subcommand))
         data = TextDataModule(**config.data.clone(with_meta=False).as_dict())
         check_direction(config.model, config.data.direction, [Source.of(self.source)] if self.source else [])
         if self.source is not None:
-            check_stage(self.source, config.model.stage)
+            check_measured(self.source, config, str(self.subcommand))
             config.model.objective = None  # only a fit needs it: see after_instantiate_classes
             data.adopt(self.source.adopted())
             split: Literal["val", "test"] = "test" if self.subcommand == "test" else "val"
             before = self.source.config.get("data", {})
-            if config.data[split] != before.get(split) and config.data.labeled == before.get("labeled"):
-                data.read_only(split)  # new data are measured where the training data are not
+            if config.data[split] and not same_data(config.data, before, ["labeled", "unlabeled", "val", split]):
+                data.read_only(split)  # copies are looked for in what it was trained on, or nowhere
         data.check_sources()
         if self.only_check:
             data.check_documents()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from lit_sft.checkpoints import read_checkpoint, resolve
+from lit_sft.checkpoints import Checkpoint, read_checkpoint, resolve
 from lit_sft.cli import LitCLI
 from lit_sft.errors import UserError
 from lit_sft.evaluation.mean_predictions import column_order, mean_predictions
@@ -18,8 +18,9 @@ from lit_sft.evaluation.metrics import ClassificationMetrics
 from lit_sft.evaluation.multilabel import MultilabelMetrics
 from lit_sft.evaluation.predictions import Predictions
 from lit_sft.evaluation.tested import OwnFigures, tested_by
-from lit_sft.options import values_of
+from lit_sft.options import values_of, without
 from lit_sft.runs import TESTED, numbered, package_versions, run_name, told, write_record
+from lit_sft.stored_options import class_path_of, own_encoder
 from lit_sft.testing import read_in_part, validated
 
 
@@ -102,10 +103,12 @@ def measure_ensemble(arguments: list[str], checkpoints: Sequence[str]) -> None:
     """
     names, members = values_of(arguments, "--name"), []
     stem = f"test-ensemble-{run_name(None, names[-1])}" if names else "test-ensemble"
-    _check_members(checkpoints)
-    for number, path in enumerate(checkpoints, 1):
+    found = _checked_members(checkpoints)
+    for number, (path, checkpoint) in enumerate(zip(checkpoints, found, strict=True), 1):
         rank_zero_info(f"== member {number} of {len(checkpoints)}: {path}")
-        command = MemberCLI([*arguments, "--ckpt_path", path, "--trainer.logger", "false"])
+        known = own_encoder(str(class_path_of(checkpoint.config.get("model", {}).get("encoder"))))
+        its = without(arguments, "--model.encoder") if known else arguments  # a class of the user's is others'
+        command = MemberCLI([*its, "--ckpt_path", path, "--trainer.logger", "false"])
         members.append(command.member)
     predictions, thresholds = mean_predictions([m.predictions for m in members], [m.thresholds for m in members])
     figures, confusion = _figures(predictions, thresholds)
@@ -120,7 +123,7 @@ def measure_ensemble(arguments: list[str], checkpoints: Sequence[str]) -> None:
         record["thresholds"] = dict(zip(predictions.label_names, thresholds, strict=True))
     record["contamination"] = _contamination(members)
     record["members"] = [{"checkpoint": str(m.checkpoint), "test": _main(m.figures)} for m in members]
-    record["data"] = {key: members[0].data.get(key) for key in ("labeled", *TESTED)}
+    record["data"] = {key: members[0].data.get(key) for key in TESTED}
     rank_zero_info(f"test of the ensemble: {told(record)}")
     folder = members[0].folder
     if folder is None:
@@ -131,13 +134,14 @@ def measure_ensemble(arguments: list[str], checkpoints: Sequence[str]) -> None:
     rank_zero_info(f"wrote {file}")
 
 
-def _check_members(checkpoints: Sequence[str]) -> None:
-    """Raise a UserError where the checkpoints can't be averaged: told before the first one has been measured."""
+def _checked_members(checkpoints: Sequence[str]) -> list[Checkpoint]:
+    """The checkpoints; a UserError where they can't be averaged: told before the first one has been measured."""
     found = [read_checkpoint(resolve(path, "ckpt_path")) for path in checkpoints]
     for one in found:
         if one.stage == "pretrain":
             raise UserError(f"{one.path}: a pretraining checkpoint can't classify: an ensemble needs fine-tuned ones")
         column_order(found[0].label_names, one.label_names)
+    return found
 
 
 def _figures(predictions: Predictions, thresholds: list[float] | None) -> tuple[dict[str, float], dict[str, Any]]:

@@ -43,6 +43,18 @@ def values_of(arguments: list[str], *names: str) -> list[str]:
         return []  # an option without its value: the real parser says so
 
 
+def without(arguments: list[str], name: str) -> list[str]:
+    """The command line without an option, the options within it, and their values."""
+    kept, is_value = [], False
+    for argument in arguments:
+        option, equals, _ = argument.partition("=")
+        named = not is_value and (option == name or option.startswith(f"{name}."))
+        if not named and not is_value:
+            kept.append(argument)
+        is_value = named and not equals
+    return kept
+
+
 def read_config_file(path: Path) -> dict[str, Any]:
     """The content of a file given to ``--config``.
 
@@ -175,8 +187,11 @@ def _subclasses(message: str) -> list[str]:
     return found
 
 
-def check_trainer(trainer: Any) -> None:
+def check_trainer(trainer: Any, command: str) -> None:
     """Raise a UserError for Trainer options that Lightning takes without a word, and that can't work."""
+    split = {"validate": "val", "test": "test"}.get(command)
+    if split and trainer[f"limit_{split}_batches"] == 0:
+        raise UserError(f"--trainer.limit_{split}_batches 0: there is nothing to measure")
     precision, accelerator = str(trainer.precision), str(trainer.accelerator)
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
     if precision in ("bf16-true", "16-true"):

@@ -56,7 +56,7 @@ class TextClassifier(ABC):
             threshold, which was chosen in validation.
 
         Raises:
-            UserError: a checkpoint is of pretraining and has no classifier.
+            UserError: a checkpoint is of pretraining and has no classifier; a text in place of a list.
         """
         return list(self.predict_iter(texts))
 
@@ -73,6 +73,15 @@ class TextClassifier(ABC):
                 continue
             chosen = applying(probabilities, thresholds).tolist()
             yield {"labels": [n for n, applies in zip(names, chosen, strict=True) if applies], "probabilities": by_name}
+
+
+def _chunks(texts: Iterable[str | None]) -> Iterator[list[str | None]]:
+    """Some texts at a time, taken as they are asked for."""
+    if isinstance(texts, str):  # whose characters would pass for texts
+        raise UserError("give a list of texts, not one text")
+    source = iter(texts)
+    while chunk := list(islice(source, TEXTS_AT_ONCE)):
+        yield chunk
 
 
 class Predictor(TextClassifier):
@@ -124,8 +133,7 @@ class Predictor(TextClassifier):
         """A row of ``compute``'s result for each text: a chunk is batched by length, then put back in order."""
         tokenizer = self.module.tokenizer
         assert tokenizer is not None
-        source = iter(texts)
-        while chunk := list(islice(source, TEXTS_AT_ONCE)):
+        for chunk in _chunks(texts):
             filled = [i for i, text in enumerate(chunk) if text is not None and text.strip()]
             rows: list[Tensor | None] = [None] * len(chunk)
             if filled:
@@ -189,8 +197,7 @@ class Ensemble(TextClassifier):
 
     def probabilities(self, texts: Iterable[str | None]) -> Iterator[Tensor | None]:
         """The mean of the models' probabilities, as in the base class."""
-        source = iter(texts)
-        while chunk := list(islice(source, TEXTS_AT_ONCE)):  # one for all members: none runs ahead of the others
+        for chunk in _chunks(texts):  # one for all members: none runs ahead of the others
             for rows in zip(*(member.probabilities(chunk) for member in self.members), strict=True):
                 found = [row[order] for row, order in zip(rows, self._columns, strict=True) if row is not None]
                 yield torch.stack(found).double().mean(0).float() if found else None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -48,12 +49,21 @@ def check_resumable(source: Checkpoint, config: dict[str, Any]) -> None:
         )
 
 
-def check_stage(source: Checkpoint, stage: str) -> None:
-    """Raise a UserError where a checkpoint that is to be measured is of another stage than ``model.stage``."""
-    if source.stage != stage:
+def check_measured(source: Checkpoint, config: Namespace, command: str) -> None:
+    """Raise a UserError where a checkpoint can't be measured by these options of ``test`` or ``validate``.
+
+    It is of another stage; or copies of test documents are to be left out, which it was trained with.
+    """
+    if source.stage != (stage := config.model.stage):
         raise UserError(
             f"--ckpt_path {source.path} is a {source.stage} checkpoint and model.stage is {stage}: leave model.stage "
             "out, or give the config of its run"
+        )
+    left_out = source.config.get("data", {}).get("remove_test_copies")
+    if command == "test" and config.data.remove_test_copies and not left_out:
+        raise UserError(
+            f"--data.remove_test_copies true is for a training, and that of {source.path} went without: it may have "
+            "read copies of test documents, which a test can count, and not undo; leave it out"
         )
 
 

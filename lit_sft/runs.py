@@ -24,13 +24,14 @@ LOGS = Path("logs")
 RECORD = "metrics.json"
 MAIN = ("accuracy", "macro_f1", "perplexity", "loss")  # the figures that are told in one line
 SHARED = "LIT_SFT_RUN_DIR"  # the run's folder, for the processes that its first one starts
-# Which documents are tested, and what the classifier sees of them; batch sizes and places change no figure.
+# Which documents are tested, what the network sees of them (a language model begins a stream of `batch_size` anywhere),
+# and in what text their copies are looked for; other sizes of batches, and places, change no figure.
 TESTED = (
     *("test", "text_column", "label_column", "header", "encoding", "separator", "label_pattern", "label_separator"),
-    *("label_names", "max_length", "truncation"),
+    *("label_names", "max_length", "truncation", "batch_size", "labeled", "unlabeled", "val", "remove_test_copies"),
 )
 # And which are validated; a validation's own documents may be held out of the labeled ones.
-VALIDATED = (*TESTED, "labeled", "val", "val_fraction", "split_seed", "val_labels_per_class", "remove_test_copies")
+VALIDATED = (*TESTED, "val_fraction", "split_seed", "val_labels_per_class")
 # What decides a result: ours, the engines', and the projects whose documentation is the pydocs corpus.
 VERSIONED = (
     *("lit_sft", "torch", "lightning", "torchmetrics", "tokenizers", "numpy", "pyarrow", "jsonargparse"),
@@ -236,8 +237,8 @@ def is_best(checkpoint: Path) -> bool:
     return checkpoint.name == "best.ckpt" or not (checkpoint.parent / "best.ckpt").is_file()
 
 
-def same_data(data: dict[str, Any], other: dict[str, Any], options: Iterable[str]) -> bool:
-    """Whether these data options have the same values in both; two ways to write a path are one."""
+def same_data(data: Any, other: dict[str, Any], options: Iterable[str]) -> bool:
+    """Whether these data options, as mappings, have the same values in both; two ways to write a path are one."""
     return all(_located(data.get(key)) == _located(other.get(key)) for key in options)
 
 
@@ -267,7 +268,7 @@ def write_test(path: Path, figures: dict[str, Any], checkpoint: Path, data: dict
     if path.name == RECORD:
         write_record(path, {**read_record(path.parent), **figures})
     else:
-        tested = {key: data.get(key) for key in ("labeled", *TESTED)}
+        tested = {key: data.get(key) for key in TESTED}
         write_record(path, {**figures, "data": tested, "checkpoint": str(checkpoint)})
 
 

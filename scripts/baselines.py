@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 import yaml
 from contamination import data_options
+from linear import OPTIONS as LINEAR_OPTIONS
 from linear import linear_model
 from one_line import in_one_line
 from paired import write_intervals
@@ -42,12 +43,14 @@ from lit_sft.checkpoints import read_config
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.errors import SickRun, UserError
 from lit_sft.main import main as lit_sft
-from lit_sft.runs import new_run, read_record
+from lit_sft.runs import VALIDATED, new_run, read_record
 
 CELL = ("method", "labels", "val", "seed", "options", "start")  # start: --init_from, where the method takes it
 FIELDS = (*CELL, "val_macro_f1", "val_accuracy", "test_macro_f1", "test_accuracy", "run")
 PLAN = ("small_val", "seeds", "search_seeds", "fixed")  # of a label count in a search file; what else it has: methods
 SHOWN = ("macro_f1", "accuracy")  # either may choose
+# What decides which documents there are: the same for all methods.
+DOCUMENTS = [name for name in VALIDATED if name not in ("max_length", "truncation", "batch_size", "unlabeled")]
 Options = dict[str, Any]
 
 
@@ -100,7 +103,7 @@ class Cells:
         """Validation figures; where asked for, test figures and the ``run``'s folder with its predictions."""
         subsets = {"labels_per_class": None if plan.labels == "all" else int(plan.labels)}
         subsets["val_labels_per_class"] = plan.small_val if val == "small" else None
-        name = f"baselines-{self.arguments.out.stem}-{method}-{plan.labels}"
+        name = f"baselines-{self.arguments.out.stem}-{method}-{plan.labels}" + ("-small" if val == "small" else "")
         figures: dict[str, Any]
         if method.startswith("tfidf"):
             folder = new_run(name) if test else None
@@ -109,8 +112,8 @@ class Cells:
         else:
             flags = as_flags({f"data.{key}": value for key, value in subsets.items()} | options)
             flags.append(f"--seed_everything={seed}")
-            if start := self.start(method, options):
-                flags.append(f"--model.init_from={start}")
+            if "model.init_from" not in options:
+                flags.append(f"--model.init_from={self.start(method, options) or 'null'}")  # whatever a config says
             configs = [part for path in self.arguments.config for part in ("--config", str(path))]
             folder = run_network([*configs, *flags], name, test)
             record = read_record(folder)
@@ -156,8 +159,8 @@ def as_flags(options: Options) -> list[str]:
 def run_network(arguments: list[str], name: str, test: bool) -> Path:
     """``lit_sft fit`` and, where asked for, ``test``, in this process; returns the run's folder, in ``logs/NAME``.
 
-    One that learns nothing goes on to its end: that is its figure. The test is given the fit's encoder, which may be
-    one of the user's own: a checkpoint alone can't name code.
+    One that learns nothing goes on to its end: that is its figure. The test is given the fit's encoder and metrics,
+    which may be the user's own: a checkpoint alone can't name code.
 
     Raises:
         SickRun: it couldn't go on to its end (the loss isn't finite).
@@ -169,8 +172,9 @@ def run_network(arguments: list[str], name: str, test: bool) -> Path:
     folder = new_run(name)
     _check(lit_sft([*command, f"--run_dir={folder}"]))
     if test:
-        encoder = as_flags({"model.encoder": read_config(folder)["model"]["encoder"]})
-        _check(lit_sft(["test", "--ckpt_path", str(folder), *encoder, "--trainer.enable_progress_bar=false"]))
+        model = read_config(folder)["model"]
+        own = as_flags({f"model.{key}": model[key] for key in ("encoder", "metrics") if model.get(key)})
+        _check(lit_sft(["test", "--ckpt_path", str(folder), *own, "--trainer.enable_progress_bar=false"]))
     return folder
 
 
@@ -227,22 +231,53 @@ def plans_in(path: Path, only: list[str] | None = None) -> list[Plan]:
     """The plans of a search file (see scripts/search/pydocs.yaml), or those of some label counts.
 
     Raises:
-        SystemExit: the methods' grids differ in their number of points: they must have one search budget.
+        UserError: a number of seeds is missing; a grid is none; the methods' grids differ in their number of points,
+            and they must have one search budget; options that would give the networks other documents than the linear
+            model.
     """
     plans = []
     for labels, content in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+        where = f"{path}, {labels}"
+        if missing := [name for name in ("seeds", "search_seeds") if not isinstance(content.get(name), int)]:
+            raise UserError(f"{where}: give {' and '.join(missing)} a number")
         fixed = content.get("fixed") or {}
         grids: dict[str, list[Options]] = {}
-        for method, lists in content.items():
-            if method in PLAN:
-                continue
-            points = [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
+        for method in [name for name in content if name not in PLAN]:
+            points = points_of(where, method, content[method])
             grids[method] = [{**(fixed if not method.startswith("tfidf") else {}), **point} for point in points]
+        named = {name for grid in grids.values() for point in grid for name in point}
+        if documents := sorted(named & {f"data.{option}" for option in DOCUMENTS}):
+            raise UserError(f"{where}: {', '.join(documents)}: in a --config, where the linear model reads it, too")
         if len({len(grid) for grid in grids.values()}) != 1:
             sizes = {method: len(grid) for method, grid in grids.items()}
-            raise SystemExit(f"{path}, {labels}: every method gets the same search budget, not {sizes}")
+            raise UserError(f"{where}: every method gets the same search budget, not {sizes}")
         plans.append(Plan(str(labels), content.get("small_val"), content["seeds"], content["search_seeds"], grids))
     return [plan for plan in plans if only is None or plan.labels in only]
+
+
+def points_of(where: str, method: str, lists: Any) -> list[Options]:
+    """The points of a method's grid.
+
+    Raises:
+        UserError: an option without a list of values, or one that the linear model hasn't.
+    """
+    if not isinstance(lists, dict) or not all(isinstance(values, list) and values for values in lists.values()):
+        raise UserError(f"{where}: {method}: each option needs a list of values, as in `C: [1, 10]`")
+    if method.startswith("tfidf") and (set(lists) - set(LINEAR_OPTIONS) or "C" not in lists):
+        raise UserError(f"{where}: {method} has the options {', '.join(LINEAR_OPTIONS)}, and needs C")
+    return [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
+
+
+def check_data(data: TextDataModule, methods: list[str]) -> None:
+    """Raise a UserError, before anything is trained, for data that a test or one of the methods can't have."""
+    if not len(data.test):
+        raise UserError("there are no test documents: give data.test in a config")
+    linear = sorted({method for method in methods if method.startswith("tfidf")})
+    if data.multilabel and linear:
+        raise UserError(
+            f"{', '.join(linear)}: the linear model needs one label a document, and the data have any number: choose "
+            "others by --methods"
+        )
 
 
 def _check(code: int) -> None:
@@ -281,7 +316,9 @@ def main() -> None:
         raise UserError(f"{arguments.search} has no method {', '.join(sorted(unknown))}")
     if unknown := set(arguments.labels or ()) - {plan.labels for plan in plans}:
         raise UserError(f"{arguments.search} has no label count {', '.join(sorted(unknown))}")
-    fill(Cells(arguments), Results(arguments.out), plans, arguments.val, arguments.methods)
+    cells = Cells(arguments)
+    check_data(cells.data(0, None, None), [m for p in plans for m in p.grids if m in (arguments.methods or p.grids)])
+    fill(cells, Results(arguments.out), plans, arguments.val, arguments.methods)
     write_intervals(arguments.out)
     print(table(arguments.out))
 

@@ -42,9 +42,10 @@ def compare(run: Path, scratch: Path) -> dict[str, dict[str, float]]:
     seed, options = config["seed_everything"], {k: v for k, v in config["data"].items() if k != "seed"}
     with tempfile.TemporaryDirectory() as temporary:
         same_data = Path(temporary) / "data.yaml"
-        same_data.write_text(yaml.safe_dump({"data": options}), encoding="utf-8")
+        same_data.write_text(yaml.safe_dump({"data": options}, sort_keys=False), encoding="utf-8")
         arguments = ["--config", str(scratch), "--config", str(same_data), f"--seed_everything={seed}"]
         arguments += [f"--trainer.precision={config['trainer']['precision'] or 'null'}", *encoder_of(config)]
+        arguments.append("--model.init_from=null")  # whatever the config says
         folder = run_network(arguments, f"{run.resolve().parent.name}-scratch", test=True)
     rows["from scratch"] = read_record(folder)["test"]
     data = TextDataModule(**options, seed=seed)

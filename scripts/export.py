@@ -29,6 +29,8 @@ def exported(entries: dict[str, Any]) -> dict[str, Any]:
         section: config.get(section, {}) | {name: None for name in places if name in config.get(section, {})}
         for section, places in PLACES.items()
     }
+    if Path(tokenizer := str(kept["data"].get("tokenizer"))).is_absolute():
+        kept["data"]["tokenizer"] = Path(tokenizer).name  # it is in the file
     kept["trainer"] = {"precision": config.get("trainer", {}).get("precision")}
     ours = {name: value for name, value in entries["lit_sft"].items() if name != "ranks"} | {"config": kept}
     return {name: entries[name] for name in ENTRIES if name in entries} | {"lit_sft": ours}

@@ -19,10 +19,12 @@ from sklearn.preprocessing import Normalizer
 
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.data.tokens import TokenArray
+from lit_sft.errors import UserError
 from lit_sft.evaluation.predictions import FILE, Predictions
 
 # scikit-learn's own words, of two letters or more, but that marks (vowel signs, accents) belong to theirs.
 _MARKS = "".join(point for point in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(point)[0] == "M")
+OPTIONS = ("C", "class_weight", "min_df", "unlabeled", "components")
 WORD = rf"[\w{_MARKS}]{{2,}}"
 _FITTED: dict[tuple[Any, ...], Pipeline] = {}  # the last one of all training text, which all seeds share
 
@@ -39,7 +41,7 @@ def linear_model(
         splits: what is read and measured, "val" and "test" or one of them.
     """
     if data.multilabel:
-        raise SystemExit("the linear model needs one label a document, and the data have any number of them")
+        raise UserError("the linear model needs one label a document, and the data have any number of them")
     corpus, prepared = data.corpus, data.prepared
     chosen = {
         "train": corpus.train.select(low_shot_positions(prepared.train, data.train)),

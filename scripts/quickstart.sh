@@ -15,8 +15,11 @@ if getconf GNU_LIBC_VERSION >/dev/null 2>&1; then
 fi
 
 # ---- the job
+newest() { find logs/quickstart -maxdepth 1 -name 'version_*' 2>/dev/null | sort -V | tail -n 1 || true; }
+before=$(newest)
 .venv/bin/python -m lit_sft fit --config configs/quickstart.yaml "$@" --name quickstart
-run=$(ls -td logs/quickstart/version_* | head -n 1)
+run=$(newest)
+[[ $run != "$before" ]] || exit 0 # --trainer.fast_dev_run true keeps nothing
 .venv/bin/python scripts/compare.py "$run" --scratch configs/quickstart/scratch.yaml
 
 # ---- what next

@@ -10,6 +10,7 @@ from conftest import Files, labeled_rows, write_csv
 
 from lit_sft.data.corpus import Corpus, load_corpus
 from lit_sft.data.corpus_config import CorpusConfig
+from lit_sft.data.datamodule import TextDataModule
 from lit_sft.data.documents import Documents
 from lit_sft.data.pydocs import PyDocs
 from lit_sft.errors import UserError
@@ -43,6 +44,12 @@ def load(folder: Path, **options: Any) -> Corpus:
 def test_labels_are_sorted_by_name_or_by_value(labels: list[str], expected: list[str], tmp_path: Path) -> None:
     path = write_csv(tmp_path / "rows.csv", [(f"text {i}", label) for i, label in enumerate(labels * 4)])
     assert load(tmp_path, labeled=[str(path)]).label_names == expected
+
+
+def test_label_names_that_yaml_takes_for_truth_values_are_told() -> None:
+    names: Any = {True: "spam", False: "ham"}
+    with pytest.raises(UserError, match=r"data\.label_names: quote 'true', which YAML takes for a truth value"):
+        TextDataModule(labeled="mails.jsonl", label_names=names)
 
 
 def test_label_names_give_names_and_their_order_to_every_split(tmp_path: Path) -> None:

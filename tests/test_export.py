@@ -38,6 +38,12 @@ def test_the_file_predicts_tests_and_starts_runs(
     assert begun.code == 0
 
 
+def test_the_place_of_a_tokenizer_is_not_handed_over() -> None:
+    for given, kept in (("/home/me/run/tokenizer.json", "tokenizer.json"), ("word", "word")):
+        entries = {"state_dict": {}, "lit_sft": {"config": {"data": {"tokenizer": given}, "model": {}}, "ranks": []}}
+        assert export.exported(entries)["lit_sft"]["config"]["data"] == {"tokenizer": kept}
+
+
 def test_it_holds_no_optimizer_and_no_path_and_no_run_goes_on_from_it(
     handed_over: Path, files: Files, cli: Command, configs: Configs
 ) -> None:

@@ -108,6 +108,14 @@ def test_a_blank_text_is_a_none_in_its_place(model: Predictor) -> None:
     assert np.isfinite(vectors[1]).all()
 
 
+def test_one_text_is_not_taken_for_many(model: Predictor, trained: Trained) -> None:
+    for one in (model, load([trained.finetune] * 2, device="cpu")):
+        with pytest.raises(UserError, match="give a list of texts, not one text"):
+            one.predict("a text")
+    with pytest.raises(UserError, match="give a list of texts"):
+        model.encode("a text")
+
+
 def test_the_input_is_read_as_it_is_needed(model: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predictor, "TEXTS_AT_ONCE", 5)
     texts = Endless()

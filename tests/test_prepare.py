@@ -216,6 +216,23 @@ def test_the_texts_are_let_go_when_the_arrays_are_made_and_never_pickled(files: 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tokenizers", "tokens"]
 
 
+def test_the_order_of_replacements_makes_another_tokenizer(files: Files, tmp_path: Path) -> None:
+    pairs = {"ab": "c", "c": "d"}
+    for replace, expected in ((pairs, "d"), (dict(reversed(pairs.items())), "c")):
+        made = preparation(tmp_path / "cache", kind="word", replace=replace, **sources(files))
+        assert made.tokenizer().normalized("ab") == expected
+
+
+def test_a_tokenizer_of_a_file_tells_that_it_has_its_own_options(
+    files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(preparation(tmp_path / "cache", kind="word", **sources(files)).tokenizer().to_json())
+    for options, told in (({}, 0), ({"lowercase": True}, 1), ({"replace": {"a": "b"}}, 2)):
+        preparation(tmp_path / "cache", kind=str(path), **sources(files), **options).tokenizer()
+        assert caplog.text.count("tokenizer.json has its own") == told
+
+
 def test_a_cache_that_can_not_be_written_is_named(files: Files, tmp_path: Path) -> None:
     blocked = tmp_path / "a-file"
     blocked.write_text("x", encoding="utf-8")

@@ -26,6 +26,11 @@ def test_your_own_encoder_pretrains_and_fine_tunes(cli: Command, files: Files, e
     assert cli("fit", *tiny(files, "finetune"), *encoder, *start, "--name", "fine").code == 0
     assert cli("test", "--ckpt_path", "logs/fine/version_0", "--model.encoder", "my_encoder.GRUEncoder").code == 0
     assert Path("logs/fine/version_0/metrics.json").is_file()
+    # beside one of the package's own, each is built with its own encoder
+    assert cli("fit", *tiny(files, "finetune"), "--name", "plain").code == 0
+    both = "logs/fine/version_0,logs/plain/version_0"
+    assert cli("test", "--ckpt_path", both, "--model.encoder", "my_encoder.GRUEncoder").code == 0
+    assert len(read(Path("logs/fine/version_0/test-ensemble.json"))["members"]) == 2
 
 
 def test_your_own_objective_changes_the_training_and_as_a_term_in_the_same_way(

@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import baselines
 import numpy as np
 import pytest
 import yaml
-from baselines import Cells, Results, fill, plans_in
+from baselines import Cells, Results, check_data, fill, plans_in
 from conftest import Files, read, tiny_options
 from readmes import ROOT
 from report import read_lines
@@ -133,7 +135,8 @@ def test_a_cell_is_an_ordinary_run_of_its_method_labels_and_seed(runs: list[dict
     first = by_method["pretrained-7"][0]["flags"]
     assert first == common | {"model.optimizer.lr": "0.1", "seed_everything": "0", "model.init_from": "logs/lm"}
     assert {run["flags"]["model.init_from"] for run in by_method["other-7"]} == {"logs/other", "logs/third"}
-    assert all("model.init_from" not in run["flags"] for run in by_method["scratch-7"] + by_method["scratch-all"])
+    scratch = by_method["scratch-7"] + by_method["scratch-all"]
+    assert {run["flags"]["model.init_from"] for run in scratch} == {"null"}  # whatever the config has
     whole = by_method["pretrained-all"][0]["flags"]
     assert whole["data.labels_per_class"] == "null"  # a config's own number would be another for TF-IDF
     assert "trainer.max_epochs" not in whole
@@ -176,6 +179,8 @@ def test_a_small_validation_set_is_drawn_where_the_plan_has_one(runs: list[dict[
     assert {(row["labels"], row["val"]) for row in rows} == {("7", "small")}
     assert all(run["flags"]["data.val_labels_per_class"] == "3" for run in runs if run["name"] != "tfidf")
     assert {run["data"][2] for run in runs if run["name"] == "tfidf"} == {3}
+    # apart from those of the full validation set, so that a pattern of folders is of one method
+    assert {run["name"] for run in runs} == {"baselines-out-pretrained-7-small", "tfidf"}
 
 
 def test_a_point_whose_run_ends_sick_is_not_chosen_and_not_run_again(
@@ -208,6 +213,43 @@ def test_a_grid_of_one_point_is_not_searched(runs: list[dict[str, Any]], tmp_pat
     assert all(row["test_macro_f1"] for row in rows)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"search_seeds": 1, "tfidf": {"C": [1]}}, "give seeds a number"),
+        ({"tfidf": {"C": [1], "component": [300]}}, "tfidf has the options C, class_weight, min_df, unlabeled"),
+        ({"tfidf": {"min_df": [1]}}, "and needs C"),
+        ({"tfidf": {"C": 1}}, r"tfidf: each option needs a list of values, as in `C: \[1, 10\]`"),
+        ({"vat": {"model.objective": "VAT"}}, "vat: each option needs a list of values"),
+        ({"vat": None}, "vat: each option needs a list of values"),
+        (
+            {"fixed": {"data.val_fraction": 0.3}, "a": {"data.split_seed": [1]}},
+            "data.split_seed, data.val_fraction: in",
+        ),
+        ({"a": {"b": [1, 2]}, "tfidf": {"C": [1]}}, "the same search budget, not {'a': 2, 'tfidf': 1}"),
+    ],
+)
+def test_mistakes_in_a_search_file_are_told_before_anything_runs(
+    content: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    seeds = {} if "search_seeds" in content else {"seeds": 1, "search_seeds": 1}
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump({"all": {**seeds, **content}}))
+    with pytest.raises(UserError, match=rf"search\.yaml, all: .*{message}"):
+        plans_in(tmp_path / "search.yaml")
+
+
+def test_data_that_a_method_cant_have_are_told_before_anything_runs() -> None:
+    def data(test: list[str], multilabel: bool) -> Any:
+        return SimpleNamespace(test=test, multilabel=multilabel)
+
+    check_data(data(["a text"], False), ["pretrained", "tfidf"])
+    check_data(data(["a text"], True), ["pretrained"])
+    with pytest.raises(UserError, match="there are no test documents"):
+        check_data(data([], False), ["pretrained"])
+    with pytest.raises(UserError, match="tfidf: the linear model needs one label a document"):
+        check_data(data(["a text"], True), ["pretrained", "tfidf"])
+
+
 @pytest.mark.parametrize(("code", "error"), [(3, SickRun), (2, SystemExit)])
 def test_a_sick_run_is_told_from_a_mistake(
     code: int, error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -227,7 +269,7 @@ def test_a_method_that_starts_from_a_pretraining_asks_for_one(tmp_path: Path) ->
     assert np.array_equal(read_lines(given.out), [])
 
 
-def test_methods_of_an_own_objective_term_and_encoder_are_trained_and_tested(
+def test_methods_of_an_own_objective_term_encoder_and_metric_are_trained_and_tested(
     files: Files, tmp_path: Path, example: Callable[[str], None]
 ) -> None:
     """The README's, as a user calls the script: in a process of its own, with these files where it runs."""
@@ -241,7 +283,11 @@ def test_methods_of_an_own_objective_term_and_encoder_are_trained_and_tested(
     }
     methods = {name: {key: [v] for key, v in {**o, "model.init_from": None}.items()} for name, o in own.items()}
     (tmp_path / "search.yaml").write_text(yaml.safe_dump({9: {"seeds": 1, "search_seeds": 1, **methods}}))
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_options(files, "finetune")))
+    options: Any = tiny_options(files, "finetune")
+    shutil.copy(ROOT / "tests" / "own_figures.py", tmp_path)
+    options["model"]["metrics"] = {"documents": {"class_path": "own_figures.Documents"}}
+    options["model"]["init_from"] = "nowhere"  # which the methods override
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(options))
     command = [sys.executable, str(ROOT / "scripts" / "baselines.py"), "--config", "tiny.yaml"]
     command += ["--search", "search.yaml", "--out", "out.csv"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -252,7 +298,8 @@ def test_methods_of_an_own_objective_term_and_encoder_are_trained_and_tested(
     models = {}
     for name, row in rows.items():
         run = tmp_path / row["run"]
-        assert float(row["test_macro_f1"]) == read(run / "metrics.json")["test"]["macro_f1"]
+        tested = read(run / "metrics.json")["test"]
+        assert (float(row["test_macro_f1"]), tested["documents"]) == (tested["macro_f1"], 130)
         assert (run / "predictions.parquet").is_file()
         models[name] = read(run / "config.yaml")["model"]
     assert models["objective"]["objective"]["class_path"] == own["objective"]["model.objective"]

@@ -87,6 +87,34 @@ def test_a_clean_test_set_is_its_clean_part(trained: Trained, cli: Command, tmp_
     assert read_predictions(run / "test-other.parquet").clean is None
 
 
+def test_a_test_says_nothing_of_copies_in_text_that_the_model_never_saw(
+    trained: Trained, cli: Command, tmp_path: Path, files: Files
+) -> None:
+    run = shutil.copytree(trained.finetune, tmp_path / "run")
+    own = read_checkpoint(run / "checkpoints/best.ckpt").config["data"]
+    refused = cli("test", "--ckpt_path", run, "--data.remove_test_copies", "true")
+    assert (refused.code, "is for a training, and that of" in refused.err) == (2, True)
+    for changed in ({"labeled": str(files.val)}, {"unlabeled": str(files.unlabeled)}, {"val": None}):
+        flags = [f"--data.{name}={'null' if value is None else value}" for name, value in changed.items()]
+        assert cli("test", "--ckpt_path", run, *flags).code == 0
+        assert "test" not in read(run / "metrics.json")
+    others = [read(path) for path in run.glob("test-*.json")]
+    assert len(others) == 3
+    assert not any("test_clean" in record or "exact" in record["contamination"] for record in others)
+    # its own test, whose file is written in another way, is its own
+    relative = Path(own["test"]).resolve().relative_to("/")
+    assert cli("test", "--ckpt_path", run, "--data.test", Path("/") / ".." / relative).code == 0
+    assert read(run / "metrics.json")["test_clean"]
+
+
+@pytest.mark.parametrize("command", ["test", "validate"])
+def test_nothing_to_measure_is_told(command: str, trained: Trained, cli: Command) -> None:
+    option = f"--trainer.limit_{'test' if command == 'test' else 'val'}_batches"
+    for paths in (trained.finetune, f"{trained.finetune},{trained.finetune}"):
+        told = cli(command, "--ckpt_path", paths, option, "0")
+        assert (told.code, f"{option} 0: there is nothing to measure" in told.err) == (2, True)
+
+
 def test_a_stopped_test_leaves_predictions_that_the_next_one_replaces(
     trained: Trained, cli: Command, tmp_path: Path
 ) -> None:

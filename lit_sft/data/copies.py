@@ -6,9 +6,9 @@ training data makes language models better", on why near copies count). Grams th
 a form's and don't count; test documents of fewer than 13 words, or all of whose grams are a form's, are compared
 exactly. What a test document shares with several documents, less than half with each, is not counted.
 
-Other texts stream by, so memory follows the test set alone: about 25 bytes for each of its words, 100 while the index is
-made. Words and grams are compared by hashes of 64 bits: among a million documents a false copy has a chance of one in
-10 million.
+Other texts stream by, so memory follows the test set alone: about 25 bytes for each of its words, 100 while the index
+is made. Words and grams are compared by hashes of 64 bits: among a million documents a false copy has a chance of one
+in 10 million.
 """
 
 from __future__ import annotations

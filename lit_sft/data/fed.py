@@ -8,8 +8,8 @@ is set where half of the test documents stand in the training text, or in the va
 run that this one starts from: a checkpoint carries the digests of the sources that its weights and its tokenizer have
 seen, and of those that its weights were chosen on.
 
-Not covered: a test file that an earlier run was fed with in another format, or as a part of another file; a tokenizer
-given as a file; a checkpoint that says nothing of what it was fed with, or the untruth.
+Not covered: a test file that an earlier run was fed with in another format, in a folder, or as a part of another file;
+a tokenizer given as a file; a checkpoint that says nothing of what it was fed with, or the untruth.
 """
 
 from __future__ import annotations

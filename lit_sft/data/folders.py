@@ -17,7 +17,7 @@ from lit_sft.data.sources import SUFFIXES, Source, bare_path, check_file, file_f
 from lit_sft.errors import UserError
 
 UNLABELED = "unsup"  # aclImdb's folder of reviews without a label
-SPLIT_NAME = re.compile(r"(train|test|val|valid|validation|dev)(?![a-z])", re.IGNORECASE)
+SPLIT_NAME = re.compile(r"(?:^|(?<=[-_. ]))(train|test|val|valid|validation|dev)(?![a-z])", re.IGNORECASE)
 ABOUT = re.compile(
     r"(readme|license|licence|copying|notice|changelog|citation|authors)(\.(txt|md|rst))?", re.IGNORECASE
 )
@@ -151,6 +151,7 @@ def _plain_parts(source: Source, found: list[PurePath]) -> Parts:
     if source.kind == "file":
         wanted = [path for path in wanted if _is_document(path)]
         beside = [path for path in wanted if len(path.parts) == 1]
+        _check_not_splits([path.parent for path in wanted], source)  # a document may be called test_1.txt
     else:
         wanted = [p for p in wanted if (kind := format_of(p)) is not None and source.kind in (None, kind)]
         _check_not_splits(wanted, source)
@@ -173,12 +174,11 @@ def _plain_parts(source: Source, found: list[PurePath]) -> Parts:
 
 def _check_not_splits(paths: list[PurePath], source: Source) -> None:
     """Raise a UserError where a folder's files are several splits: test documents would be trained on."""
-    splits = {match[1].lower(): str(path) for path in paths for part in path.parts if (match := SPLIT_NAME.match(part))}
+    splits = {m[1].lower(): str(path) for path in paths for part in path.parts if (m := SPLIT_NAME.search(part))}
     if len(splits) > 1:
         shown = _names(list(splits.values()))
-        raise UserError(
-            f"{source.place}: holds several splits ({shown}); give the files, or hf:{source.place} for one split"
-        )
+        one = "a folder of one split" if source.kind == "file" else f"the files, or hf:{source.place} for one split"
+        raise UserError(f"{source.place}: holds several splits ({shown}); give {one}")
 
 
 def _unread(source: Source, paths: set[PurePath]) -> list[str]:

@@ -36,7 +36,7 @@ from lit_sft.errors import UserError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 7  # raise it when what a prepared folder holds changes
+FORMAT = 8  # raise it when what a prepared folder holds changes
 ARRAYS = ("unlabeled", "val", "test")
 BPE_BYTES = 100_000_000  # of text that merges are learned from: the library takes seven times that; IMDb is less
 
@@ -86,7 +86,7 @@ class Preparation:
         cache_dir: Path,
     ) -> None:
         self.config, self.kind, self.cache_dir = config, kind, cache_dir
-        self.options = (vocab_size, lowercase, min_frequency, dict(replace))
+        self.options = (vocab_size, lowercase, min_frequency, list(replace.items()))  # a list: their order counts
         self.base: Tokenizer | None = None  # of the checkpoint that a run starts from, to be extended
         self._tokenizer: Tokenizer | None = None
 
@@ -120,6 +120,8 @@ class Preparation:
 
     def _find_tokenizer(self) -> Tokenizer:
         if self.kind not in (*KINDS, EXTEND):
+            if self.options[1] or self.options[3]:
+                log.warning("data.lowercase and data.replace are not used: %s has its own", self.kind)
             return Tokenizer.from_file(self.kind)
         if self.kind == EXTEND and self.base is None:
             raise UserError(NO_BASE)
@@ -136,7 +138,10 @@ class Preparation:
         if self.kind == EXTEND and self.base is not None:
             vocab_size, _, min_frequency, _ = self.options
             return extended(self.base, chosen, vocab_size, min_frequency)
-        return Tokenizer.train(chosen, cast(TokenizerKind, self.kind), *self.options)
+        vocab_size, lowercase, min_frequency, replace = self.options
+        return Tokenizer.train(
+            chosen, cast(TokenizerKind, self.kind), vocab_size, lowercase, min_frequency, dict(replace)
+        )
 
     def folder(self, tokenizer: Tokenizer) -> Path:
         """Where the token arrays of this corpus and ``tokenizer`` are kept."""
@@ -147,9 +152,7 @@ class Preparation:
         folder = self.folder(tokenizer)
         if not all((folder / name / "meta.json").is_file() for name in ("", *ARRAYS)):
             self._write(folder, tokenizer)
-        self.__dict__.pop(
-            "corpus", None
-        )  # training goes on for hours: its texts need not take disk space all the while
+        self.__dict__.pop("corpus", None)  # training goes on for hours: its texts needn't take disk space all the while
 
     def _write(self, folder: Path, tokenizer: Tokenizer) -> None:
         corpus = self.corpus
