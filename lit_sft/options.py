@@ -205,6 +205,14 @@ def check_trainer(trainer: Any, command: str) -> None:
         )
     if trainer.use_distributed_sampler:
         raise UserError("--trainer.use_distributed_sampler must stay false: the data module shares the batches out")
+    if trainer.reload_dataloaders_every_n_epochs:
+        raise UserError("--trainer.reload_dataloaders_every_n_epochs must stay 0: each epoch is drawn anew in any case")
+    callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
+    if any(str(getattr(c, "class_path", "")).endswith(".GradientAccumulationScheduler") for c in callbacks):
+        raise UserError(
+            "trainer.callbacks: GradientAccumulationScheduler changes the number of steps, which schedules count "
+            "before it begins: use --trainer.accumulate_grad_batches"
+        )
     for name, least in (("accumulate_grad_batches", 1), ("gradient_clip_val", 0)):
         if trainer[name] is not None and trainer[name] < least:
             raise UserError(f"--trainer.{name} {trainer[name]} must be at least {least}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lit_sft.checkpoints import Checkpoint
@@ -17,7 +17,7 @@ from lit_sft.models.normalised import NormalisedEmbedding, folded
 from lit_sft.starting import Source, check_start
 from lit_sft.vocabulary import remapped
 
-ENCODER, CLASSIFIER = "encoder.", "classifier."
+ENCODER, CLASSIFIER, LM_HEAD = "encoder.", "classifier.", "lm_head."
 
 
 def see_frequencies(network: Network, data: TextData) -> None:
@@ -78,6 +78,13 @@ def load_pretrained(
             raise UserError(
                 f"the encoder doesn't fit {source.path}: {misfit}; give model.encoder the options of the pretraining"
             )
+        both = network.lm_head is not None and any(n.startswith(LM_HEAD) for n in weights)
+        if both and (misfit := first_misfit(own, weights, LM_HEAD)):  # half a softmax says nothing
+            rank_zero_warn(
+                f"the LM head of {source.path} starts fresh: {misfit}; give model.tie_weights_up_to and "
+                "model.adaptive_cutoffs of its run"
+            )
+            weights = {n: w for n, w in weights.items() if not n.startswith(LM_HEAD)}
         kept |= {n: w for n, w in weights.items() if n in own and own[n].shape == w.shape}
     network.load_state_dict(kept, strict=False)
     paths = " and ".join(str(source.path) for source in sources)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,9 @@ from lightning.pytorch.callbacks import Callback
 from toy_network import batch, build
 from training import Losses, check_resumes, data_of, module_of, trainer_of, weights
 
+from lit_sft import transfer
+from lit_sft.callbacks import GradualUnfreezing, LastCheckpoint
+from lit_sft.errors import UserError
 from lit_sft.objectives import MLE, VAT, AdversarialMLE, AuxiliaryLM, Mixed, Supervised, adversarial_mle
 from lit_sft.objectives.reading import unit
 
@@ -137,6 +141,55 @@ def test_a_training_with_several_loaders_goes_on_exactly(
         return weights(module)
 
     check_resumes(fit, tmp_path, least=10, every=3)
+
+
+def test_a_run_goes_on_with_the_batches_that_its_objective_read(
+    files: Files, shared_cache: Path, tmp_path: Path
+) -> None:
+    last = LastCheckpoint()
+    last.dirpath = str(tmp_path)
+    trainer = trainer_of(tmp_path, max_steps=3, callbacks=[last])
+    trainer.fit(module_of("finetune"), data_of(files, shared_cache))
+    with pytest.raises(UserError, match="read labeled, and this one reads labeled, unlabeled_documents: go on"):
+        trainer_of(tmp_path, max_steps=6).fit(
+            module_of("finetune", objective=Mixed([VAT()])),
+            data_of(files, shared_cache, unlabeled=str(files.unlabeled)),
+            ckpt_path=tmp_path / "last.ckpt",
+            weights_only=True,
+        )
+
+
+@pytest.mark.filterwarnings("ignore:GradualUnfreezing. the training ends")
+def test_the_share_of_a_gradient_that_no_trained_weight_has_is_none(
+    files: Files, shared_cache: Path, tmp_path: Path
+) -> None:
+    """The language model's head is frozen with the layer below it, while only the classifier learns."""
+    module = module_of("finetune", objective=Mixed([AuxiliaryLM()], diagnose_every=2))
+    trainer = trainer_of(tmp_path, limit_train_batches=4, callbacks=[GradualUnfreezing()])
+    trainer.fit(module, data_of(files, shared_cache, unlabeled=str(files.unlabeled)))
+    assert trainer.callback_metrics["train/unlabeled_share"] == 0
+
+
+def test_a_head_that_fits_in_part_starts_fresh_and_is_told(
+    files: Files, shared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Words of the pretrained softmax beside fresh clusters would be worse than an even guess."""
+    told: list[str] = []
+    monkeypatch.setattr(transfer, "rank_zero_warn", told.append)
+    trainer = trainer_of(tmp_path)
+    trainer.fit(module_of("pretrain", tie_weights_up_to=100, adaptive_cutoffs=[50]), data_of(files, shared_cache))
+    trainer.save_checkpoint(tmp_path / "lm.ckpt")
+
+    def begin(**options: Any) -> None:
+        trainer = trainer_of(tmp_path, max_steps=1)
+        module = module_of("finetune", objective=Mixed([AuxiliaryLM()]), init_from=str(tmp_path / "lm.ckpt"), **options)
+        trainer.fit(module, data_of(files, shared_cache))
+
+    begin(tie_weights_up_to=100, adaptive_cutoffs=[50])
+    assert told == []
+    for options in ({}, {"tie_weights_up_to": 100, "adaptive_cutoffs": [80]}):
+        begin(**options)
+    assert [line.split("lm.ckpt ")[1].split(":")[0] for line in told] == ["starts fresh"] * 2
 
 
 def test_an_epoch_is_as_long_as_the_longer_loader_or_stated_in_steps(

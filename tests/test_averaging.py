@@ -287,6 +287,7 @@ def test_a_config_names_them_and_the_averaged_weights_are_tested_and_fine_tuned(
     [
         ({"class_path": "NonMonotonicAveraging", "init_args": {"nonmono": -1}}, "nonmono=-1 must be at least 0"),
         ({"class_path": "NonMonotonicAveraging", "init_args": {"monitor": "val/los"}}, "no figure val/los to monitor"),
+        ({"class_path": "NonMonotonicAveraging", "init_args": {"monitor": "val/mcc"}}, "of which less is better"),
         ({"class_path": "ExponentialAveraging", "init_args": {"decay": 1.0}}, "decay=1.0 must be in [0, 1)"),
         ({"class_path": "L2Start", "init_args": {"strength": -0.5}}, "strength=-0.5 must be at least 0"),
         ({"class_path": "L2Start"}, "L2Start draws weights to those of model.init_from"),

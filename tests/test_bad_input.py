@@ -80,7 +80,7 @@ def test_labels_other_than_the_checkpoints(cli: Command, trained: Trained) -> No
     Path("other.csv").write_text("text,label\n" + "the car,road\nthe nut,food\n" * 9)
     flags = ("--data.labeled", "other.csv", "--data.val", "other.csv", "--data.test", "other.csv")
     result = cli("test", "--ckpt_path", trained.finetune, *flags)
-    refused(result, "['food', 'road']", "['sea', 'sky', 'wood']", "--data.label_names")
+    refused(result, "other.csv, row 2: label 'road' is not among sea, sky, wood", "data.label_names")
 
 
 def test_columns_and_labels_that_are_not_there(fit: Fit) -> None:
@@ -149,6 +149,11 @@ SUPERVISED = ["--model.objective", "Supervised"]
         (["--trainer.limit_train_batches", "3.5"], ["trainer: ", "3.5"]),
         (["--trainer.accumulate_grad_batches", "0"], ["--trainer.accumulate_grad_batches 0"]),
         (["--trainer.gradient_clip_val", "-1"], ["--trainer.gradient_clip_val -1"]),
+        (["--trainer.reload_dataloaders_every_n_epochs", "1"], ["must stay 0: each epoch is drawn anew"]),
+        (
+            ["--trainer.callbacks+=GradientAccumulationScheduler", "--trainer.callbacks.scheduling={0: 4}"],
+            ["changes the number of steps", "use --trainer.accumulate_grad_batches"],
+        ),
         (["--trainer.val_check_interval", "1000"], ["trainer: ", "val_check_interval"]),
         (["--trainer.devices", "0"], ["trainer: ", "devices"]),
         (["--trainer.max_time", "soon"], ["trainer: ", "soon"]),

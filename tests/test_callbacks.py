@@ -291,6 +291,18 @@ def test_what_is_better_follows_from_the_figure(kind: type[BestCheckpoint | Earl
     assert kind("val/accuracy", "min").mode == "min"
 
 
+@pytest.mark.parametrize(("figures", "stops"), [([0.6, 0.57, 0.54], True), ([0.6, 0.66, 0.72], False)])
+def test_the_least_change_counts_in_the_direction_of_a_figure_of_the_users_own(
+    figures: list[float], stops: bool, tmp_path: Path
+) -> None:
+    found = []
+    for callback in (EarlyStop("val/f2", None, 2, min_delta=0.05), EarlyStop("val/f2", "max", 2, min_delta=0.05)):
+        trainer, module = trainer_of(tmp_path), SimpleNamespace(metrics={"f2": SimpleNamespace(higher_is_better=True)})
+        callback.setup(trainer, module, "fit")  # type: ignore[arg-type]
+        found.append([callback._evaluate_stopping_criteria(torch.tensor(figure))[0] for figure in figures])
+    assert found == [[False, False, stops]] * 2
+
+
 def test_the_patience_of_a_resumed_run_is_its_own() -> None:
     before, now = EarlyStop("val/loss", "min", patience=2), EarlyStop("val/loss", "min", patience=5)
     before.wait_count = 1

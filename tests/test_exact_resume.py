@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 import yaml
@@ -125,6 +126,60 @@ def test_parts_of_awd_lstm_and_ulmfit_together_lead_to_the_same_end(
     check_resumes(fit, tmp_path, least=10, every=3)
     tried = sorted((tmp_path / "whole").glob("last-*.ckpt"))[::3]
     assert {TRAINED in torch.load(path, weights_only=True) for path in tried} == {True, False}
+
+
+def test_a_run_that_early_stopping_ended_ends_there_however_often_it_is_resumed(
+    files: Files, shared_cache: Path, tmp_path: Path
+) -> None:
+    """It may have been killed after its last checkpoint, which doesn't say that training was to stop."""
+
+    def fit(folder: Path, path: Path | None, patience: int = 2) -> tuple[int, dict[str, Tensor]]:
+        last = LastCheckpoint()
+        last.dirpath = str(folder)
+        callbacks = [EarlyStop(patience=patience), last]
+        trainer = trainer_of(folder, max_epochs=20, limit_val_batches=1.0, callbacks=callbacks)
+        module = module_of("finetune", optimizer=partial(torch.optim.AdamW, lr=0.3))
+        trainer.fit(module, data_of(files, shared_cache), ckpt_path=path, weights_only=True)
+        return trainer.global_step, weights(module)
+
+    (end, whole), path = fit(tmp_path / "a", None), tmp_path / "a" / "last.ckpt"
+    assert end < 100
+    again, rest = fit(tmp_path / "b", path)
+    assert again == end
+    assert all(torch.equal(whole[name], rest[name]) for name in whole)
+    assert fit(tmp_path / "c", path, patience=4)[0] > end
+
+
+@pytest.mark.parametrize("steps", [11, 16])  # in the middle of the second epoch of 8 batches, and at its end
+def test_a_run_that_max_steps_ended_trains_further_as_if_it_had_not(
+    steps: int, files: Files, shared_cache: Path, tmp_path: Path
+) -> None:
+    def fit(name: str, path: Path | None, **options: Any) -> tuple[list[int], dict[str, Tensor]]:
+        last, validated = LastCheckpoint(), Validated()
+        last.dirpath = str(tmp_path / name)
+        trainer = trainer_of(tmp_path, limit_val_batches=1.0, callbacks=[validated, last], **options)
+        module = module_of("finetune", dropout=True)
+        trainer.fit(module, data_of(files, shared_cache), ckpt_path=path, weights_only=True)
+        assert trainer.global_step == step_of(tmp_path / name / "last.ckpt")
+        return validated.steps, weights(module)
+
+    at, whole = fit("whole", None, max_epochs=3)
+    assert at == [8, 16, 24]
+    for rate in (1, 50):  # where every step is logged, and where none of these is
+        begun, _ = fit("begun", None, max_epochs=3, max_steps=steps, log_every_n_steps=rate)
+        at, rest = fit("rest", tmp_path / "begun" / "last.ckpt", max_epochs=3)
+        assert sorted({*begun, *at}) == [8, 16, 24]
+        assert all(torch.equal(whole[name], rest[name]) for name in whole)
+
+
+class Validated(Callback):
+    """The steps at which the model was validated."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.steps.append(trainer.global_step)
 
 
 def with_all_states(configs: Configs) -> Path:

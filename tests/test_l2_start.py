@@ -128,6 +128,7 @@ def test_frozen_weights_are_left_alone(pretrained: str, files: Files, shared_cac
 def test_it_needs_weights_to_start_from(pretrained: str, files: Files, shared_cache: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"L2Start draws weights to those of model\.init_from"):
         train(None, 0.3, files, shared_cache, tmp_path)
+    train(None, 0.3, files, shared_cache, tmp_path, fast_dev_run=True)  # as a dry recipe's stage, which has none
     train(pretrained, None, files, shared_cache, tmp_path, max_steps=2)
     with pytest.raises(UserError, match="begun without it"):
         train(pretrained, 0.3, files, shared_cache, tmp_path, ckpt_path=tmp_path / "checkpoints" / "last.ckpt")

@@ -37,3 +37,9 @@ def test_the_loss_is_that_of_the_second_reading_by_a_slow_loop() -> None:
     torch.testing.assert_close(loss.total, sum(losses) / len(losses))
     assert loss.weight == len(losses) == 14
     assert loss.state is None
+    # a row that stands for no document, where several processes share few, says nothing
+    batch.indices[1] = -1
+    rest = [loss for number, loss in enumerate(losses) if not 4 <= number < 11]
+    loss = SequenceAutoencoder()(network, {"unlabeled_documents": batch}, None)
+    torch.testing.assert_close(loss.total, sum(rest) / len(rest))
+    assert loss.weight == len(rest)

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lit_sft.errors import UserError
+from lit_sft.evaluation.metrics import better
 from lit_sft.optim import Constant
 
 TRAINED = "current_model_state"  # where a checkpoint keeps the weights that training goes on from; Lightning's name
@@ -130,13 +131,15 @@ class NonMonotonicAveraging(WeightMean):
         nonmono: how many validations in a row may be no better than the best before them.
 
     Raises:
-        ValueError: ``nonmono`` below 0.
+        ValueError: ``nonmono`` below 0; a figure of which more is better.
     """
 
     def __init__(self, monitor: str = "val/loss", nonmono: int = 5) -> None:
         super().__init__()
         if nonmono < 0:
             raise ValueError(f"nonmono={nonmono} must be at least 0")
+        if better(monitor) == "max":
+            raise ValueError(f"monitor={monitor} must be a figure of which less is better, such as val/loss")
         self.monitor, self.nonmono = monitor, nonmono
         self.figures: list[float] = []  # of the validations up to the trigger
 

@@ -37,7 +37,8 @@ class L2Start(L.Callback):
         self._start: dict[str, Tensor] = {}  # the encoder's weights by name
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if not (module.init_from or trainer.ckpt_path):  # a run that goes on has w0 in its checkpoint
+        dry = trainer.fast_dev_run  # type: ignore[attr-defined]  # of a dry recipe no stage has a start
+        if not (module.init_from or trainer.ckpt_path or dry):  # a run that goes on has w0 in its checkpoint
             raise UserError("L2Start draws weights to those of model.init_from: give it, or leave the callback out")
         if not any(parameter.requires_grad for parameter in _encoder(module).parameters()):
             raise UserError("L2Start: the encoder is frozen and stays as it was anyway: leave the callback out")

@@ -120,9 +120,9 @@ class LastCheckpoint(Checkpoint):
         if not self._due(trainer) or not resumes_exactly(trainer):
             return
         # Lightning logs a step after this hook: a run that is killed in between would never log it. So the next step
-        # is saved; where every step is logged, this one is logged before, and then once more.
+        # is saved; where every step is logged, or this is the last, it is logged before, and then once more.
         if trainer._logger_connector.should_update_logs:
-            if trainer.log_every_n_steps > 1:  # type: ignore[attr-defined]
+            if trainer.log_every_n_steps > 1 and trainer.global_step != trainer.max_steps:  # type: ignore[attr-defined]
                 return
             trainer._logger_connector.update_train_step_metrics()
         self.save(trainer)
@@ -133,7 +133,7 @@ class LastCheckpoint(Checkpoint):
         by_steps = self.every_steps > 0 and trainer.global_step - self._saved_step >= self.every_steps
         by_clock = self.every_minutes > 0 and time.monotonic() - self._saved_at >= 60 * self.every_minutes
         self._time_is_up = self._time_is_up or agreed(trainer, by_clock)
-        return by_steps or self._time_is_up
+        return by_steps or self._time_is_up or trainer.global_step == trainer.max_steps
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if resumes_exactly_after_validation(trainer):

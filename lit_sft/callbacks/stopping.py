@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_sft.errors import UserError, nearest
@@ -47,8 +48,15 @@ class EarlyStop(EarlyStopping):
         """Decide the mode of a figure that is none of ours, as ``BestCheckpoint`` does."""
         if self.undecided and stage == "fit":
             self.mode, self.undecided = mode_of(self.monitor, pl_module), False
-            self.best_score = torch.tensor(math.inf if self.mode == "min" else -math.inf)
+            if self.mode == "max":  # Lightning took both for "min", which stands there until now
+                self.best_score, self.min_delta = torch.tensor(-math.inf), -self.min_delta
         super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run that was saved where it ends by this, and stopped there, ends there: no checkpoint says so."""
+        if self.wait_count >= self.patience or self.stopping_reason == EarlyStoppingReason.NON_FINITE_METRIC:
+            rank_zero_info("early stopping ended this run already: to train on, give a larger early_stopping.patience")
+            trainer.should_stop = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say why the training ends; Lightning would also tell each time that the figure improves, or nothing."""

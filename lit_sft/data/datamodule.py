@@ -97,7 +97,18 @@ class TextDataModule(TextData, L.LightningDataModule):
         return {kind: loader.state_dict() for kind, loader in self._training.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Hand the position to the loaders that ``train_dataloader`` makes next."""
+        """Hand the position to the loaders that ``train_dataloader`` makes next.
+
+        Raises:
+            UserError: the checkpoint's objective read other batches than this one does.
+        """
+        before, now = set(state_dict), set(self._objective().batches)
+        if before and before != now:
+            names = [", ".join(sorted(kinds)) for kinds in (before, now)]
+            raise UserError(
+                f"the checkpoint's objective read {names[0]}, and this one reads {names[1]}: go on with the same, or "
+                "start a new run from its weights, --model.init_from"
+            )
         self._positions = state_dict
 
     def val_dataloader(self) -> list[StatefulLoader]:

@@ -103,8 +103,9 @@ def share_of_gradient(part: Tensor, rest: Tensor, parameters: Iterable[Tensor]) 
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     norms = []
     for loss in (part, rest):
-        found = gradients(SCALE * loss, trained, retain_graph=True)
-        norms.append(torch.stack([g.float().square().sum() for g in found if g is not None]).sum().sqrt())
+        found = gradients(SCALE * loss, trained, retain_graph=True) if loss.requires_grad else []
+        squares = [g.float().square().sum() for g in found if g is not None]  # none where all it needs is frozen
+        norms.append(torch.stack([*squares, loss.new_zeros((), dtype=torch.float32)]).sum().sqrt())
     return norms[0] / (norms[0] + norms[1]).clamp(min=1e-30)
 
 

@@ -44,7 +44,7 @@ class SequenceAutoencoder(Objective):
         self.mle = MLE(activation_penalty, temporal_penalty)
 
     def __call__(self, network: Network, batch: Mapping[str, Any], state: LSTMState | None) -> Loss:
-        """`batch["unlabeled_documents"]`: input_ids, attention_mask (batch, time), lengths (batch,)."""
+        """`batch["unlabeled_documents"]`: input_ids, attention_mask (batch, time), lengths, indices (batch,)."""
         documents = batch["unlabeled_documents"]
         twice = read_twice(documents)
         encoded = network.encode(twice, None, network.draw_masks(*twice.input_ids.shape))
@@ -60,8 +60,9 @@ def read_twice(documents: Any) -> Twice:
     time = input_ids.shape[1]
     place = torch.arange(2 * time - 2, device=input_ids.device)  # (2 * time - 2,)
     source = torch.where(place < first, place, place - first + 1).clamp(max=time - 1)  # (batch, 2 * time - 2)
-    targets = input_ids[:, 1:].masked_fill(~documents.attention_mask[:, 1:], IGNORE_INDEX)
-    return Twice(input_ids.gather(1, source), place < 2 * first - 2, targets)
+    is_one = (documents.indices >= 0).unsqueeze(1)  # and not what stands for none, where several processes share few
+    targets = input_ids[:, 1:].masked_fill(~(documents.attention_mask[:, 1:].bool() & is_one), IGNORE_INDEX)
+    return Twice(input_ids.gather(1, source), (place < 2 * first - 2) & is_one, targets)
 
 
 def second_reading(hidden: Tensor, lengths: Tensor, steps: int) -> Tensor:
