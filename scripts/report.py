@@ -97,13 +97,13 @@ def read(path: Path) -> dict[tuple[str, str, str], dict[str, Seeds]]:
 
 
 def write_figures(path: Path, fields: Sequence[str], lines: Iterable[dict[str, Any]]) -> None:
-    """Write a CSV whole: numbers with three digits, nothing for NaN (the deviation of one seed)."""
+    """Write a CSV whole: numbers with five digits, as a table rounds them once more, nothing for NaN (the deviation of one seed)."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fields, lineterminator="\n")
     writer.writeheader()
     for row in lines:
         kept = {k: v for k, v in row.items() if v == v}
-        writer.writerow({k: f"{v:.3f}" if isinstance(v, float) else v for k, v in kept.items()})
+        writer.writerow({k: f"{v:.5f}" if isinstance(v, float) else v for k, v in kept.items()})
     write_atomically(path, text.getvalue())
 
 
