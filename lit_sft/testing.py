@@ -12,7 +12,7 @@ import numpy as np
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from lit_sft.checkpoints import Checkpoint
+from lit_sft.checkpoints import Checkpoint, stage_folders
 from lit_sft.evaluation.predictions import FILE, VAL_FILE, Predictions, gathered, predictions_in
 from lit_sft.module import LitSFT
 from lit_sft.ranks import of_all_ranks
@@ -61,6 +61,14 @@ def keep_test(trainer: Trainer, module: LitSFT, source: Checkpoint, folder: Path
     write_test(path, record, source.path, data)
     rank_zero_info(f"test: {told(record)}")
     rank_zero_info(f"wrote {path}")
+
+
+def predictions_file(run: Path) -> Path:
+    """Where the predictions of a run's own test are: ``run`` is its folder, a recipe's folder, or the file itself."""
+    if not run.is_dir():
+        return run
+    stages = stage_folders(run)
+    return (stages[-1] if stages and not (run / FILE).is_file() else run) / FILE
 
 
 def validated(trainer: Trainer, module: LitSFT) -> Predictions | None:

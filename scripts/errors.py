@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from one_line import in_one_line
-from paired import predictions_file
 
 from lit_sft.checkpoints import read_config
 from lit_sft.data.corpus_config import HUB_SPLITS, PYDOCS
@@ -33,6 +32,7 @@ from lit_sft.data.texts import text_key
 from lit_sft.errors import UserError
 from lit_sft.evaluation.predictions import FILE, VAL_FILE, Predictions, read_predictions
 from lit_sft.runs import read_record
+from lit_sft.testing import predictions_file
 
 
 class Place(NamedTuple):

@@ -30,12 +30,12 @@ from one_line import in_one_line
 from report import intervals_file, read_lines, rows_tested, write_figures
 from scipy import stats
 
-from lit_sft.checkpoints import stage_folders
 from lit_sft.errors import UserError
 from lit_sft.evaluation.intervals import AT_ONCE, RESAMPLES, Interval, mean_interval, percentiles, resamples
-from lit_sft.evaluation.predictions import FILE, Predictions, read_predictions
+from lit_sft.evaluation.predictions import Predictions, read_predictions
 from lit_sft.evaluation.weighted import Figures, weighted_figures
 from lit_sft.evaluation.weighted_multilabel import weighted_multilabel_figures
+from lit_sft.testing import predictions_file
 
 FIGURES = ("accuracy", "macro_f1", "loss")
 TOSSES = 10_000
@@ -44,14 +44,6 @@ INTERVAL_FIELDS = (
     *("error", "error_std", "error_low", "error_high", "minus", "minus_low", "minus_high"),  # in percent
 )
 Runs = Sequence[Predictions]
-
-
-def predictions_file(run: Path) -> Path:
-    """Where the predictions of a run's own test are: ``run`` is its folder, a recipe's folder, or the file itself."""
-    if not run.is_dir():
-        return run
-    stages = stage_folders(run)
-    return (stages[-1] if stages and not (run / FILE).is_file() else run) / FILE
 
 
 def side(pattern: str) -> list[Predictions]:
