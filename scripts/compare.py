@@ -22,6 +22,7 @@ from one_line import in_one_line
 
 from lit_sft.checkpoints import stage_folders
 from lit_sft.data.datamodule import TextDataModule
+from lit_sft.errors import UserError
 from lit_sft.runs import read_record
 from lit_sft.starting import SIZES
 from lit_sft.stored_options import own_encoder
@@ -35,9 +36,9 @@ def compare(run: Path, scratch: Path) -> dict[str, dict[str, float]]:
     config = yaml.safe_load((finetune / "config.yaml").read_text(encoding="utf-8"))
     record = read_record(finetune)
     if "test" not in record:
-        raise SystemExit(f"{finetune} was not tested: run it again with --data.test FILE")
+        raise UserError(f"{finetune} was not tested: run it again with --data.test FILE")
     if "micro_f1" in record["test"]:
-        raise SystemExit(f"{finetune} gives a document any number of labels, and the linear model one")
+        raise UserError(f"{finetune} gives a document any number of labels, and the linear model one")
     rows: dict[str, dict[str, float]] = {"pretrained": record["test"]}
     seed, options = config["seed_everything"], {k: v for k, v in config["data"].items() if k != "seed"}
     with tempfile.TemporaryDirectory() as temporary:

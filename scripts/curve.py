@@ -19,6 +19,8 @@ import numpy as np
 from one_line import in_one_line
 from report import line, rows_tested, spread
 
+from lit_sft.errors import UserError
+
 Curve = dict[int, np.ndarray]  # errors in percent, one a seed, by the number of labels in all
 DRAWS = 2_000
 
@@ -101,7 +103,7 @@ def draw(found: dict[str, Curve], path: Path) -> None:
     try:
         import matplotlib
     except ImportError:
-        raise SystemExit("the picture needs matplotlib: pip install -c constraints.txt -e '.[plot]'") from None
+        raise UserError("the picture needs matplotlib: pip install -c constraints.txt -e '.[plot]'") from None
     matplotlib.use("agg")
     from matplotlib import pyplot
 
@@ -134,7 +136,7 @@ def main() -> None:
     found = curves(arguments.results, arguments.classes, arguments.all)
     found = {name: {n: errors for n, errors in curve.items() if n > 0} for name, curve in found.items()}
     if missing := {"pretrained", arguments.method} - {name for name, curve in found.items() if curve}:
-        raise SystemExit(f"{arguments.results} has no tested rows of {', '.join(sorted(missing))}")
+        raise UserError(f"{arguments.results} has no tested rows of {', '.join(sorted(missing))}")
     draw(found, arguments.out or arguments.results.with_suffix(".curve.png"))
     print(table(found, arguments.method))
 

@@ -97,7 +97,7 @@ def read(path: Path) -> dict[tuple[str, str, str], dict[str, Seeds]]:
 
 
 def write_figures(path: Path, fields: Sequence[str], lines: Iterable[dict[str, Any]]) -> None:
-    """Write a CSV whole: numbers with five digits, which a table rounds, nothing for NaN (the deviation of one seed)."""
+    """Write a CSV whole: numbers with five digits, which a table rounds; NaN (of one seed) as nothing."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fields, lineterminator="\n")
     writer.writeheader()

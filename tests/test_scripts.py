@@ -51,11 +51,11 @@ def data(files: Files) -> TextDataModule:
 
 
 def test_data_of_many_labels_have_no_linear_model(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="one label a document"):
+    with pytest.raises(UserError, match="one label a document"):
         linear_model(SimpleNamespace(multilabel=True), {"C": 1})  # type: ignore[arg-type]
     (tmp_path / "config.yaml").write_text("{seed_everything: 0, data: {}}")
     (tmp_path / "metrics.json").write_text('{"test": {"micro_f1": 1.0}}')
-    with pytest.raises(SystemExit, match="any number of labels, and the linear model one"):
+    with pytest.raises(UserError, match="any number of labels, and the linear model one"):
         compare(tmp_path, tmp_path / "scratch.yaml")
 
 
@@ -86,7 +86,7 @@ def test_every_method_is_searched_alike(tmp_path: Path) -> None:
     content = yaml.safe_load(SEARCH.read_text())
     content[20]["tfidf"] = {"C": [1]}
     (tmp_path / "unequal.yaml").write_text(yaml.safe_dump(content))
-    with pytest.raises(SystemExit, match="20: every method gets the same search budget"):
+    with pytest.raises(UserError, match="20: every method gets the same search budget"):
         plans_in(tmp_path / "unequal.yaml")
 
 
@@ -247,7 +247,7 @@ def test_a_comparison_takes_sizes_and_precision_of_the_run_and_tells_what_it_lac
     flags = ["--model.encoder.hidden_size=13", "--trainer.precision=64-true", "--trainer.max_epochs=1"]
     assert fit_recipe(*flags, "--data.test", "null").code == 0
     for folder in ("logs/tiny/version_0", "logs/tiny/version_0/finetune"):
-        with pytest.raises(SystemExit, match="was not tested: run it again"):
+        with pytest.raises(UserError, match="was not tested: run it again"):
             compare(Path(folder), configs.finetune)
     assert fit_recipe(*flags).code == 0
     compare(Path("logs/tiny/version_1"), configs.finetune)
