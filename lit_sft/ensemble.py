@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from lit_sft.checkpoints import Checkpoint, read_checkpoint, resolve
+from lit_sft.checkpoints import read_checkpoint, resolve
 from lit_sft.cli import LitCLI
 from lit_sft.errors import UserError
 from lit_sft.evaluation.mean_predictions import column_order, mean_predictions
@@ -103,10 +103,8 @@ def measure_ensemble(arguments: list[str], checkpoints: Sequence[str]) -> None:
     """
     names, members = values_of(arguments, "--name"), []
     stem = f"test-ensemble-{run_name(None, names[-1])}" if names else "test-ensemble"
-    found = _checked_members(checkpoints)
-    for number, (path, checkpoint) in enumerate(zip(checkpoints, found, strict=True), 1):
+    for number, (path, known) in enumerate(zip(checkpoints, _checked_members(checkpoints), strict=True), 1):
         rank_zero_info(f"== member {number} of {len(checkpoints)}: {path}")
-        known = own_encoder(str(class_path_of(checkpoint.config.get("model", {}).get("encoder"))))
         its = without(arguments, "--model.encoder") if known else arguments  # a class of the user's is others'
         command = MemberCLI([*its, "--ckpt_path", path, "--trainer.logger", "false"])
         members.append(command.member)
@@ -134,14 +132,18 @@ def measure_ensemble(arguments: list[str], checkpoints: Sequence[str]) -> None:
     rank_zero_info(f"wrote {file}")
 
 
-def _checked_members(checkpoints: Sequence[str]) -> list[Checkpoint]:
-    """The checkpoints; a UserError where they can't be averaged: told before the first one has been measured."""
+def _checked_members(checkpoints: Sequence[str]) -> list[bool]:
+    """Whether each one's encoder is of this package.
+
+    Raises:
+        UserError: they can't be averaged: told before the first one has been measured.
+    """
     found = [read_checkpoint(resolve(path, "ckpt_path")) for path in checkpoints]
     for one in found:
         if one.stage == "pretrain":
             raise UserError(f"{one.path}: a pretraining checkpoint can't classify: an ensemble needs fine-tuned ones")
         column_order(found[0].label_names, one.label_names)
-    return found
+    return [own_encoder(str(class_path_of(one.config.get("model", {}).get("encoder")))) is not None for one in found]
 
 
 def _figures(predictions: Predictions, thresholds: list[float] | None) -> tuple[dict[str, float], dict[str, Any]]:

@@ -15,6 +15,7 @@ from lit_sft.checkpoints import Checkpoint, checkpoint_in, read_entries
 from lit_sft.data.extension import EXTEND
 from lit_sft.data.tokenization import KINDS, Tokenizer
 from lit_sft.errors import UserError
+from lit_sft.runs import same_data
 from lit_sft.stored_options import class_path_of
 
 # What the tokenizer of a checkpoint was trained with: another value would ask for another tokenizer.
@@ -59,8 +60,9 @@ def check_measured(source: Checkpoint, config: Namespace, command: str) -> None:
             f"--ckpt_path {source.path} is a {source.stage} checkpoint and model.stage is {stage}: leave model.stage "
             "out, or give the config of its run"
         )
-    left_out = source.config.get("data", {}).get("remove_test_copies")
-    if command == "test" and config.data.remove_test_copies and not left_out:
+    before = source.config.get("data", {})
+    own = same_data(config.data, before, ("labeled", "unlabeled", "val", "test"))  # else no copies are looked for
+    if command == "test" and own and config.data.remove_test_copies and not before.get("remove_test_copies"):
         raise UserError(
             f"--data.remove_test_copies true is for a training, and that of {source.path} went without: it may have "
             "read copies of test documents, which a test can count, and not undo; leave it out"

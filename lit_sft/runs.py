@@ -24,8 +24,8 @@ LOGS = Path("logs")
 RECORD = "metrics.json"
 MAIN = ("accuracy", "macro_f1", "perplexity", "loss")  # the figures that are told in one line
 SHARED = "LIT_SFT_RUN_DIR"  # the run's folder, for the processes that its first one starts
-# Which documents are tested, what the network sees of them (a language model begins a stream of `batch_size` anywhere),
-# and in what text their copies are looked for; other sizes of batches, and places, change no figure.
+# Which documents are tested, what the network sees of them (a language model begins a stream of `batch_size` anywhere,
+# a classifier nowhere), and in what text their copies are looked for; other sizes, and places, change no figure.
 TESTED = (
     *("test", "text_column", "label_column", "header", "encoding", "separator", "label_pattern", "label_separator"),
     *("label_names", "max_length", "truncation", "batch_size", "labeled", "unlabeled", "val", "remove_test_copies"),
@@ -254,7 +254,7 @@ def _is_test_of(path: Path, data: dict[str, Any]) -> bool:
         tested = dict(json.loads(path.read_text(encoding="utf-8"))["data"])
     except (ValueError, KeyError, TypeError):
         return False  # something else, which stays
-    return same_data(tested, data, TESTED)
+    return same_data(tested, data, [key for key in TESTED if key in tested])
 
 
 def write_test(path: Path, figures: dict[str, Any], checkpoint: Path, data: dict[str, Any]) -> None:

@@ -44,7 +44,10 @@ def keep_test(trainer: Trainer, module: LitSFT, source: Checkpoint, folder: Path
     assert tested is not None
     if not trainer.is_global_zero or read_in_part(trainer):
         return
-    path = record_of_test(folder, source.path, source.config.get("data", {}), data)
+    own = source.config.get("data", {})
+    if "lm" not in module.objective.heads:
+        data = {**data, "batch_size": own.get("batch_size")}  # a number of streams, of which there are none
+    path = record_of_test(folder, source.path, own, data)
     if path.name == RECORD and "test" in read_record(folder):
         rank_zero_info(f"{path} has test figures already: it stays")
         return
@@ -88,6 +91,7 @@ def keep_validation(trainer: Trainer, module: LitSFT, source: Checkpoint, folder
     if predictions is None or not trainer.is_global_zero:
         return
     whole = len(predictions) == len(trainer.datamodule.val)  # type: ignore[attr-defined]
+    data = {**data, "batch_size": source.config.get("data", {}).get("batch_size")}  # as in keep_test
     if whole and is_best(source.path) and same_data(data, source.config.get("data", {}), VALIDATED):
         predictions.write(folder / VAL_FILE)
         rank_zero_info(f"wrote {folder / VAL_FILE}")

@@ -15,8 +15,8 @@ by hand. Options may name an objective, a term or an encoder of your own, in a f
 
 The CSV grows by a line a run and is read at the start: what is there is not run again. Two calls for different
 ``--methods`` or ``--labels`` may run side by side. Every tested run, the linear model's too, leaves its predictions in
-its folder ``logs/baselines-OUT-METHOD-LABELS/version_K/``, which the CSV names, for scripts/paired.py; from them the
-intervals over test documents are written to ``OUT.intervals.csv``, a line a method.
+its folder ``logs/baselines-OUT-METHOD-LABELS/version_K/`` (``…-small`` of the small validation set), which the CSV
+names, for scripts/paired.py; from them the intervals over test documents are written to ``OUT.intervals.csv``.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from paired import write_intervals
 from report import append_line, read_lines, table
 
 from lit_sft.checkpoints import read_config
+from lit_sft.data.corpus import Corpus
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.errors import SickRun, UserError
 from lit_sft.main import main as lit_sft
@@ -98,9 +99,14 @@ class Cells:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
         self.data = functools.lru_cache(maxsize=2)(self._data)  # the points of a grid share the search seeds' data
+        self.methods: list[str] = []
+        self.checked = False
 
     def run(self, plan: Plan, method: str, val: str, seed: int, options: Options, test: bool) -> dict[str, Any]:
         """Validation figures; where asked for, test figures and the ``run``'s folder with its predictions."""
+        if not self.checked:  # before the first run, and not where all are there already
+            check_corpus(self.corpus(), self.methods)
+            self.checked = True
         subsets = {"labels_per_class": None if plan.labels == "all" else int(plan.labels)}
         subsets["val_labels_per_class"] = plan.small_val if val == "small" else None
         name = f"baselines-{self.arguments.out.stem}-{method}-{plan.labels}" + ("-small" if val == "small" else "")
@@ -135,13 +141,21 @@ class Cells:
             raise UserError(f"{method} starts from a pretraining: give --init_from")
         return str(self.arguments.init_from)
 
+    def options(self) -> Options:
+        """The data options of the configs."""
+        found: Options = {}
+        for path in self.arguments.config:
+            found |= data_options(path)
+        return found
+
+    def corpus(self) -> Corpus:
+        """The documents, as they are read."""
+        return TextDataModule(**self.options()).preparation.ungated()
+
     def _data(self, seed: int, labels_per_class: int | None, val_labels_per_class: int | None) -> TextDataModule:
         """The data module of the configs, for the methods that read text."""
         subsets = {"labels_per_class": labels_per_class, "val_labels_per_class": val_labels_per_class, "seed": seed}
-        options: Options = {}
-        for path in self.arguments.config:
-            options |= data_options(path)
-        data = TextDataModule(**options | subsets)
+        data = TextDataModule(**self.options() | subsets)
         data.prepare_data()
         data.setup()
         return data
@@ -210,6 +224,7 @@ def searched(cells: Cells, plan: Plan, method: str, val: str, seed: int, options
 
 def fill(cells: Cells, results: Results, plans: list[Plan], vals: list[str], methods: list[str] | None) -> None:
     """Every cell of these methods (None: of all) that isn't there yet."""
+    cells.methods = [m for plan in plans for m in plan.grids if methods is None or m in methods]
     for val, plan in itertools.product(vals, plans):
         if val == "small" and plan.small_val is None:
             continue
@@ -268,12 +283,12 @@ def points_of(where: str, method: str, lists: Any) -> list[Options]:
     return [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
 
 
-def check_data(data: TextDataModule, methods: list[str]) -> None:
-    """Raise a UserError, before anything is trained, for data that a test or one of the methods can't have."""
-    if not len(data.test):
+def check_corpus(corpus: Corpus, methods: list[str]) -> None:
+    """Raise a UserError for documents that a test or one of the methods can't have."""
+    if not len(corpus.test):
         raise UserError("there are no test documents: give data.test in a config")
     linear = sorted({method for method in methods if method.startswith("tfidf")})
-    if data.multilabel and linear:
+    if corpus.multilabel and linear:
         raise UserError(
             f"{', '.join(linear)}: the linear model needs one label a document, and the data have any number: choose "
             "others by --methods"
@@ -316,9 +331,7 @@ def main() -> None:
         raise UserError(f"{arguments.search} has no method {', '.join(sorted(unknown))}")
     if unknown := set(arguments.labels or ()) - {plan.labels for plan in plans}:
         raise UserError(f"{arguments.search} has no label count {', '.join(sorted(unknown))}")
-    cells = Cells(arguments)
-    check_data(cells.data(0, None, None), [m for p in plans for m in p.grids if m in (arguments.methods or p.grids)])
-    fill(cells, Results(arguments.out), plans, arguments.val, arguments.methods)
+    fill(Cells(arguments), Results(arguments.out), plans, arguments.val, arguments.methods)
     write_intervals(arguments.out)
     print(table(arguments.out))
 

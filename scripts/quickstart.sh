@@ -19,7 +19,7 @@ newest() { find logs/quickstart -maxdepth 1 -name 'version_*' 2>/dev/null | sort
 before=$(newest)
 .venv/bin/python -m lit_sft fit --config configs/quickstart.yaml "$@" --name quickstart
 run=$(newest)
-[[ $run != "$before" ]] || exit 0 # --trainer.fast_dev_run true keeps nothing
+[[ $run != "$before" || " $*" == *" --ckpt_path"* ]] || exit 0 # --trainer.fast_dev_run true keeps nothing
 .venv/bin/python scripts/compare.py "$run" --scratch configs/quickstart/scratch.yaml
 
 # ---- what next

@@ -157,6 +157,14 @@ def test_a_run_goes_on_with_the_batches_that_its_objective_read(
             ckpt_path=tmp_path / "last.ckpt",
             weights_only=True,
         )
+    # a test asks for heads alone, whatever was read in training
+    last = LastCheckpoint()
+    last.dirpath = str(tmp_path / "vat")
+    trainer = trainer_of(tmp_path, max_steps=3, callbacks=[last])
+    data = data_of(files, shared_cache, unlabeled=str(files.unlabeled))
+    trainer.fit(module_of("finetune", objective=Mixed([VAT()])), data)
+    tester = trainer_of(tmp_path)
+    tester.test(module_of("finetune"), data_of(files, shared_cache), tmp_path / "vat" / "last.ckpt", weights_only=True)
 
 
 @pytest.mark.filterwarnings("ignore:GradualUnfreezing. the training ends")

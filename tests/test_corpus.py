@@ -48,7 +48,7 @@ def test_labels_are_sorted_by_name_or_by_value(labels: list[str], expected: list
 
 def test_label_names_that_yaml_takes_for_truth_values_are_told() -> None:
     names: Any = {True: "spam", False: "ham"}
-    with pytest.raises(UserError, match=r"data\.label_names: quote 'true', which YAML takes for a truth value"):
+    with pytest.raises(UserError, match=r"data\.label_names: quote its labels: YAML takes true"):
         TextDataModule(labeled="mails.jsonl", label_names=names)
 
 

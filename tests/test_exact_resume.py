@@ -131,12 +131,15 @@ def test_parts_of_awd_lstm_and_ulmfit_together_lead_to_the_same_end(
 def test_a_run_that_early_stopping_ended_ends_there_however_often_it_is_resumed(
     files: Files, shared_cache: Path, tmp_path: Path
 ) -> None:
-    """It may have been killed after its last checkpoint, which doesn't say that training was to stop."""
+    """It may have been killed after its last checkpoint, which doesn't say that training was to stop.
 
-    def fit(folder: Path, path: Path | None, patience: int = 2) -> tuple[int, dict[str, Tensor]]:
+    In another folder it is trained further, as any finished run may be.
+    """
+
+    def fit(folder: Path, path: Path | None) -> tuple[int, dict[str, Tensor]]:
         last = LastCheckpoint()
         last.dirpath = str(folder)
-        callbacks = [EarlyStop(patience=patience), last]
+        callbacks = [EarlyStop(patience=2), last]
         trainer = trainer_of(folder, max_epochs=20, limit_val_batches=1.0, callbacks=callbacks)
         module = module_of("finetune", optimizer=partial(torch.optim.AdamW, lr=0.3))
         trainer.fit(module, data_of(files, shared_cache), ckpt_path=path, weights_only=True)
@@ -144,10 +147,10 @@ def test_a_run_that_early_stopping_ended_ends_there_however_often_it_is_resumed(
 
     (end, whole), path = fit(tmp_path / "a", None), tmp_path / "a" / "last.ckpt"
     assert end < 100
-    again, rest = fit(tmp_path / "b", path)
+    again, rest = fit(tmp_path / "a", path)
     assert again == end
     assert all(torch.equal(whole[name], rest[name]) for name in whole)
-    assert fit(tmp_path / "c", path, patience=4)[0] > end
+    assert fit(tmp_path / "b", path)[0] > end
 
 
 @pytest.mark.parametrize("steps", [11, 16])  # in the middle of the second epoch of 8 batches, and at its end

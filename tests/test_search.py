@@ -17,7 +17,7 @@ import baselines
 import numpy as np
 import pytest
 import yaml
-from baselines import Cells, Results, check_data, fill, plans_in
+from baselines import Cells, Results, check_corpus, fill, plans_in
 from conftest import Files, read, tiny_options
 from readmes import ROOT
 from report import read_lines
@@ -77,6 +77,7 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any]
     monkeypatch.setattr(baselines, "run_network", network)
     monkeypatch.setattr(baselines, "linear_model", linear)
     monkeypatch.setattr(Cells, "_data", lambda self, *subset: subset)
+    monkeypatch.setattr(Cells, "corpus", lambda self: SimpleNamespace(test=["a text"], multilabel=False))
     monkeypatch.chdir(tmp_path)
     return done
 
@@ -242,12 +243,12 @@ def test_data_that_a_method_cant_have_are_told_before_anything_runs() -> None:
     def data(test: list[str], multilabel: bool) -> Any:
         return SimpleNamespace(test=test, multilabel=multilabel)
 
-    check_data(data(["a text"], False), ["pretrained", "tfidf"])
-    check_data(data(["a text"], True), ["pretrained"])
+    check_corpus(data(["a text"], False), ["pretrained", "tfidf"])
+    check_corpus(data(["a text"], True), ["pretrained"])
     with pytest.raises(UserError, match="there are no test documents"):
-        check_data(data([], False), ["pretrained"])
+        check_corpus(data([], False), ["pretrained"])
     with pytest.raises(UserError, match="tfidf: the linear model needs one label a document"):
-        check_data(data(["a text"], True), ["pretrained", "tfidf"])
+        check_corpus(data(["a text"], True), ["pretrained", "tfidf"])
 
 
 @pytest.mark.parametrize(("code", "error"), [(3, SickRun), (2, SystemExit)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -53,9 +54,13 @@ class EarlyStop(EarlyStopping):
         super().setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A run that was saved where it ends by this, and stopped there, ends there: no checkpoint says so."""
-        if self.wait_count >= self.patience or self.stopping_reason == EarlyStoppingReason.NON_FINITE_METRIC:
-            rank_zero_info("early stopping ended this run already: to train on, give a larger early_stopping.patience")
+        """A run that was saved where it ends by this, and killed there, ends there: no checkpoint says so.
+
+        One that is trained further, in a folder of its own, goes on.
+        """
+        ended = self.wait_count >= self.patience or self.stopping_reason == EarlyStoppingReason.NON_FINITE_METRIC
+        saving = [Path(folder).resolve() for c in trainer.callbacks if (folder := getattr(c, "dirpath", None))]  # type: ignore[attr-defined]
+        if ended and trainer.ckpt_path and Path(trainer.ckpt_path).resolve().parent in saving:
             trainer.should_stop = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -3,7 +3,7 @@
 A document is a near copy of a test document when it holds at least half of the test document's distinct 13-grams (the
 grams of Brown et al. 2020, "Language models are few-shot learners", appendix C; Lee et al. 2022, "Deduplicating
 training data makes language models better", on why near copies count). Grams that stand in over 100 test documents are
-a form's and don't count; test documents of fewer than 13 words, or all of whose grams are a form's, are compared
+a form's and don't count; test documents of fewer than 13 words, or most of whose grams are a form's, are compared
 exactly. What a test document shares with several documents, less than half with each, is not counted.
 
 Other texts stream by, so memory follows the test set alone: about 25 bytes for each of its words, 100 while the index
@@ -56,7 +56,7 @@ class CopyFinder:
 
     Attributes:
         keys: uint64 (test documents,), the keys of their words.
-        exactly: bool (test documents,): it has no gram that counts, so that only exact copies are found.
+        exactly: bool (test documents,): only exact copies of it are found, as less than half of its grams count.
     """
 
     def __init__(self, test: Sequence[str]) -> None:
@@ -88,9 +88,11 @@ class CopyFinder:
         grams, owners = grams[wanted], owners[wanted]
         _, place, documents_with = np.unique(grams, return_inverse=True, return_counts=True)
         counts = documents_with[place] <= COMMON
-        self._grams, self._owners = grams[counts], owners[counts]
-        self._sizes = np.bincount(self._owners, minlength=len(self.keys))
-        self.exactly = (self._sizes == 0)[self._stands_for]
+        grams, owners, all_of = grams[counts], owners[counts], np.bincount(owners, minlength=len(self.keys))
+        self._sizes = np.bincount(owners, minlength=len(self.keys))
+        searched = (self._sizes > 0) & (2 * self._sizes >= all_of)
+        self.exactly = ~searched[self._stands_for]
+        self._grams, self._owners = grams[searched[owners]], owners[searched[owners]]
         bits = int(np.clip(len(self._grams).bit_length() + 3, *SLOT_BITS))
         self._shift = np.uint64(64 - bits)
         self._slots = np.zeros(1 << bits, dtype=bool)
@@ -118,9 +120,9 @@ class CopyFinder:
         maybe = self._slots[grams >> self._shift]
         grams, documents = grams[maybe], documents[maybe]
         first, last = (np.searchsorted(self._grams, grams, side=side) for side in ("left", "right"))
-        there = last > first
-        found = np.unique(np.stack([documents, first, last])[:, there], axis=1)  # a document's gram counts once
-        documents, first, counts = found[0], found[1], found[2] - found[1]
+        there = np.flatnonzero(last > first)
+        _, once = np.unique(documents[there] * len(self._grams) + first[there], return_index=True)  # in a document
+        documents, first, counts = (column[there[once]] for column in (documents, first, last - first))
         places = np.arange(counts.sum()) + np.repeat(first - np.cumsum(counts) + counts, counts)
         pairs = np.repeat(documents, counts) * len(self.keys) + self._owners[places]
         pairs, shared = np.unique(pairs, return_counts=True)

@@ -54,8 +54,8 @@ class CorpusConfig:
         check_label_options(*(options.get(name) for name in ("separator", "label_pattern", "label_separator")))
         if not 0 < options.get("val_fraction", cls.val_fraction) < 1:
             raise UserError(f"--data.val_fraction {options['val_fraction']} must lie between 0 and 1")
-        if truths := [key for key in label_names or () if isinstance(key, bool)]:
-            raise UserError(f"data.label_names: quote {str(truths[0]).lower()!r}, which YAML takes for a truth value")
+        if any(isinstance(key, bool) for key in label_names or ()):
+            raise UserError("data.label_names: quote its labels: YAML takes true, false, yes, no, on, off otherwise")
         names = None if label_names is None else {str(key): str(name) for key, name in label_names.items()}
         return cls(_listed(labeled), _listed(unlabeled), _listed(val), _listed(test), label_names=names, **options)
 

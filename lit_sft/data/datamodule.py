@@ -97,11 +97,13 @@ class TextDataModule(TextData, L.LightningDataModule):
         return {kind: loader.state_dict() for kind, loader in self._training.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Hand the position to the loaders that ``train_dataloader`` makes next.
+        """Hand the position to the loaders that ``train_dataloader`` makes next; a test or validation has none.
 
         Raises:
             UserError: the checkpoint's objective read other batches than this one does.
         """
+        if self.trainer is None or self.trainer.state.fn != "fit":
+            return  # Lightning asks, whatever the command
         before, now = set(state_dict), set(self._objective().batches)
         if before and before != now:
             names = [", ".join(sorted(kinds)) for kinds in (before, now)]

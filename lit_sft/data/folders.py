@@ -17,7 +17,8 @@ from lit_sft.data.sources import SUFFIXES, Source, bare_path, check_file, file_f
 from lit_sft.errors import UserError
 
 UNLABELED = "unsup"  # aclImdb's folder of reviews without a label
-SPLIT_NAME = re.compile(r"(?:^|(?<=[-_. ]))(train|test|val|valid|validation|dev)(?![a-z])", re.IGNORECASE)
+SPLITS = "(train|test|val|valid|validation|dev)"
+SPLIT_NAME = re.compile(rf"^{SPLITS}(?![a-z])|(?<=[-_ ]){SPLITS}(?=$|\.)", re.IGNORECASE)  # test-0.csv, x_test.csv
 ABOUT = re.compile(
     r"(readme|license|licence|copying|notice|changelog|citation|authors)(\.(txt|md|rst))?", re.IGNORECASE
 )
@@ -174,11 +175,15 @@ def _plain_parts(source: Source, found: list[PurePath]) -> Parts:
 
 def _check_not_splits(paths: list[PurePath], source: Source) -> None:
     """Raise a UserError where a folder's files are several splits: test documents would be trained on."""
-    splits = {m[1].lower(): str(path) for path in paths for part in path.parts if (m := SPLIT_NAME.search(part))}
+    found = ((SPLIT_NAME.search(part), path) for path in paths for part in path.parts)
+    splits = {(match[1] or match[2]).lower(): str(path) for match, path in found if match}
     if len(splits) > 1:
         shown = _names(list(splits.values()))
-        one = "a folder of one split" if source.kind == "file" else f"the files, or hf:{source.place} for one split"
-        raise UserError(f"{source.place}: holds several splits ({shown}); give {one}")
+        if source.kind == "file":
+            how = f"a folder of one split, or all by name, as in [file:{source.place}/A, file:{source.place}/B]"
+        else:
+            how = f"the files, or hf:{source.place} for one split"
+        raise UserError(f"{source.place}: holds several splits ({shown}); give {how}")
 
 
 def _unread(source: Source, paths: set[PurePath]) -> list[str]:

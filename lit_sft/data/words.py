@@ -7,7 +7,7 @@ without blanks has long words, so that parts of its texts are rarely found.
 :func:`hashed_words` does the same in NumPy, over the code points of some 100,000 characters at once. A word's hash
 is a polynomial of its code points modulo 2**64, mixed; sums over a stretch come from differences of running sums
 (Karp & Rabin 1987, "Efficient randomized pattern-matching algorithms"). That is some 20 times as fast as a
-regular expression and a set, and 64 bits wide: whoever must be sure compares the words of what was found.
+regular expression and a set, and 64 bits wide.
 """
 
 from __future__ import annotations
