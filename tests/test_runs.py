@@ -172,7 +172,7 @@ class TestFiguresOfATest:
         return file
 
     def test_the_runs_own_go_into_the_record(self, folder: Path) -> None:
-        assert self.write(folder, batch_size=3) == folder / RECORD
+        assert self.write(folder, max_documents=3) == folder / RECORD
         assert read_record(folder) == {"val": {"loss": 2.0}, "test": {"loss": 1.0}}
 
     def test_those_of_other_data_stand_beside_it(self, folder: Path) -> None:
