@@ -24,14 +24,14 @@ LOGS = Path("logs")
 RECORD = "metrics.json"
 MAIN = ("accuracy", "macro_f1", "perplexity", "loss")  # the figures that are told in one line
 SHARED = "LIT_SFT_RUN_DIR"  # the run's folder, for the processes that its first one starts
-# Which documents are tested, what the network sees of them (a language model begins a stream of `batch_size` anywhere,
-# a classifier nowhere), and in what text their copies are looked for; other sizes, and places, change no figure.
-TESTED = (
+# Which documents are measured, what a network sees of them, and in what text their copies are looked for.
+MEASURED = (
     *("test", "text_column", "label_column", "header", "encoding", "separator", "label_pattern", "label_separator"),
-    *("label_names", "max_length", "truncation", "batch_size", "labeled", "unlabeled", "val", "remove_test_copies"),
+    *("label_names", "max_length", "truncation", "labeled", "unlabeled", "val", "remove_test_copies"),
 )
-# And which are validated; a validation's own documents may be held out of the labeled ones.
-VALIDATED = (*TESTED, "val_fraction", "split_seed", "val_labels_per_class")
+TESTED = (*MEASURED, "batch_size")  # of streams, which begin anywhere in a document; other sizes change no figure
+# A validation's own documents may be held out of the labeled ones; what is kept of it, a classifier said of documents.
+VALIDATED = (*MEASURED, "val_fraction", "split_seed", "val_labels_per_class")
 # What decides a result: ours, the engines', and the projects whose documentation is the pydocs corpus.
 VERSIONED = (
     *("lit_sft", "torch", "lightning", "torchmetrics", "tokenizers", "numpy", "pyarrow", "jsonargparse"),

@@ -91,7 +91,6 @@ def keep_validation(trainer: Trainer, module: LitSFT, source: Checkpoint, folder
     if predictions is None or not trainer.is_global_zero:
         return
     whole = len(predictions) == len(trainer.datamodule.val)  # type: ignore[attr-defined]
-    data = {**data, "batch_size": source.config.get("data", {}).get("batch_size")}  # as in keep_test
     if whole and is_best(source.path) and same_data(data, source.config.get("data", {}), VALIDATED):
         predictions.write(folder / VAL_FILE)
         rank_zero_info(f"wrote {folder / VAL_FILE}")

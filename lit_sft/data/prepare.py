@@ -135,13 +135,11 @@ class Preparation:
     def _trained(self, texts: Sequence[str]) -> Tokenizer:
         chosen = sample(texts, BPE_BYTES) if self.kind == "bpe" else texts
         log.info("training a tokenizer (%s) on %s of %s documents", self.kind, len(chosen), len(texts))
-        if self.kind == EXTEND and self.base is not None:
-            vocab_size, _, min_frequency, _ = self.options
-            return extended(self.base, chosen, vocab_size, min_frequency)
         vocab_size, lowercase, min_frequency, replace = self.options
-        return Tokenizer.train(
-            chosen, cast(TokenizerKind, self.kind), vocab_size, lowercase, min_frequency, dict(replace)
-        )
+        if self.kind == EXTEND and self.base is not None:
+            return extended(self.base, chosen, vocab_size, min_frequency)
+        kind = cast(TokenizerKind, self.kind)
+        return Tokenizer.train(chosen, kind, vocab_size, lowercase, min_frequency, dict(replace))
 
     def folder(self, tokenizer: Tokenizer) -> Path:
         """Where the token arrays of this corpus and ``tokenizer`` are kept."""
