@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
 
 from lit_sft.errors import UserError
 from lit_sft.models import ClassifierHead, Encoder, LMHead, Network
@@ -55,6 +58,17 @@ class Blueprint:
         network = Network(encoder, lm_head, classifier, self.backprop_tokens)
         objective.prepare(network)
         return network
+
+    def plain(self) -> dict[str, Any]:
+        """The options as a config has them; without the encoder where it is a function, which a config can't name."""
+        options = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "make_encoder"}
+        encoder = self.make_encoder if isinstance(self.make_encoder, partial) else partial(self.make_encoder)
+        kind, given = encoder.func, encoder.keywords
+        if isinstance(kind, type) and not encoder.args:
+            _, *known = inspect.signature(kind).parameters.values()  # but for the vocabulary's size
+            given = {option.name: given.get(option.name, option.default) for option in known}
+            options["encoder"] = {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": given}
+        return options
 
 
 def check_stage_and_labels(objective: Objective, stage: str, num_labels: int, multilabel: bool) -> None:

@@ -247,7 +247,6 @@ class LitCLI(LightningCLI):
         plain = self.config_dump
         plain["trainer"]["logger"] = self.given_loggers  # a run that starts from these options is placed anew
         self.model.config = {k: plain[k] for k in ("seed_everything", "data", "model")}
-        self.model.config["trainer"] = {"precision": self.trainer.precision}  # not an alias: what it stands for
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         if not self.trainer.loggers:  # Lightning's own monitor refuses a Trainer that logs nowhere
             callbacks[:] = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]

@@ -15,6 +15,7 @@ from torchmetrics import Metric
 
 from lit_sft.building import Blueprint, check_stage_and_labels
 from lit_sft.checkpoints import NETWORK, contents
+from lit_sft.data.adopted import Adopted
 from lit_sft.data.buckets import DocumentBatch
 from lit_sft.data.extension import EXTEND
 from lit_sft.data.streams import StreamBatch
@@ -27,7 +28,7 @@ from lit_sft.objectives import MLE, Objective, Supervised
 from lit_sft.optim import Schedule, WarmupCosine, build_optimizer, clip_gradients, steps_of_fit, take_options, unscales
 from lit_sft.random_states import go_on_drawing, random_states
 from lit_sft.ranks import of_all_ranks, of_this_rank, weighted
-from lit_sft.starting import InitFrom, read_sources
+from lit_sft.starting import InitFrom, adopted_from, read_sources
 from lit_sft.step_rates import StepRates
 from lit_sft.transfer import first_misfit, load_pretrained, see_frequencies
 from lit_sft.watch import Watcher
@@ -91,7 +92,7 @@ class LitSFT(StepRates):
         self.make_optimizer, self.layer_decay, self.metrics = optimizer, layer_decay, metrics or {}
         self.objective: Objective = objective or (MLE() if stage == "pretrain" else Supervised())
         self.schedule: Schedule = schedule or WarmupCosine()
-        self.config: dict[str, Any] = {}  # the run's options as plain values; the command line fills it
+        self.config: dict[str, Any] = {}  # the run's options as plain values, where the command line has filled it
         self.network: Network | None = None
         self.tokenizer: Tokenizer | None = None
         self.label_names: list[str] = []
@@ -125,13 +126,14 @@ class LitSFT(StepRates):
         return self.network
 
     def configure_model(self) -> None:
-        """Build the network from the data module's vocabulary.
-
-        Here and not in ``setup``: Lightning's weight averaging copies the module before its ``setup``.
-        """
+        """Build the network for the data's vocabulary; not in ``setup``, before which weight averaging copies it."""
         if self.network is None:
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             self.build(data.tokenizer, data.label_names, data.multilabel)
+
+    def adopted(self, tokenizer: str) -> Adopted:
+        """What data with this ``data.tokenizer`` take over from ``init_from``: its own tokenizer, mostly."""
+        return adopted_from(read_sources(self.init_from), tokenizer == EXTEND, self.remap_vocabulary)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *_: Any, **__: Any) -> Self:
@@ -139,10 +141,7 @@ class LitSFT(StepRates):
         raise UserError(f"use lit_sft.load({str(checkpoint_path)!r}); its .module is the LightningModule")
 
     def on_fit_start(self) -> None:
-        """Load ``init_from``, unless this run is resumed: only here the Trainer tells (in ``setup`` it doesn't yet).
-
-        And show the objective the training documents, and how often each label occurs.
-        """
+        """Load ``init_from``, unless the run is resumed (``setup`` can't tell); show the objective the documents."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not self.trainer.ckpt_path and not self._initialized:
             see_frequencies(self.net, data)
@@ -279,8 +278,10 @@ class LitSFT(StepRates):
         self._watcher.before_saving(self.trainer)
         ranks = of_all_ranks(self.trainer, {"state": self._state, "random": random_states()})
         labels = (self.label_names, self.multilabel, self.evaluation.thresholds)
-        fed = self.trainer.datamodule.fed  # type: ignore[attr-defined]
-        checkpoint["lit_sft"] = contents(self.stage, self.tokenizer.to_json(), *labels, fed, self.config, ranks)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        model, trainer = {"stage": self.stage, **self.blueprint.plain()}, {"precision": self.trainer.precision}
+        config = (self.config or {"model": model, "data": data.plain_options()}) | {"trainer": trainer}
+        checkpoint["lit_sft"] = contents(self.stage, self.tokenizer.to_json(), *labels, data.fed, config, ranks)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the carried state; a checkpoint of another shape is the user's mistake, named here and not by torch."""

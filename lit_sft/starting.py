@@ -129,10 +129,12 @@ def _tell_unused(source: Checkpoint, data: Any) -> None:
 
 
 def adopted_from(sources: Sequence[Checkpoint], extend: bool = False, remap: bool = False) -> Adopted:
-    """What the data of a run take over from what it starts from; of two, documents are read forward.
+    """What the data of a run take over from what it starts from, if anything; of two, documents are read forward.
 
     ``extend``: they put words behind those of its tokenizer; ``remap``: they have a tokenizer of their own.
     """
+    if not sources:
+        return Adopted()
     found = sources[0].adopted(labels=False)
     if len(sources) > 1:
         found = replace(found, fed=together(source.fed for source in sources), direction="forward")

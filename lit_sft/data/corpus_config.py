@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from lit_sft.data import pydocs
@@ -111,4 +112,5 @@ class CorpusConfig:
 
 
 def _listed(sources: Sources) -> list[str]:
-    return [] if sources is None else [sources] if isinstance(sources, str) else list(sources)
+    listed = [] if sources is None else [sources] if isinstance(sources, (str, Path)) else sources
+    return [str(source) for source in listed]  # from Python, a path

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import lightning as L
 
+from lit_sft.data.adopted import Adopted
 from lit_sft.data.buckets import DocumentBatch, DocumentDataset
 from lit_sft.data.loader import StatefulLoader
 from lit_sft.data.streams import StreamDataset
@@ -28,8 +31,31 @@ class TextDataModule(TextData, L.LightningDataModule):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._given = inspect.signature(TextData).bind(*args, **kwargs)
         self._training: dict[str, StatefulLoader] = {}
         self._positions: dict[str, Any] = {}
+
+    def plain_options(self) -> dict[str, Any]:
+        """The options that it was made with, as a config has them, and the direction that it reads in."""
+        self._given.apply_defaults()
+        options: dict[str, Any] = json.loads(json.dumps(self._given.arguments, default=str))  # a path is a text
+        return options | {"direction": self.direction}
+
+    def prepare_data(self) -> None:
+        """As the base class, with the tokenizer of what the module starts from."""
+        self._start_as_module()
+        super().prepare_data()
+
+    def setup(self, stage: str | None = None) -> None:
+        """As the base class, with the tokenizer of what the module starts from."""
+        self._start_as_module()
+        super().setup(stage)
+
+    def _start_as_module(self) -> None:
+        """In a training from Python the module alone knows what it starts from; the command line has looked before."""
+        if self.trainer is not None and self._prepared is None and self._adopted == Adopted():
+            module: Any = self.trainer.lightning_module
+            self.adopt(module.adopted(self.preparation.kind))
 
     def stream_loader(self, split: Split) -> StatefulLoader:
         """Contiguous streams of the split's text; ``train`` is all unlabeled text, documents reshuffled each epoch."""

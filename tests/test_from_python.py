@@ -1,0 +1,106 @@
+"""A training that is written in Python, without the command line: its checkpoints are those of any run."""
+
+import runpy
+import shutil
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Command, Files
+from torch import nn
+from training import data_of, module_of, trainer_of
+
+import lit_sft
+from lit_sft.building import Blueprint
+from lit_sft.checkpoints import read_checkpoint
+from lit_sft.models import LSTMEncoder
+
+TEXTS = ["the whale near a reef", "moss under the oak", "one comet above"]
+
+
+def fitted(path: Path, module: lit_sft.LitSFT, data: lit_sft.TextDataModule, **options: object) -> Path:
+    trainer = trainer_of(path.parent, **options)
+    trainer.fit(module, datamodule=data)
+    trainer.save_checkpoint(path)
+    return path
+
+
+def test_a_checkpoint_of_a_trainer_alone_is_loaded_with_its_options(tmp_path: Path, files: Files) -> None:
+    encoder = {"output_dropout": 0.5, "num_layers": 1}
+    module = module_of("finetune", encoder=encoder, pooling="max", head_hidden_size=5)
+    data = data_of(files, tmp_path / "cache", max_length=7, truncation="tail", labeled=files.train)  # a path, too
+    path = fitted(tmp_path / "c.ckpt", module, data)
+
+    loaded = lit_sft.load(path)
+    assert (loaded.max_length, loaded.truncation, loaded.module.blueprint.pooling) == (7, "tail", "max")
+    assert loaded.module.net.encoder.output_dropout == 0.5  # what no weight's shape tells
+    kept = module.state_dict()
+    assert all(torch.equal(weight, kept[name]) for name, weight in loaded.module.state_dict().items())
+    config = read_checkpoint(path).config
+    assert config["data"]["bptt"] == 128  # given
+    assert config["data"]["val_fraction"] == 0.1  # as it is by default
+    assert config["model"]["encoder"]["init_args"]["embedding_dropout"] == 0.0
+
+
+def test_a_fine_tuning_takes_the_tokenizer_and_the_weights_of_what_it_starts_from(tmp_path: Path, files: Files) -> None:
+    cache = tmp_path / "cache"
+    start = fitted(tmp_path / "lm.ckpt", module_of("pretrain"), data_of(files, cache, direction="backward"))
+    module = module_of("finetune", init_from=str(start))
+    data = data_of(files, cache, tokenizer="word", vocab_size=0)  # not used: the checkpoint's is
+    path = fitted(tmp_path / "c.ckpt", module, data, max_steps=1)
+
+    before, after = read_checkpoint(start), read_checkpoint(path)
+    assert after.tokenizer_json == before.tokenizer_json
+    assert after.direction == "backward"
+    weight = "encoder.embedding.weight"
+    moved = (after.network_weights()[weight] - before.network_weights()[weight]).abs().max()
+    assert 0 < moved <= 0.011  # one step of AdamW at 0.01
+    assert set(before.fed["digests"]) <= set(after.fed["digests"])
+
+
+def test_the_command_line_measures_such_a_checkpoint(tmp_path: Path, files: Files, cli: Command) -> None:
+    path = fitted(tmp_path / "c.ckpt", module_of("finetune"), data_of(files, tmp_path / "cache"), max_epochs=3)
+    result = cli("test", "--ckpt_path", path)
+    assert result.code == 0, result.err
+    assert "test/accuracy" in result.out
+
+
+def test_an_encoder_that_is_a_function_is_named_again(tmp_path: Path, files: Files) -> None:
+    module = module_of("finetune")
+    options = {"embedding_size": 8, "hidden_size": 12}
+    module.blueprint = Blueprint(lambda size: LSTMEncoder(size, **options), *list(vars(module.blueprint).values())[1:])
+    path = fitted(tmp_path / "c.ckpt", module, data_of(files, tmp_path / "cache"))
+    with pytest.raises(lit_sft.errors.UserError, match="can't be built from its own options"):
+        lit_sft.load(path)
+    loaded = lit_sft.load(path, encoder=partial(LSTMEncoder, **options))
+    assert all(row is not None for row in loaded.predict(TEXTS))
+
+
+def test_what_is_built_from_options_in_python_has_the_options_of_a_config() -> None:
+    head = ("last", 0.1, 0, None, 10_000, None, None)
+    plain = Blueprint(partial(LSTMEncoder, hidden_size=3), *head).plain()
+    assert plain["encoder"]["class_path"] == "lit_sft.models.encoder.LSTMEncoder"
+    assert plain["encoder"]["init_args"]["hidden_size"] == 3
+    assert "vocab_size" not in plain["encoder"]["init_args"]
+    assert Blueprint(LSTMEncoder, *head).plain()["encoder"]["init_args"]["hidden_size"] > 3
+    assert "encoder" not in Blueprint(lambda size: LSTMEncoder(size), *head).plain()
+    assert isinstance(LSTMEncoder(10, **plain["encoder"]["init_args"]), nn.Module)
+
+
+def test_the_readme_s_training_in_python(
+    tmp_path: Path,
+    files: Files,
+    example: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    example("train.py")
+    shutil.copy(files.train, tmp_path / "reviews.csv")
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning's, of a notebook's defaults
+        runpy.run_path("train.py")
+    assert "'label': " in capsys.readouterr().out
