@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from argparse import ArgumentError
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from jsonargparse import Namespace
@@ -25,12 +25,13 @@ from lit_sft.data.datamodule import TextDataModule
 from lit_sft.data.extension import EXTEND
 from lit_sft.errors import SickRun, UserError
 from lit_sft.loggers import LoggedRun, place_loggers
+from lit_sft.measuring import check_measured, choose_measured, is_whole
 from lit_sft.mistakes import mistake_in
 from lit_sft.module import LitSFT
 from lit_sft.options import check_trainer, explain, read_config_file, reason, values_of
 from lit_sft.processes import ending_together
-from lit_sft.resume import check_measured, check_resumable, check_tokenizer, last_checkpoint, read_resumable
-from lit_sft.runs import check_unfinished, discard_run, resume_run, run_folder_of, run_name, same_data, start_run
+from lit_sft.resume import check_resumable, check_tokenizer, last_checkpoint, read_resumable
+from lit_sft.runs import check_unfinished, discard_run, resume_run, run_folder_of, run_name, start_run
 from lit_sft.starting import Source, check_direction, start_from
 from lit_sft.stored_options import objective_of, stored_config
 from lit_sft.testing import keep_test, keep_validation
@@ -64,6 +65,7 @@ class LitCLI(LightningCLI):
         self.folder: Path | None = None
         self.made: list[Path] | None = None  # the folders that a new run has made; None where it has begun in none
         self.source: Checkpoint | None = None  # whose tokenizer and labels this run takes
+        self.own = False  # whether validate or test measure the run's own data
         self.args, self.only_check, self.resumed = args, only_check, False
         try:
             self._run()
@@ -167,10 +169,7 @@ class LitCLI(LightningCLI):
             check_measured(self.source, config, str(self.subcommand))
             config.model.objective = None  # only a fit needs it: see after_instantiate_classes
             data.adopt(self.source.adopted())
-            split: Literal["val", "test"] = "test" if self.subcommand == "test" else "val"
-            before = self.source.config.get("data", {})
-            if config.data[split] and not same_data(config.data, before, ["labeled", "unlabeled", "val", split]):
-                data.read_only(split)  # copies are looked for in what it was trained on, or nowhere
+            self.own = choose_measured(self.source, config, str(self.subcommand), data)
         data.check_sources()
         if self.only_check:
             data.check_documents()
@@ -187,7 +186,9 @@ class LitCLI(LightningCLI):
         self._dump_config()
         self.given_loggers = self.config_dump["trainer"]["logger"]
         del self.config_dump  # else Lightning keeps it as it is here
-        place_loggers(config.trainer, self.folder, str(self.subcommand), step if self.resumed else None)
+        logged = self.subcommand == "fit" or (self.own and is_whole(config.trainer, str(self.subcommand)))
+        folder = self.folder if logged else None  # else others would pass for the run's own figures
+        place_loggers(config.trainer, folder, str(self.subcommand), step if self.resumed else None)
 
     def _prepare_fit(self, config: Namespace, data: TextDataModule) -> None:
         """Find what to start from, prepare the data, and only then make the run's folder."""
@@ -281,7 +282,7 @@ class LitCLI(LightningCLI):
         trainer: Any = self.trainer
         keep = keep_test if self.subcommand == "test" else keep_validation
         if self.folder is not None and self.source is not None and not trainer.fast_dev_run:
-            keep(trainer, self.model, self.source, self.folder, self.config_dump["data"])
+            keep(trainer, self.model, self.source, self.folder, self.config_dump["data"], self.own)
 
     after_test = after_validate
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -15,7 +14,6 @@ from lit_sft.checkpoints import Checkpoint, checkpoint_in, read_entries
 from lit_sft.data.extension import EXTEND
 from lit_sft.data.tokenization import KINDS, Tokenizer
 from lit_sft.errors import UserError
-from lit_sft.runs import same_data
 from lit_sft.stored_options import class_path_of
 
 # What the tokenizer of a checkpoint was trained with: another value would ask for another tokenizer.
@@ -47,25 +45,6 @@ def check_resumable(source: Checkpoint, config: dict[str, Any]) -> None:
         raise UserError(
             f"--model.optimizer {asked} can't go on with {source.path}, which keeps the state of {had}: resume with "
             f"that, or start a new run from its weights, --model.init_from {source.path}"
-        )
-
-
-def check_measured(source: Checkpoint, config: Namespace, command: str) -> None:
-    """Raise a UserError where a checkpoint can't be measured by these options of ``test`` or ``validate``.
-
-    It is of another stage; or copies of test documents are to be left out, which it was trained with.
-    """
-    if source.stage != (stage := config.model.stage):
-        raise UserError(
-            f"--ckpt_path {source.path} is a {source.stage} checkpoint and model.stage is {stage}: leave model.stage "
-            "out, or give the config of its run"
-        )
-    before = source.config.get("data", {})
-    own = same_data(config.data, before, ("labeled", "unlabeled", "val", "test"))  # else no copies are looked for
-    if command == "test" and own and config.data.remove_test_copies and not before.get("remove_test_copies"):
-        raise UserError(
-            f"--data.remove_test_copies true is for a training, and that of {source.path} went without: it may have "
-            "read copies of test documents, which a test can count, and not undo; leave it out"
         )
 
 

@@ -214,16 +214,16 @@ def told(record: dict[str, Any], split: str = "test") -> str:
     return line
 
 
-def record_of_test(folder: Path, checkpoint: Path, own_data: dict[str, Any], data: dict[str, Any]) -> Path:
+def record_of_test(folder: Path, checkpoint: Path, own: bool, data: dict[str, Any]) -> Path:
     """Where the figures of a test belong: the run's record when they are the run's own, else a file beside it.
 
     Args:
-        folder: the run's folder.
-        checkpoint: which of the run's checkpoints.
-        own_data, data: the data options of the run, and those of the test.
+        folder, checkpoint: the run's folder, and which of its checkpoints.
+        own: whether the run's own data were tested.
+        data: the data options of the test.
     """
     parts = [] if read_record(folder) and is_best(checkpoint) else [checkpoint.stem]
-    if not same_data(data, own_data, TESTED):
+    if not own:
         source = data.get("test") or data.get("labeled")
         parts += [Path(str(s)).stem for s in (source if isinstance(source, list) else [source])]
     if not parts:

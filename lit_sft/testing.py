@@ -16,7 +16,7 @@ from lit_sft.checkpoints import Checkpoint, stage_folders
 from lit_sft.evaluation.predictions import FILE, VAL_FILE, Predictions, gathered, predictions_in
 from lit_sft.module import LitSFT
 from lit_sft.ranks import of_all_ranks
-from lit_sft.runs import RECORD, VALIDATED, is_best, read_record, record_of_test, same_data, told, write_test
+from lit_sft.runs import RECORD, is_best, read_record, record_of_test, told, write_test
 
 
 def read_in_part(trainer: Trainer) -> bool:
@@ -28,7 +28,9 @@ def read_in_part(trainer: Trainer) -> bool:
     return partial
 
 
-def keep_test(trainer: Trainer, module: LitSFT, source: Checkpoint, folder: Path, data: dict[str, Any]) -> None:
+def keep_test(
+    trainer: Trainer, module: LitSFT, source: Checkpoint, folder: Path, data: dict[str, Any], own: bool
+) -> None:
     """Write the figures and predictions of a finished test; those of a record that has them already stay.
 
     Nothing is written of a test that read a part of the data, so that none passes for the whole.
@@ -39,14 +41,14 @@ def keep_test(trainer: Trainer, module: LitSFT, source: Checkpoint, folder: Path
         source: the checkpoint it came from.
         folder: the run's folder.
         data: the data options of the test.
+        own: whether these are the run's own data (:func:`lit_sft.measuring.choose_measured`).
     """
     tested = module.tested
     assert tested is not None
     if not trainer.is_global_zero or read_in_part(trainer):
         return
-    own = source.config.get("data", {})
-    if "lm" not in module.objective.heads:
-        data = {**data, "batch_size": own.get("batch_size")}  # a number of streams, of which there are none
+    if "lm" not in module.objective.heads:  # a number of streams, of which there are none
+        data = {**data, "batch_size": source.config.get("data", {}).get("batch_size")}
     path = record_of_test(folder, source.path, own, data)
     if path.name == RECORD and "test" in read_record(folder):
         rank_zero_info(f"{path} has test figures already: it stays")
@@ -82,7 +84,9 @@ def validated(trainer: Trainer, module: LitSFT) -> Predictions | None:
     return predictions_in(rows, module.label_names, keys, None) if rows else None
 
 
-def keep_validation(trainer: Trainer, module: LitSFT, source: Checkpoint, folder: Path, data: dict[str, Any]) -> None:
+def keep_validation(
+    trainer: Trainer, module: LitSFT, source: Checkpoint, folder: Path, data: dict[str, Any], own: bool
+) -> None:
     """Write the predictions of a finished ``validate``, whose arguments are as for :func:`keep_test`.
 
     One file for a run: of its best checkpoint, and of all its own validation data. Every process must call it.
@@ -91,7 +95,7 @@ def keep_validation(trainer: Trainer, module: LitSFT, source: Checkpoint, folder
     if predictions is None or not trainer.is_global_zero:
         return
     whole = len(predictions) == len(trainer.datamodule.val)  # type: ignore[attr-defined]
-    if whole and is_best(source.path) and same_data(data, source.config.get("data", {}), VALIDATED):
+    if whole and is_best(source.path) and own:
         predictions.write(folder / VAL_FILE)
         rank_zero_info(f"wrote {folder / VAL_FILE}")
     else:

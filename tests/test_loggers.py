@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Command, Configs, Fit, Trained, made, read
+from conftest import Command, Configs, Files, Fit, Trained, made, read
 from jsonargparse import Namespace
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -274,3 +274,18 @@ def test_a_run_from_another_s_options_is_placed_in_its_own_folder(fit: Fit, cli:
     assert (saved["save_dir"], saved["name"], saved["version"]) == ("logs", "lightning_logs", None)
     assert cli("fit", "--config", FOLDER / "config.yaml", "--run_dir", "again").code == 0
     assert "val/loss" in Path("again/metrics.csv").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", ["test", "validate"])
+def test_of_what_is_measured_only_all_of_the_runs_own_is_logged(
+    command: str, cli: Command, trained: Trained, files: Files, tmp_path: Path
+) -> None:
+    run, split = shutil.copytree(trained.finetune, tmp_path / "run"), "test" if command == "test" else "val"
+    before = list(run.glob("events*"))
+    shutil.copy(files.test, "other.csv")
+    part = (f"--trainer.limit_{split}_batches", "0.5", "--data.max_tokens", "100")
+    for more in ((f"--data.{split}", "other.csv"), part, ("--data.max_length", "8")):
+        assert cli(command, "--ckpt_path", run, *more).code == 0
+        assert list(run.glob("events*")) == before
+    assert cli(command, "--ckpt_path", run, "--data.batch_size", "2").code == 0
+    assert len(list(run.glob("events*"))) == len(before) + 1

@@ -18,6 +18,7 @@ from lit_sft.errors import UserError
 from lit_sft.runs import (
     RECORD,
     SHARED,
+    TESTED,
     discard_run,
     named_run,
     new_run,
@@ -26,6 +27,7 @@ from lit_sft.runs import (
     record_of_test,
     run_folder_of,
     run_name,
+    same_data,
     start_run,
     unfinished_run,
     versions,
@@ -167,7 +169,7 @@ class TestFiguresOfATest:
 
     def write(self, folder: Path, checkpoint: str = "best", value: float = 1.0, **data: object) -> Path:
         path, tested = folder / "checkpoints" / f"{checkpoint}.ckpt", {**self.own, **data}
-        file = record_of_test(folder, path, self.own, tested)
+        file = record_of_test(folder, path, same_data(tested, self.own, TESTED), tested)
         write_test(file, {"test": {"loss": value}}, path, tested)
         return file
 

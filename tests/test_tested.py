@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Command, Configs, Files, Trained, read, write_csv
+from conftest import Command, Configs, Files, Trained, labeled_rows, read, write_csv
+from refusals import one_line
 from training import data_of, module_of, trainer_of
 
 from lit_sft.checkpoints import read_checkpoint
 from lit_sft.evaluation.metrics import ClassificationMetrics
-from lit_sft.evaluation.predictions import Predictions, read_predictions
+from lit_sft.evaluation.predictions import VAL_FILE, Predictions, read_predictions
 from lit_sft.evaluation.tested import clean_targets
 
 COPIED = (0, 3, 4, 11, 25)  # of the 30 test documents
@@ -108,6 +109,97 @@ def test_a_test_says_nothing_of_copies_in_text_that_the_model_never_saw(
     assert read(run / "metrics.json")["test_clean"]
 
 
+def test_text_that_has_changed_since_the_training_is_not_searched_for_copies(
+    copies: Path, cli: Command, configs: Configs, files: Files
+) -> None:
+    shutil.copy(files.test, "test.csv")
+    own = ("--data.labeled", copies, "--data.test", "test.csv")
+    run, without = Path("logs/tiny-finetune/version_0"), Path("logs/without/version_0")
+    assert cli("fit", "--config", configs.finetune, *own).code == 0
+    assert cli("fit", "--config", configs.finetune, *own, "--data.remove_test_copies=true", "--name=without").code == 0
+    kept = copies.read_bytes()
+    shutil.copy(files.train, copies)  # cleaned, and the models not trained again
+    with pytest.warns(UserWarning, match=r"hold other text than .*best\.ckpt was fed with: this test is of other data"):
+        assert cli("test", "--ckpt_path", run).code == 0
+    assert "test" not in read(run / "metrics.json")
+    other = read(run / "test-test.json")
+    assert "test_clean" not in other
+    assert "exact" not in other["contamination"]
+    copies.write_bytes(kept)
+    assert cli("test", "--ckpt_path", run).code == 0
+    assert read(run / "metrics.json")["contamination"]["exact"] == len(COPIED)
+    write_csv(Path("test.csv"), labeled_rows(3, 5))  # of these no copies were left out
+    with pytest.warns(UserWarning, match="this test is of other data"):
+        assert cli("test", "--ckpt_path", without).code == 0
+    assert "exact" not in read(without / "test-test.json")["contamination"]
+
+
+@pytest.mark.parametrize(("name", "value"), [("remove_test_copies", "false"), ("text_column", "more")])
+def test_text_that_is_read_in_another_way_is_not_searched_for_copies(
+    name: str, value: str, cli: Command, configs: Configs, tmp_path: Path, files: Files
+) -> None:
+    given = []
+    for option, path in (("labeled", files.train), ("val", files.val), ("test", files.test)):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        text = "".join(f"{line},{'more' if i == 0 else f'the owl {i}'}\n" for i, line in enumerate(lines))
+        (tmp_path / path.name).write_text(text, encoding="utf-8")
+        given.append(f"--data.{option}={tmp_path / path.name}")
+    given.append("--data.remove_test_copies=true")
+    assert cli("fit", "--config", configs.finetune, *given).code == 0
+    run = Path("logs/tiny-finetune/version_0")
+    assert cli("test", "--ckpt_path", run, f"--data.{name}", value).code == 0
+    assert "test" not in read(run / "metrics.json")
+    assert "exact" not in read(run / "test-test.json")["contamination"]
+
+
+def test_validation_documents_that_have_changed_are_not_the_runs(
+    cli: Command, configs: Configs, files: Files, tmp_path: Path
+) -> None:
+    for path in (files.train, files.val):
+        shutil.copy(path, path.name)
+    files_here = ("--data.labeled", "train.csv", "--data.val", "val.csv")
+    held_out = ("--data.labeled", "train.csv", "--data.val", "null", "--name", "held_out")
+    for options in (files_here, held_out):
+        assert cli("fit", "--config", configs.finetune, *options).code == 0
+    run, part = Path("logs/tiny-finetune/version_0"), Path("logs/held_out/version_0")
+    write_csv(Path("train.csv"), labeled_rows(20, 5))
+    result = cli("validate", "--ckpt_path", part)
+    one_line(result, "its val documents were a part of that: give --data.val a file")
+    assert cli("validate", "--ckpt_path", run).code == 0  # validation's own file is as it was
+    before = (run / VAL_FILE).read_bytes()
+    write_csv(Path("val.csv"), labeled_rows(4, 5))
+    with pytest.warns(UserWarning, match="this validate is of other data"):
+        assert "no predictions are written" in cli("validate", "--ckpt_path", run).log
+    assert (run / VAL_FILE).read_bytes() == before
+
+
+@pytest.mark.parametrize("flags", [("--data.split_seed", "1"), ("--data.val_fraction", "0.3")])
+def test_no_others_are_held_out_than_in_the_run(flags: tuple[str, str], cli: Command, configs: Configs) -> None:
+    assert cli("fit", "--config", configs.finetune, "--data.val", "null").code == 0
+    run = Path("logs/tiny-finetune/version_0")
+    one_line(cli("validate", "--ckpt_path", run, *flags), "other documents would be held out than in the run of")
+    assert cli("validate", "--ckpt_path", run).code == 0
+
+
+def test_what_a_run_validated_on_is_not_replaced_by_its_training_text(trained: Trained, cli: Command) -> None:
+    result = cli("validate", "--ckpt_path", trained.finetune, "--data.val", "null")
+    one_line(result, "other documents would be held out than in the run of")
+
+
+def test_other_validation_data_are_measured_whole(cli: Command, configs: Configs, files: Files) -> None:
+    assert cli("fit", "--config", configs.finetune, "--data.val_labels_per_class", 2).code == 0
+    run = Path("logs/tiny-finetune/version_0")
+    assert "6 val," in cli("validate", "--ckpt_path", run).log
+    for size, count in ((), 30), (("--data.val_labels_per_class", 3), 9):
+        assert f"{count} val," in cli("validate", "--ckpt_path", run, "--data.val", files.test, *size).log
+
+
+def test_another_network_than_the_runs_is_refused(trained: Trained, cli: Command, tmp_path: Path) -> None:
+    for command in ("test", "validate"):
+        result = cli(command, "--ckpt_path", trained.finetune, "--model.pooling", "max")
+        one_line(result, "which was trained with concat: leave model.pooling out")
+
+
 @pytest.mark.parametrize("command", ["test", "validate"])
 def test_nothing_to_measure_is_told(command: str, trained: Trained, cli: Command) -> None:
     option = f"--trainer.limit_{'test' if command == 'test' else 'val'}_batches"
@@ -127,8 +219,8 @@ def test_a_stopped_test_leaves_predictions_that_the_next_one_replaces(
 
 
 def written(run: Path) -> dict[str, bytes]:
-    """A run's records and predictions; TensorBoard's events are a log of every call."""
-    return {path.name: path.read_bytes() for path in run.iterdir() if path.suffix in {".json", ".parquet"}}
+    """A run's records, predictions and events."""
+    return {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
 
 
 def test_a_part_of_the_test_data_is_no_test(trained: Trained, cli: Command, tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ Its figures say how well it does on text that it has seen (without labels, or wi
 is set where half of the test documents stand in the training text, or in the validation data that choose the weights
 (the gate counts them), where a source given as ``test`` is also given as training text, and where either is so for the
 run that this one starts from: a checkpoint carries the digests of the sources that its weights and its tokenizer have
-seen, and of those that its weights were chosen on.
+seen, and of those that its weights were chosen on; with copies removed also those of its test.
+
+By these a test tells, too, whether the run's sources are what they were.
 
 Not covered: a test file that an earlier run was fed with in another format, in a folder, or as a part of another file;
 a tokenizer given as a file; a checkpoint that says nothing of what it was fed with, or the untruth.
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 NOTHING: dict[str, Any] = {"digests": [], "transductive": False}
 
@@ -32,8 +34,8 @@ def is_fed(value: Any) -> bool:
     """Whether a value, which may come from anywhere, is what :meth:`Food.plain` returns."""
     if not isinstance(value, dict) or not isinstance(value.get("transductive"), bool):
         return False
-    digests = value.get("digests")
-    return isinstance(digests, list) and all(isinstance(digest, str) for digest in digests)
+    lists = value.get("digests"), value.get("test", [])
+    return all(isinstance(digests, list) and all(isinstance(d, str) for d in digests) for digests in lists)
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,21 @@ class Food:
             found.append("the run that the weights come from is transductive")
         return found
 
+    def is_as_before(self, split: Literal["val", "test"]) -> bool:
+        """Whether the sources of this split, and of what copies of it are looked for in, hold what they held before.
+
+        They do where the checkpoint says nothing. Test data count where their copies were removed: from other text now.
+        """
+        digests = set(self.sources["val"].values())
+        if split == "test" or not digests:
+            digests |= set(self.training.values())
+        removed = set(self.before.get("test", ())) if self.removed and split == "test" else set()
+        known = not removed or removed == set(self.sources["test"].values())
+        return not self.before["digests"] or (known and digests <= set(self.before["digests"]))
+
     def plain(self, transductive: bool) -> dict[str, Any]:
         """What a checkpoint says of it, as plain values; ``transductive``: whether the run is."""
         chosen_on = self.sources["val"].values()  # its best checkpoint, its thresholds
         digests = {*self.training.values(), *chosen_on, *self.before["digests"]}
-        return {"digests": sorted(digests), "transductive": transductive or self.before["transductive"]}
+        found = {"digests": sorted(digests), "transductive": transductive or self.before["transductive"]}
+        return found | ({"test": sorted(self.sources["test"].values())} if self.removed else {})

@@ -90,6 +90,12 @@ class Preparation:
         self.base: Tokenizer | None = None  # of the checkpoint that a run starts from, to be extended
         self._tokenizer: Tokenizer | None = None
 
+    def read_instead(self, config: CorpusConfig) -> None:
+        """Take another corpus, whatever is known of the one before."""
+        self.config = config
+        for known in ("digests", "fingerprint", "corpus"):
+            self.__dict__.pop(known, None)
+
     @cached_property
     def digests(self) -> dict[str, dict[str, str]]:
         """For each option that names sources, a hash of each source's content."""

@@ -155,7 +155,8 @@ class TextData:
     def read_only(self, split: Literal["val", "test"]) -> None:
         """Leave all other sources unread, to measure a model on this split: call after ``adopt``."""
         names = self._adopted.label_names or []
-        self.corpus_config = self.preparation.config = self.corpus_config.measuring(split, names)
+        self.corpus_config = self.corpus_config.measuring(split, names)
+        self.preparation.read_instead(self.corpus_config)
 
     def check_sources(self) -> None:
         """Raise a UserError where a named source isn't there."""
@@ -236,8 +237,7 @@ class TextData:
     @property
     def label_counts(self) -> np.ndarray:
         """How many training documents (of the low-shot subset, where one is drawn) have each label, (classes,)."""
-        self.prepared  # noqa: B018 - raises where setup was forgotten
-        return label_counts(np.asarray(self.train.labels), len(self.label_names))
+        return label_counts(np.asarray(self._array("train").labels), len(self.label_names))
 
     @property
     def token_counts(self) -> np.ndarray:
@@ -254,16 +254,17 @@ class TextData:
         ``transductive`` says whether the test split was training text of this run or of one before it, ``why`` how.
         """
         found = self.prepared.contamination
-        why = [*found.get("why", []), *self._food.reasons()]
+        why = [*found.get("why", []), *self.food.reasons()]
         return {**found, "transductive": bool(why), "why": why} if found or len(self.test) else {}
 
     @property
     def fed(self) -> dict[str, Any]:
         """What a checkpoint of this run was fed with, as plain values (:mod:`lit_sft.data.fed`)."""
-        return self._food.plain(self.contamination.get("transductive", False))
+        return self.food.plain(self.contamination.get("transductive", False))
 
     @property
-    def _food(self) -> Food:
+    def food(self) -> Food:
+        """What a run is fed with that reads these sources."""
         config = self.corpus_config
         digests = self.preparation.digests
         return Food(digests, config.remove_test_copies, self._adopted.before, only_measured=config.only is not None)
