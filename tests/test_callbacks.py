@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from conftest import Files
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -26,6 +27,7 @@ from lit_sft.callbacks.stopping import check_monitors
 from lit_sft.errors import UserError
 from lit_sft.evaluation.metrics import FIGURES
 from lit_sft.evaluation.passes import Evaluation
+from lit_sft.evaluation.predictions import VAL_FILE
 from lit_sft.models import ClassifierHead
 from lit_sft.optim import WarmupCosine
 
@@ -166,6 +168,29 @@ def test_the_record_is_of_the_best_validation_and_not_of_the_last(
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == CONFIG
 
 
+class Validated(Callback):
+    """A ``validate`` of the best checkpoint so far, while the fit goes on."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.current_epoch > 0:
+            self.file.write_text(f"of epoch {trainer.current_epoch}")
+
+
+@pytest.mark.parametrize(("mode", "kept"), [("max", False), ("min", True)])
+def test_predictions_of_an_earlier_best_checkpoint_go(
+    mode: str, kept: bool, files: Files, shared_cache: Path, tmp_path: Path
+) -> None:
+    best, record = BestCheckpoint("step", mode), RunRecord(tmp_path, CONFIG, False)
+    best.dirpath = str(tmp_path / "checkpoints")
+    callbacks = [Validated(tmp_path / VAL_FILE), record, best]
+    trainer = trainer_of(tmp_path, max_epochs=2, limit_val_batches=1.0, callbacks=callbacks)
+    trainer.fit(module_of("finetune"), datamodule=data_of(files, shared_cache))
+    assert (tmp_path / VAL_FILE).is_file() == kept
+
+
 @pytest.mark.parametrize("monitor", [("train/loss", "min"), ("train/loss", "max"), ("step", "max"), ("step", "min")])
 def test_the_record_is_of_what_the_best_checkpoint_holds_whatever_chose_it(
     monitor: tuple[str, str], files: Files, shared_cache: Path, tmp_path: Path
@@ -188,6 +213,7 @@ def test_a_figure_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
         checkpoint_callbacks=(best,),
         strategy=SimpleNamespace(reduce_boolean_decision=lambda decision, all=True: decision),
         is_global_zero=True,
+        fast_dev_run=False,
         save_checkpoint=lambda *_: None,
     )
     for auroc in (math.nan, 0.4, math.nan, 0.3):

@@ -97,6 +97,24 @@ def test_splits_are_not_classes(tmp_path: Path) -> None:
     assert len(read(f"file:{documents}", labeled=False)[0]) == 3
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("sst2.train.csv", "sst2.test.csv"),
+        ("imdb-train-00000-of-00001.csv", "imdb-test-00000-of-00001.csv"),
+        ("x_train_1.csv", "x_dev_1.csv"),
+    ],
+)
+def test_the_usual_names_of_splits_are_known(one: str, other: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds several splits"):
+        read(tree(tmp_path, {one: "text\nx\n", other: "text\nx\n"}), labeled=False)
+
+
+def test_what_only_speaks_of_a_split_is_none(tmp_path: Path) -> None:
+    names = ("train.csv", "unit-test-guide.csv", "contest.csv", "my_dev_notes.csv", "validity.1.csv")
+    assert len(read(tree(tmp_path, dict.fromkeys(names, "text\nx\n")), labeled=False)[0]) == len(names)
+
+
 def test_unlabeled_documents_of_a_folder(tmp_path: Path) -> None:
     train = acl_imdb(tmp_path) / "train"
     rows, report = read(f"file:{train}/neg", labeled=False)

@@ -17,6 +17,7 @@ from lit_sft.callbacks.saving import BestCheckpoint
 from lit_sft.callbacks.throughput import Throughput
 from lit_sft.checkpoints import read_config
 from lit_sft.evaluation.confusion import log_confusion
+from lit_sft.evaluation.predictions import VAL_FILE
 from lit_sft.runs import RECORD, package_versions, write_record
 from lit_sft.tensorboard_text import log_options, log_text
 
@@ -70,6 +71,8 @@ class RunRecord(L.Callback):
         best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
         if best is None or best.check_monitor_top_k(trainer, best._monitor_candidates(trainer).get(str(best.monitor))):
             self._best = figures  # what that callback, which comes after this one, is about to save
+            if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+                (self.folder / VAL_FILE).unlink(missing_ok=True)  # a `validate` in between was of the best before
             log_confusion(trainer, module, "val", trainer.global_step)
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:

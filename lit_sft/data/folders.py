@@ -18,7 +18,8 @@ from lit_sft.errors import UserError
 
 UNLABELED = "unsup"  # aclImdb's folder of reviews without a label
 SPLITS = "(train|test|val|valid|validation|dev)"
-SPLIT_NAME = re.compile(rf"^{SPLITS}(?![a-z])|(?<=[-_ ]){SPLITS}(?=$|\.)", re.IGNORECASE)  # test-0.csv, x_test.csv
+# test-0.csv, x_test.csv, x.test.csv, x-test-00000-of-00001.parquet; not x_test_of_y.csv, which may be about one
+SPLIT_NAME = re.compile(rf"^{SPLITS}(?![a-z])|(?<=[-_. ]){SPLITS}(?=$|\.|[-_]\d)", re.IGNORECASE)
 ABOUT = re.compile(
     r"(readme|license|licence|copying|notice|changelog|citation|authors)(\.(txt|md|rst))?", re.IGNORECASE
 )
