@@ -13,7 +13,8 @@ chooses a run's epoch.) The chosen options then run on every seed, and only thes
 ordinary ``lit_sft fit`` and ``test``, called in this process with flags that are printed, so any cell can be repeated
 by hand. Options may name an objective, a term or an encoder of your own, in a file where this runs.
 
-The CSV grows by a line a run and is read at the start: what is there is not run again. Two calls for different
+The CSV grows by a line a run and is read at the start: what is there is not run again. Where a config has changed all
+is run anew, and one or the other's lines must be taken out before there is a table. Two calls for different
 ``--methods`` or ``--labels`` may run side by side. Every tested run, the linear model's too, leaves its predictions in
 its folder ``logs/baselines-OUT-METHOD-LABELS/version_K/`` (``…-small`` of the small validation set), which the CSV
 names, for scripts/paired.py; from them the intervals over test documents are written to ``OUT.intervals.csv``.
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
 import itertools
 import json
 import shutil
@@ -44,9 +46,11 @@ from lit_sft.data.corpus import Corpus
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.errors import SickRun, UserError
 from lit_sft.main import main as lit_sft
+from lit_sft.options import GROUPS, read_config_file
 from lit_sft.runs import VALIDATED, new_run, read_record
 
-CELL = ("method", "labels", "val", "seed", "options", "start")  # start: --init_from, where the method takes it
+# What tells a run from others: start is --init_from, where the method takes it, config a hash of what the configs hold.
+CELL = ("method", "labels", "val", "seed", "options", "start", "config")
 FIELDS = (*CELL, "val_macro_f1", "val_accuracy", "test_macro_f1", "test_accuracy", "run")
 PLAN = ("small_val", "seeds", "search_seeds", "fixed")  # of a label count in a search file; what else it has: methods
 SHOWN = ("macro_f1", "accuracy")  # either may choose
@@ -80,7 +84,7 @@ class Results:
     def find(self, tested: bool, **cell: Any) -> dict[str, str] | None:
         wanted = {key: str(value) for key, value in cell.items()}
         for row in self.rows:
-            # an older file has no column for where its rows started
+            # an older file has no columns for where its rows started and for their configs
             if all(row.get(k, v) == v for k, v in wanted.items()) and (not tested or row["test_macro_f1"]):
                 return row
         return None
@@ -130,8 +134,14 @@ class Cells:
 
     def cell(self, plan: Plan, method: str, val: str, seed: int, options: Options) -> dict[str, Any]:
         """What tells a run from others in the CSV."""
-        values = (method, plan.labels, val, seed, json.dumps(options, sort_keys=True), self.start(method, options))
-        return dict(zip(CELL, values, strict=True))
+        chosen, start = json.dumps(options, sort_keys=True), self.start(method, options)
+        return dict(zip(CELL, (method, plan.labels, val, seed, chosen, start, self.config), strict=True))
+
+    @functools.cached_property
+    def config(self) -> str:
+        """12 hex digits of what the configs hold, comments and the order of options left out."""
+        plain = yaml.safe_dump([whole_config(path) for path in self.arguments.config])
+        return hashlib.sha256(plain.encode()).hexdigest()[:12]
 
     def start(self, method: str, options: Options) -> str:
         """The pretraining of ``--init_from``, where a method's run starts from that; else nothing."""
@@ -159,6 +169,14 @@ class Cells:
         data.prepare_data()
         data.setup()
         return data
+
+
+def whole_config(path: Path) -> Options:
+    """The options of a config, with those of the files that it names for its groups, such as ``data``."""
+    return {
+        name: whole_config(path.parent / value) if name in GROUPS and isinstance(value, str) else value
+        for name, value in read_config_file(path).items()
+    }
 
 
 def as_flags(options: Options) -> list[str]:

@@ -3,8 +3,9 @@
     python scripts/report.py scripts/results/pydocs.csv
 
 Where a ``NAME.intervals.csv`` stands beside the CSV, the columns are errors instead, and the intervals in brackets are
-over the test documents (bootstrap), each document's error being its mean over the seeds; else the columns are macro-F1
-and accuracy, and the interval of the difference is over the seeds (Student's t).
+over the test documents (bootstrap), each document's error being its mean over the seeds (a row has none where they are
+missing there, or of other seeds); else the columns are macro-F1 and accuracy, and the interval of the difference is
+over the seeds (Student's t).
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ def rows_tested(path: Path) -> list[dict[str, str]]:
     for row in read_lines(path):
         if row.get("test_macro_f1"):
             cell = (row["val"], row["labels"], row["method"])
-            ran = f"{row.get('options')} {row.get('start') or ''}".strip()
+            config = f"config {row['config']}" if row.get("config") else ""
+            ran = " ".join(part for part in (row.get("options"), row.get("start"), config) if part)
             if options.setdefault(cell, ran) != ran:
                 raise UserError(
                     f"{path}: the seeds of {row['method']} with {row['labels']} labels ran with different options, "
@@ -139,33 +141,53 @@ def intervals_file(path: Path) -> Path:
 
 
 def error_table(path: Path, figures_of: dict[tuple[str, str, str], dict[str, Seeds]]) -> str:
-    """A Markdown table of an intervals CSV, errors in percent, and of the macro-F1 that :func:`read` has found.
+    """A Markdown table of an intervals CSV, errors in percent, and of the figures that :func:`read` has found.
 
-    A line for each label count and method.
+    A line for each label count and method. Where the intervals are of other seeds than the figures, as those of runs
+    that are gone, or there are none, the errors are those of the figures, without them.
     """
     with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    vals = [val for val in VALS if any(val == row["val"] for row in rows)]
+        rows = {(row["val"], row["labels"], row["method"]): row for row in csv.DictReader(file)}
+    found = dict(figures_of)
+    whole = {
+        cell: row for cell, row in rows.items() if len(found.get(cell, {}).get("accuracy", ())) == int(row["seeds"])
+    }
+    vals = [val for val in VALS if any(val == cell[0] for cell in found)]
     head = ["labels a class", "method", "seeds"]
     for val in vals:
         of = f", {val} val" if len(vals) > 1 else ""
         head += [f"macro-F1{of}", f"error{of}", f"[95% over documents]{of}", f"pretrained minus it [95%]{of}"]
     lines = [line(head), line(["---"] * len(head))]
-    cells = {(row["labels"], row["method"], row["val"]): row for row in rows}
-    for labels, method in sorted({cell[:2] for cell in cells}, key=_in_order):
-        there = [cells.get((labels, method, val)) for val in vals]
-        cells_here = [labels, method, max((row["seeds"] for row in there if row), key=int)]
-        for val, row in zip(vals, there, strict=True):
-            given = {k: float(v) for k, v in (row or {}).items() if k.startswith(("error", "minus")) and v}
-            figures = {"error_std": np.nan} | given  # of one seed there is none
-            cells_here += [
-                spread(list(figures_of[val, labels, method]["macro_f1"].values())) if row else "",
-                "{error:.1f} ± {error_std:.1f}".format(**figures).removesuffix(" ± nan") if row else "",  # one seed
-                "[{error_low:.1f}, {error_high:.1f}]".format(**figures) if row else "",
-                "{minus:+.1f} [{minus_low:+.1f}, {minus_high:+.1f}]".format(**figures) if "minus" in figures else "",
-            ]
-        lines.append(line(cells_here))
+    for labels, method in sorted({cell[1:] for cell in found}, key=_in_order):
+        cells = [(val, labels, method) for val in vals]
+        shown = [labels, method, str(max(len(found[cell]["accuracy"]) for cell in cells if cell in found))]
+        for cell in cells:
+            reference = (*cell[:2], "pretrained")
+            paired = reference in whole or reference not in found
+            shown += _error_cells(found[cell], whole.get(cell), paired) if cell in found else [""] * 4
+        lines.append(line(shown))
     return "\n".join(lines)
+
+
+def _error_cells(figures: dict[str, Seeds], row: dict[str, str] | None, paired: bool) -> list[str]:
+    """Macro-F1, error, its interval and the difference of a line of the table.
+
+    Args:
+        figures: test figures by metric and seed.
+        row: the line of the intervals CSV, if it is of these seeds.
+        paired: whether the difference in it is from the seeds of ``pretrained`` that the table has.
+    """
+    f1 = spread(list(figures["macro_f1"].values()))
+    if row is None:
+        return [f1, spread([100 - accuracy for accuracy in figures["accuracy"].values()]), "", ""]
+    given = {k: float(v) for k, v in row.items() if k.startswith(("error", "minus")) and v}
+    known = {"error_std": np.nan} | given  # of one seed there is none
+    return [
+        f1,
+        "{error:.1f} ± {error_std:.1f}".format(**known).removesuffix(" ± nan"),
+        "[{error_low:.1f}, {error_high:.1f}]".format(**known),
+        "{minus:+.1f} [{minus_low:+.1f}, {minus_high:+.1f}]".format(**known) if paired and "minus" in known else "",
+    ]
 
 
 def _in_order(row: tuple[str, str]) -> tuple[float, str]:

@@ -186,6 +186,26 @@ def test_errors_of_one_seed_are_shown_without_a_deviation(tmp_path: Path) -> Non
     assert table(path).splitlines()[-1] == "| all | tfidf | 1 | 90.0 | 9.5 | [9.1, 9.9] |  |"
 
 
+def test_rows_whose_intervals_are_of_other_seeds_or_missing_are_those_of_the_csv(tmp_path: Path) -> None:
+    path = tmp_path / "more.csv"
+    methods = {"pretrained": (0.9, 0.9, 0.8), "scratch": (0.6, 0.7), "tfidf": (0.8, 0.82)}
+    for method, accuracies in methods.items():
+        for seed, accuracy in enumerate(accuracies):
+            cell = {"method": method, "labels": "50", "val": "full", "seed": seed, "options": "{}"}
+            append_line(path, cell | {"test_macro_f1": "0.5", "test_accuracy": str(accuracy)})
+    of_two = {"labels": "50", "val": "full", "seeds": 2, "error_std": 0.0, "error_low": 9.0, "error_high": 11.0}
+    minus = {"minus": -9.0, "minus_low": -10.0, "minus_high": -8.0}
+    rows = [{**of_two, "method": "pretrained", "error": 10.0}, {**of_two, "method": "tfidf", "error": 19.0, **minus}]
+    write_figures(intervals_file(path), [*rows[1]], rows)
+    assert table(path).splitlines()[2:] == [
+        "| 50 | pretrained | 3 | 50.0 ± 0.0 | 13.3 ± 5.8 |  |  |",  # of three seeds, and not of two
+        "| 50 | scratch | 2 | 50.0 ± 0.0 | 35.0 ± 7.1 |  |  |",
+        "| 50 | tfidf | 2 | 50.0 ± 0.0 | 19.0 ± 0.0 | [9.0, 11.0] |  |",
+    ]
+    write_figures(intervals_file(path), [*rows[1]], [{**rows[0], "seeds": 3}, rows[1]])
+    assert table(path).endswith("[9.0, 11.0] | -9.0 [-10.0, -8.0] |")
+
+
 def test_error_intervals_are_over_documents_and_the_difference_is_paired(tmp_path: Path) -> None:
     """Against scipy's percentile bootstrap; 2,000 resamples put a border within about 0.4 points of it here."""
     random, path = np.random.default_rng(3), tmp_path / "set.csv"

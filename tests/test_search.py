@@ -20,7 +20,7 @@ import yaml
 from baselines import Cells, Results, check_corpus, fill, plans_in
 from conftest import Files, read, tiny_options
 from readmes import ROOT
-from report import read_lines
+from report import read_lines, rows_tested, write_figures
 
 from lit_sft.errors import SickRun, UserError
 
@@ -85,6 +85,7 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any]
 def filled(tmp_path: Path, metric: str = "macro_f1", **options: Any) -> list[dict[str, str]]:
     search, out = tmp_path / "search.yaml", tmp_path / "out.csv"
     search.write_text(SEARCH)
+    (tmp_path / "config.yaml").write_text(options.get("config", "{}"))
     start = options.get("init_from", "logs/lm")
     keep = options.get("keep_tested", False)
     given = argparse.Namespace(config=[Path("config.yaml")], init_from=start, metric=metric, out=out, keep_tested=keep)
@@ -173,6 +174,34 @@ def test_rows_of_another_pretraining_are_not_taken_for_this_one_s(runs: list[dic
         ("pretrained", "logs/lm"),
         ("pretrained", "logs/other_lm"),
     }
+
+
+def test_rows_of_another_config_are_not_taken_for_this_one_s(runs: list[dict[str, Any]], tmp_path: Path) -> None:
+    filled(tmp_path, labels=["all"])
+    only = len(runs)
+    (tmp_path / "data.yaml").write_text("max_length: 8")
+    before = filled(tmp_path, labels=["all"], config="data: data.yaml")
+    assert len(runs) == 2 * only
+    assert filled(tmp_path, labels=["all"], config="data: data.yaml # as it was") == before
+    (tmp_path / "data.yaml").write_text("max_length: 9")
+    rows = filled(tmp_path, labels=["all"], config="data: data.yaml")
+    assert len(runs) == 3 * only
+    assert len({row["config"] for row in rows}) == 3
+    with pytest.raises(UserError, match=r"ran with different options, .* config \w{12} and .* config \w{12}: take"):
+        rows_tested(tmp_path / "out.csv")
+
+
+def test_rows_of_a_csv_without_configs_are_not_run_again(runs: list[dict[str, Any]], tmp_path: Path) -> None:
+    rows = filled(tmp_path, labels=["all"])
+    write_figures(tmp_path / "out.csv", [name for name in rows[0] if name != "config"], [without(row) for row in rows])
+    count = len(runs)
+    assert filled(tmp_path, labels=["all"], config="data: {max_length: 8}") == [without(row) for row in rows]
+    assert len(runs) == count
+
+
+def without(row: dict[str, str]) -> dict[str, str]:
+    """The row of an older file."""
+    return {name: value for name, value in row.items() if name != "config"}
 
 
 def test_a_small_validation_set_is_drawn_where_the_plan_has_one(runs: list[dict[str, Any]], tmp_path: Path) -> None:
