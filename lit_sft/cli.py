@@ -186,9 +186,9 @@ class LitCLI(LightningCLI):
         self._dump_config()
         self.given_loggers = self.config_dump["trainer"]["logger"]
         del self.config_dump  # else Lightning keeps it as it is here
-        logged = self.subcommand == "fit" or (self.own and is_whole(config.trainer, str(self.subcommand)))
-        folder = self.folder if logged else None  # else others would pass for the run's own figures
-        place_loggers(config.trainer, folder, str(self.subcommand), step if self.resumed else None)
+        place_loggers(config.trainer, self.folder, str(self.subcommand), step if self.resumed else None)
+        if self.subcommand != "fit" and not (self.own and is_whole(config.trainer, str(self.subcommand))):
+            config.trainer.logger = False  # its figures would pass for the run's own
 
     def _prepare_fit(self, config: Namespace, data: TextDataModule) -> None:
         """Find what to start from, prepare the data, and only then make the run's folder."""
