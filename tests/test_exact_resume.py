@@ -23,7 +23,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from processes import start
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
-from training import Began, check_resumes, data_of, module_of, step_of, trainer_of, weights
+from training import Began, check_resumes, data_of, equal, module_of, step_of, trainer_of, weights
 
 from lit_sft.callbacks import (
     BestCheckpoint,
@@ -57,6 +57,7 @@ def train(stage: str, files: Files, cache: Path, folder: Path, options: dict[str
     return folder
 
 
+Batch = tuple[int, int, int]  # epoch of the loader, batches of it, optimizer steps
 OPTIONS = [
     {"accumulate_grad_batches": 2, "val_check_interval": 3, "num_workers": 2, "max_epochs": 2},
     {"check_val_every_n_epoch": 2},
@@ -153,36 +154,86 @@ def test_a_run_that_early_stopping_ended_ends_there_however_often_it_is_resumed(
     assert fit(tmp_path / "b", path)[0] > end
 
 
-@pytest.mark.parametrize("steps", [11, 16])  # in the middle of the second epoch of 8 batches, and at its end
-def test_a_run_that_max_steps_ended_trains_further_as_if_it_had_not(
-    steps: int, files: Files, shared_cache: Path, tmp_path: Path
+@pytest.mark.parametrize("validated", [{}, {"limit_val_batches": 0}, {"check_val_every_n_epoch": 3}], ids=str)
+@pytest.mark.parametrize("end", [{"max_steps": 11}, {"max_steps": 16}, {"max_epochs": 2}, {"stop_at": 11}], ids=str)
+def test_a_run_that_has_ended_trains_further_as_if_it_had_not(
+    end: dict[str, int], validated: dict[str, Any], files: Files, shared_cache: Path, tmp_path: Path
 ) -> None:
+    """In the middle of the second epoch of 8 batches, or at its end; validated there, or not."""
+
     def fit(name: str, path: Path | None, **options: Any) -> tuple[list[int], dict[str, Tensor]]:
-        last, validated = LastCheckpoint(), Validated()
+        last, seen = LastCheckpoint(), Seen(options.pop("stop_at", None))
         last.dirpath = str(tmp_path / name)
-        trainer = trainer_of(tmp_path, limit_val_batches=1.0, callbacks=[validated, last], **options)
+        given = {"limit_val_batches": 1.0, "max_epochs": -1, **validated, **options}
+        trainer = trainer_of(tmp_path, callbacks=[seen, last], **given)
         module = module_of("finetune", dropout=True)
         trainer.fit(module, data_of(files, shared_cache), ckpt_path=path, weights_only=True)
         assert trainer.global_step == step_of(tmp_path / name / "last.ckpt")
-        return validated.steps, weights(module)
+        return seen.validated, weights(module)
 
-    at, whole = fit("whole", None, max_epochs=3)
-    assert at == [8, 16, 24]
-    for rate in (1, 50):  # where every step is logged, and where none of these is
-        begun, _ = fit("begun", None, max_epochs=3, max_steps=steps, log_every_n_steps=rate)
-        at, rest = fit("rest", tmp_path / "begun" / "last.ckpt", max_epochs=3)
-        assert sorted({*begun, *at}) == [8, 16, 24]
-        assert all(torch.equal(whole[name], rest[name]) for name in whole)
+    regular, whole = fit("whole", None, max_epochs=3)
+    assert regular == {"{}": [8, 16, 24], "{'limit_val_batches': 0}": []}.get(str(validated), [24])
+    # where every step is logged, and where none of these is; Lightning goes on with steps in another way
+    for rate, more in ((1, {"max_epochs": 3}), (50, {"max_steps": 24})):
+        begun, _ = fit("begun", None, log_every_n_steps=rate, **end)
+        at, rest = fit("rest", tmp_path / "begun" / "last.ckpt", **more)
+        assert sorted({*begun, *at} - {11}) == regular
+        assert equal(whole, rest)
 
 
-class Validated(Callback):
-    """The steps at which the model was validated."""
+@pytest.mark.parametrize("validated", [0, 1.0])
+@pytest.mark.parametrize("every_steps", [0, 1])
+def test_a_run_that_ended_among_gradients_under_accumulation_goes_on_with_the_next_batch(
+    every_steps: int, validated: float, files: Files, shared_cache: Path, tmp_path: Path
+) -> None:
+    """The gradients of these are lost; a checkpoint that loses none, of the step before, stays."""
 
-    def __init__(self) -> None:
-        self.steps: list[int] = []
+    def fit(name: str, path: Path | None, stop_at: int | None = None) -> tuple[list[Batch], dict[str, Tensor]]:
+        last, seen = LastCheckpoint(every_steps=every_steps), Seen(stop_at)
+        last.dirpath = str(tmp_path / name)
+        options = {"max_epochs": 3, "accumulate_grad_batches": 4, "limit_val_batches": validated}
+        trainer = trainer_of(tmp_path, callbacks=[seen, last], **options)
+        module = module_of("finetune", dropout=True)
+        trainer.fit(module, data_of(files, shared_cache), ckpt_path=path, weights_only=True)
+        return seen.batches, weights(module)
+
+    batches, whole = fit("whole", None)
+    begun, _ = fit("begun", None, stop_at=14)
+    assert begun == batches[:14]
+    rest, ended = fit("rest", tmp_path / "begun" / "last.ckpt")
+    assert [batch[:2] for batch in rest] == [batch[:2] for batch in batches[12 if every_steps else 14 :]]
+    assert rest[-1] == batches[-1]
+    assert equal(whole, ended) == bool(every_steps)
+
+
+def test_a_run_whose_epochs_are_one_step_each_goes_on_from_any_of_them(
+    files: Files, shared_cache: Path, tmp_path: Path
+) -> None:
+    def fit(saving: list[Callback], path: Path | None) -> dict[str, Tensor]:
+        callbacks = [GradualUnfreezing(2.0), ExponentialAveraging(0.8, 3), *saving]
+        trainer = trainer_of(tmp_path, max_epochs=7, accumulate_grad_batches=8, callbacks=callbacks)
+        module = module_of("finetune", dropout=True, schedule=WarmupCosine(0.2))
+        trainer.fit(module, data_of(files, shared_cache), ckpt_path=path, weights_only=True)
+        return weights(module)
+
+    check_resumes(fit, tmp_path, least=6, every=2)
+
+
+class Seen(Callback):
+    """The batches that were trained on, and the steps at which the model was validated; may end the training."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.batches: list[Batch] = []
+        self.validated: list[int] = []
+        self.stop_at = stop_at
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        loader = trainer.train_dataloader["labeled"]  # type: ignore[index]
+        self.batches.append((loader.epoch, loader.served, trainer.global_step))
+        trainer.should_stop = trainer.should_stop or len(self.batches) == self.stop_at  # as max_time does
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.steps.append(trainer.global_step)
+        self.validated.append(trainer.global_step)
 
 
 def with_all_states(configs: Configs) -> Path:

@@ -76,6 +76,21 @@ def test_the_last_checkpoint_is_saved_by_the_clock_and_by_steps(
     assert saving.steps == steps
 
 
+@pytest.mark.parametrize("signaled", [False, True])
+def test_where_an_epoch_is_one_step_the_clock_and_signals_are_heard(
+    signaled: bool, files: Files, shared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, saving = Clock(), Saved(every_minutes=6.0)
+    stop = StopOnSignal(saving)
+    stop.received = signal.SIGTERM if signaled else None
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    options = {"max_epochs": 5, "accumulate_grad_batches": 2, "limit_train_batches": 2, "log_every_n_steps": 50}
+    trainer = trainer_of(tmp_path, callbacks=[clock, saving, stop], **options)
+    with pytest.raises(Stopped) if signaled else nullcontext():
+        trainer.fit(module_of("finetune"), data_of(files, shared_cache))
+    assert saving.steps == ([1] if signaled else [2, 4, 5])
+
+
 @pytest.mark.parametrize("options", [{"every_minutes": -1.0}, {"every_steps": -1}, {"keep": 0}], ids=str)
 def test_values_out_of_range_are_told(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="saving: every_minutes="):

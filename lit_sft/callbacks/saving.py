@@ -80,7 +80,8 @@ class LastCheckpoint(Checkpoint):
 
     It is written after every validation, at the end of the training, and between by the clock or by steps. Not after
     any batch, though: gradients under accumulation are in no checkpoint, and resumed at a batch that a validation
-    follows, Lightning would leave that validation out. There it waits for the next batch that will do.
+    follows, Lightning would leave that validation out. There it waits for the next batch that will do. Where the
+    training ends among gradients under accumulation (``max_time``), they are lost, and only they.
 
     Args:
         every_minutes: time between two saves; 0 saves after validations alone.
@@ -117,30 +118,37 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not self._due(trainer) or not resumes_exactly(trainer):
+        ending = ends(trainer)
+        if not self._due(trainer, ending) or not (resumes_exactly(trainer) or (ending and not is_validated(trainer))):
             return
         # Lightning logs a step after this hook: a run that is killed in between would never log it. So the next step
         # is saved; where every step is logged, or this is the last, it is logged before, and then once more.
         if trainer._logger_connector.should_update_logs:
-            if trainer.log_every_n_steps > 1 and trainer.global_step != trainer.max_steps:  # type: ignore[attr-defined]
+            if trainer.log_every_n_steps > 1 and not ending:  # type: ignore[attr-defined]
                 return
             trainer._logger_connector.update_train_step_metrics()
         self.save(trainer)
 
-    def _due(self, trainer: Trainer) -> bool:
+    def _due(self, trainer: Trainer, ending: bool) -> bool:
         if trainer.global_step == self._saved_step:
             return False
         by_steps = self.every_steps > 0 and trainer.global_step - self._saved_step >= self.every_steps
         by_clock = self.every_minutes > 0 and time.monotonic() - self._saved_at >= 60 * self.every_minutes
         self._time_is_up = self._time_is_up or agreed(trainer, by_clock)
-        return by_steps or self._time_is_up or trainer.global_step == trainer.max_steps
+        return by_steps or self._time_is_up or ending
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if resumes_exactly_after_validation(trainer):
+        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
+        unsaved = fitting and ends(trainer) and self._saved_step != trainer.global_step
+        if unsaved or resumes_exactly_after_validation(trainer):
             self.save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the last steps' weights where no validation followed them."""
+        """Keep the last steps' weights where nothing else has.
+
+        Only as a last resort: Lightning now counts an epoch that was broken off as done, and with ``max_steps`` takes
+        one that is done for broken off, so that a run that goes on from here skips batches.
+        """
         if self._saved_step != trainer.global_step:
             self.save(trainer)
 
@@ -256,11 +264,30 @@ def place_saving(callbacks: list[Callback], folder: Path) -> None:
 
 
 def resumes_exactly(trainer: Trainer) -> bool:
-    """Whether a run that is saved at the end of this batch goes on as if it had never been stopped."""
+    """Whether a run that is saved at the end of this batch goes on as if it had never been stopped.
+
+    After an epoch's last batch the hooks of its end, which a callback of the user's may have, would be left out; that
+    batch will do only where it makes the epoch's only step.
+    """
     loop = trainer.fit_loop.epoch_loop
+    last = loop.batch_progress.is_last_batch and trainer.num_training_batches > trainer.accumulate_grad_batches
+    return not (loop._should_accumulate() or last or is_validated(trainer))
+
+
+def is_validated(trainer: Trainer) -> bool:
+    """Whether a validation follows this batch."""
     fetcher = trainer.fit_loop._data_fetcher
     assert fetcher is not None
-    return not (loop._should_accumulate() or loop.batch_progress.is_last_batch or loop._should_check_val_fx(fetcher))
+    return trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+
+
+def ends(trainer: Trainer) -> bool:
+    """Whether the training ends with this batch: by its steps, its epochs, or because something has asked for it."""
+    loop = trainer.fit_loop
+    done: int = loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+    epochs = done + loop.epoch_loop.batch_progress.is_last_batch
+    asked = trainer.should_stop and epochs >= (loop.min_epochs or 0) and trainer.global_step >= (loop.min_steps or 0)
+    return asked or trainer.global_step == loop.max_steps or 0 <= (loop.max_epochs or -1) <= epochs
 
 
 def resumes_exactly_after_validation(trainer: Trainer) -> bool:
