@@ -23,7 +23,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from processes import start
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
-from training import Began, check_resumes, data_of, equal, module_of, step_of, trainer_of, weights
+from training import Began, Losses, PowerCut, check_resumes, data_of, equal, module_of, step_of, trainer_of, weights
 
 from lit_sft.callbacks import (
     BestCheckpoint,
@@ -134,13 +134,13 @@ def test_a_run_that_early_stopping_ended_ends_there_however_often_it_is_resumed(
 ) -> None:
     """It may have been killed after its last checkpoint, which doesn't say that training was to stop.
 
-    In another folder it is trained further, as any finished run may be.
+    In another folder it is trained further, as any finished run may be, with all its patience, and may be killed again.
     """
 
-    def fit(folder: Path, path: Path | None) -> tuple[int, dict[str, Tensor]]:
-        last = LastCheckpoint()
+    def fit(folder: Path, path: Path | None, stop_at: int | None = None) -> tuple[int, dict[str, Tensor]]:
+        last = LastCheckpoint(every_steps=1)
         last.dirpath = str(folder)
-        callbacks = [EarlyStop(patience=2), last]
+        callbacks = [EarlyStop(patience=2), Losses(stop_at), last]
         trainer = trainer_of(folder, max_epochs=20, limit_val_batches=1.0, callbacks=callbacks)
         module = module_of("finetune", optimizer=partial(torch.optim.AdamW, lr=0.3))
         trainer.fit(module, data_of(files, shared_cache), ckpt_path=path, weights_only=True)
@@ -151,7 +151,13 @@ def test_a_run_that_early_stopping_ended_ends_there_however_often_it_is_resumed(
     again, rest = fit(tmp_path / "a", path)
     assert again == end
     assert all(torch.equal(whole[name], rest[name]) for name in whole)
-    assert fit(tmp_path / "b", path)[0] > end
+    with pytest.raises(PowerCut):
+        fit(tmp_path / "b", path, stop_at=end + 4)
+    path = tmp_path / "b" / "last.ckpt"
+    states = torch.load(path, weights_only=True)["callbacks"]
+    (state,) = (value for key, value in states.items() if key.startswith("EarlyStop"))
+    assert (state["wait_count"], state["stopping_reason_message"]) == (0, None)
+    assert fit(tmp_path / "b", path)[0] >= end + 16
 
 
 @pytest.mark.parametrize("validated", [{}, {"limit_val_batches": 0}, {"check_val_every_n_epoch": 3}], ids=str)

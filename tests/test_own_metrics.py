@@ -20,7 +20,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import BinaryFBetaScore, MulticlassCalibrationError, MulticlassFBetaScore
 
 from lit_sft import load
-from lit_sft.callbacks import BestCheckpoint, EarlyStop
+from lit_sft.callbacks import BestCheckpoint, EarlyStop, NonMonotonicAveraging
 from lit_sft.checkpoints import read_checkpoint
 from lit_sft.errors import UserError
 from lit_sft.evaluation.metrics import better
@@ -206,6 +206,17 @@ def test_a_callback_learns_it_when_a_fit_begins(kind: type[BestCheckpoint | Earl
             kind(monitor).setup(trainer, module, "fit")
         kind(monitor).setup(trainer, module, "test")
         kind(monitor, "min").setup(trainer, module, "fit")
+
+
+def test_averaging_waits_for_no_figure_of_which_more_is_better() -> None:
+    from training import module_of, trainer_of
+
+    own: dict[str, Metric] = {"f2": MulticlassFBetaScore(2.0, 3), "calibration": MulticlassCalibrationError(3)}
+    module, trainer = module_of("finetune", metrics=own), trainer_of(Path())
+    with pytest.raises(UserError, match="of monitor val/f2 more is better"):
+        NonMonotonicAveraging("val/f2").setup(trainer, module, "fit")
+    NonMonotonicAveraging("val/f2").setup(trainer, module, "test")
+    NonMonotonicAveraging("val/calibration").setup(trainer, module, "fit")
 
 
 def test_the_best_checkpoint_is_the_best_by_the_users_figure(given: Given, fit: Fit) -> None:

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from lit_sft.callbacks.stopping import check_interval
 from lit_sft.errors import UserError
 from lit_sft.evaluation.metrics import better
 from lit_sft.optim import Constant
@@ -132,6 +133,7 @@ class NonMonotonicAveraging(WeightMean):
 
     Raises:
         ValueError: ``nonmono`` below 0; a figure of which more is better.
+        UserError: the same of one of the user's own, which the module's metrics tell.
     """
 
     def __init__(self, monitor: str = "val/loss", nonmono: int = 5) -> None:
@@ -143,8 +145,16 @@ class NonMonotonicAveraging(WeightMean):
         self.monitor, self.nonmono = monitor, nonmono
         self.figures: list[float] = []  # of the validations up to the trigger
 
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, module, stage)
+        if stage == "fit" and better(self.monitor, getattr(module, "metrics", None)) == "max":
+            raise UserError(
+                f"NonMonotonicAveraging: of monitor {self.monitor} more is better: give one such as val/loss"
+            )
+
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         super().on_train_start(trainer, module)
+        check_interval(trainer)
         if not isinstance(getattr(module, "schedule", None), Constant | None):
             rank_zero_warn("NonMonotonicAveraging wants a constant rate: --model.schedule lit_sft.optim.Constant")
 

@@ -56,12 +56,17 @@ class EarlyStop(EarlyStopping):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A run that was saved where it ends by this, and killed there, ends there: no checkpoint says so.
 
-        One that is trained further, in a folder of its own, goes on.
+        One that is trained further, in a folder of its own, goes on, for ``patience`` validations at least.
         """
+        check_interval(trainer)
         ended = self.wait_count >= self.patience or self.stopping_reason == EarlyStoppingReason.NON_FINITE_METRIC
         saving = [Path(folder).resolve() for c in trainer.callbacks if (folder := getattr(c, "dirpath", None))]  # type: ignore[attr-defined]
         if ended and trainer.ckpt_path and Path(trainer.ckpt_path).resolve().parent in saving:
             trainer.should_stop = True
+            return
+        self.stopping_reason, self.stopping_reason_message = EarlyStoppingReason.NOT_STOPPED, None
+        if ended:
+            self.wait_count = 0
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say why the training ends; Lightning would also tell each time that the figure improves, or nothing."""
@@ -83,6 +88,16 @@ def mode_of(monitor: str | None, module: LightningModule) -> Literal["min", "max
             "(of early stopping --early_stopping.mode), min or max"
         )
     return found
+
+
+def check_interval(trainer: Trainer) -> None:
+    """Raise a UserError where the same weights would be validated twice: what waits would count both."""
+    every, step = trainer.val_check_batch, min(trainer.accumulate_grad_batches, trainer.num_training_batches)
+    if trainer.enable_validation and every is not None and every < step:
+        raise UserError(
+            f"trainer.val_check_interval {trainer.val_check_interval} is every {every} batches, and a step takes "
+            f"{step} (accumulate_grad_batches): the same weights would be measured twice; give {step} or more"
+        )
 
 
 def check_monitors(
