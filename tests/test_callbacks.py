@@ -20,7 +20,15 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from toy_network import build
 from training import Losses, PowerCut, data_of, module_of, trainer_of
 
-from lit_sft.callbacks import BestCheckpoint, EarlyStop, LastCheckpoint, RunRecord, Throughput
+from lit_sft.callbacks import (
+    BestCheckpoint,
+    EarlyStop,
+    Health,
+    LastCheckpoint,
+    NonMonotonicAveraging,
+    RunRecord,
+    Throughput,
+)
 from lit_sft.callbacks import throughput as throughput_module
 from lit_sft.callbacks.record import changed_options
 from lit_sft.callbacks.stopping import check_monitors
@@ -327,6 +335,28 @@ def test_the_least_change_counts_in_the_direction_of_a_figure_of_the_users_own(
         callback.setup(trainer, module, "fit")  # type: ignore[arg-type]
         found.append([callback._evaluate_stopping_criteria(torch.tensor(figure))[0] for figure in figures])
     assert found == [[False, False, stops]] * 2
+
+
+@pytest.mark.parametrize("callback", [Health(), EarlyStop(), NonMonotonicAveraging()], ids=lambda c: type(c).__name__)
+def test_the_same_weights_are_never_validated_twice(
+    callback: Callback, files: Files, shared_cache: Path, tmp_path: Path
+) -> None:
+    def fit(**options: Any) -> None:
+        given = {"accumulate_grad_batches": 4, "val_check_interval": 3, "limit_val_batches": 1.0, **options}
+        trainer = trainer_of(tmp_path, callbacks=[callback], **given)
+        trainer.fit(module_of("finetune"), data_of(files, shared_cache))
+
+    with pytest.raises(
+        UserError, match=r"val_check_interval 3 is every 3 batches, and a step takes 4 .*give 4 or more"
+    ):
+        fit()
+    for options in (
+        {"val_check_interval": 0.5},
+        {"limit_val_batches": 0},
+        {"accumulate_grad_batches": 10, "val_check_interval": 1.0},
+        {"limit_train_batches": 3},
+    ):
+        fit(**options)
 
 
 def test_the_patience_of_a_resumed_run_is_its_own() -> None:

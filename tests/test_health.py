@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import random
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ import pytest
 import torch
 from conftest import Files
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.plugins.precision import MixedPrecision
 from planted import Seen, SickGradient, documents_of, planted, same
 from training import data_of, equal, module_of, trainer_of, weights
 
@@ -201,6 +204,29 @@ def test_clipping_is_lightnings_and_the_norm_from_before_it_is_logged(
     assert equal(*after)
     assert len(norms.logged) == 2 * -(-8 // accumulate)
     assert norms.logged == pytest.approx(norms.expected)
+
+
+class InFloat32(MixedPrecision):
+    """The gradient scaler of ``16-mixed``; a CPU has no LSTM in float16."""
+
+    def __init__(self) -> None:
+        super().__init__("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+
+    @contextmanager
+    def forward_context(self) -> Iterator[None]:
+        yield
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler:UserWarning")  # the first step is skipped
+@pytest.mark.parametrize("sick", [True, False])
+def test_gradients_that_are_never_finite_stop_a_run_whose_scaler_skips_them(
+    sick: bool, data: TextDataModule, tmp_path: Path, waits: None
+) -> None:
+    gradients = [SickGradient(batch, math.inf) for batch in range(40 if sick else 0)]
+    message = r"^step 30: gradients have not been finite for so long that their scale .* 6\.1e-05; .*after 24 steps"
+    options = {"max_epochs": 5, "plugins": [InFloat32()], "log_every_n_steps": 10}
+    with pytest.raises(SickRun, match=message) if sick else nullcontext():
+        fit(module_of("finetune"), data, tmp_path, *gradients, Health(collapse_patience=0), **options)
 
 
 # ---- collapse to one class

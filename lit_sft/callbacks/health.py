@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from lit_sft.callbacks.saving import BestCheckpoint, LastCheckpoint
 from lit_sft.callbacks.spikes import SpikeFilter
+from lit_sft.callbacks.stopping import check_interval
 from lit_sft.checkpoints import read_checkpoint
 from lit_sft.errors import SickRun, UserError
 from lit_sft.watch import Watcher
@@ -27,6 +28,7 @@ Place = tuple[str, int, int]  # a batch: kind of its loader, epoch of the loader
 SHOWN = 4  # documents of a batch that a message names
 UNREAD = 200  # readings that wait on the device, at most
 SKIPPED_IN_A_ROW = 10  # batches; more is no spike
+LEAST_SCALE = 1e-4  # of gradients in float16; it begins at 65,536
 # What tells a classifier that has only begun to learn from one that has collapsed, though both predict one class:
 NO_WORSE = 1.1  # its loss is below this many times that of guessing,
 RANKS = 0.6  # and either its AUROC is above this (a constant answer has 0.5),
@@ -56,7 +58,8 @@ class Health(L.Callback, Watcher):
     optimizer changes anything. On a GPU, where reading a number waits for the device, they are read every
     ``log_every_n_steps``, before a validation and before a checkpoint; until then fused optimizers (the default) leave
     weights and state as they are at such a step. No checkpoint is ever written with numbers that aren't finite.
-    Gradients under ``16-mixed`` don't count: there the gradient scaler skips the step and lowers its scale.
+    Gradients under ``16-mixed`` don't count: there the gradient scaler skips the step and lowers its scale. That ends
+    the fit where it has come down so far that nothing more is to be hoped for.
 
     **Spikes**: a batch is not learned from if its loss is too far above those before (see ``SpikeFilter``). Its step
     counts and the schedule goes on. If it is one of several whose gradients are accumulated, the others are learned
@@ -103,6 +106,7 @@ class Health(L.Callback, Watcher):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._unread, self._error = [], None
+        check_interval(trainer)
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx % trainer.accumulate_grad_batches == 0:  # Lightning's own rule
@@ -132,7 +136,7 @@ class Health(L.Callback, Watcher):
             self._read(trainer)
 
     def _read(self, trainer: L.Trainer) -> None:
-        """Look at what was noted; waits for the device. Once the run was stopped, it is stopped again each time."""
+        """Look at what was noted, and at the scaler; waits for the device. A run that was stopped is stopped again."""
         if self._unread and self._error is None:
             finite = torch.stack([reading.value.isfinite() for reading in self._unread]).tolist()
             if not all(finite):
@@ -142,6 +146,10 @@ class Health(L.Callback, Watcher):
         self._unread = []
         if self._error is not None:
             raise self._error
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None and (scale := scaler.get_scale()) < LEAST_SCALE:
+            told = f"gradients have not been finite for so long that their scale has come down to {scale:.2g}"
+            self._stop(f"step {trainer.global_step}: {told}; {_way_on(trainer)}")
 
     def _stop(self, reason: str) -> NoReturn:
         self._error = SickRun(reason)  # kept, so that no checkpoint is written on the way out
