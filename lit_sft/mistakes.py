@@ -35,6 +35,11 @@ def mistake_in(error: Exception, folder: Path | None, source: Path | None) -> Us
         return UserError(f"trainer: {reason(error)}")
     if isinstance(error, RuntimeError) and "Early stopping conditioned on" in str(error):  # a figure that isn't logged
         return UserError(reason(error))
+    if isinstance(error, RuntimeError) and "does not allow for gradient clipping" in str(error):
+        return UserError(
+            "model.optimizer: under 16-mixed fused: true hides the gradients from clipping: leave it out (the fused "
+            "kernel is used anyway), or give --trainer.gradient_clip_val null"
+        )
     if isinstance(error, torch.OutOfMemoryError):
         return None  # no damage, wherever it came up
     frames = traceback.walk_tb(error.__traceback__)

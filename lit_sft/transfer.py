@@ -18,6 +18,10 @@ from lit_sft.starting import Source, check_start
 from lit_sft.vocabulary import remapped
 
 ENCODER, CLASSIFIER, LM_HEAD = "encoder.", "classifier.", "lm_head."
+HEADS = {  # what to call a head, and the options that decide its shape
+    LM_HEAD: ("LM head", "model.tie_weights_up_to and model.adaptive_cutoffs"),
+    CLASSIFIER: ("classifier", "model.pooling and model.head_hidden_size"),
+}
 
 
 def see_frequencies(network: Network, data: TextData) -> None:
@@ -34,7 +38,7 @@ def load_pretrained(
     remap: bool = False,
     label_names: Sequence[str] = (),
 ) -> tuple[int, int]:
-    """Copy a checkpoint's whole encoder, and those heads that fit by name and shape; others are left behind.
+    """Copy a checkpoint's whole encoder, and those heads that fit as a whole by name and shape; others are left behind.
 
     A classifier of other labels, or of the same in another order, is: its outputs mean something else.
 
@@ -78,13 +82,11 @@ def load_pretrained(
             raise UserError(
                 f"the encoder doesn't fit {source.path}: {misfit}; give model.encoder the options of the pretraining"
             )
-        both = network.lm_head is not None and any(n.startswith(LM_HEAD) for n in weights)
-        if both and (misfit := first_misfit(own, weights, LM_HEAD)):  # half a softmax says nothing
-            rank_zero_warn(
-                f"the LM head of {source.path} starts fresh: {misfit}; give model.tie_weights_up_to and "
-                "model.adaptive_cutoffs of its run"
-            )
-            weights = {n: w for n, w in weights.items() if not n.startswith(LM_HEAD)}
+        for prefix, (name, options) in HEADS.items():
+            both = all(any(n.startswith(prefix) for n in names) for names in (own, weights))
+            if both and (misfit := first_misfit(own, weights, prefix)):  # half a head says nothing
+                rank_zero_warn(f"the {name} of {source.path} starts fresh: {misfit}; give {options} of its run")
+                weights = {n: w for n, w in weights.items() if not n.startswith(prefix)}
         kept |= {n: w for n, w in weights.items() if n in own and own[n].shape == w.shape}
     network.load_state_dict(kept, strict=False)
     paths = " and ".join(str(source.path) for source in sources)

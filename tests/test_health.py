@@ -24,6 +24,7 @@ from training import data_of, equal, module_of, trainer_of, weights
 from lit_sft.callbacks import BestCheckpoint, Health, LastCheckpoint
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.errors import SickRun
+from lit_sft.mistakes import mistake_in
 from lit_sft.module import LitSFT
 
 STAGES = ["pretrain", "finetune"]
@@ -227,6 +228,21 @@ def test_gradients_that_are_never_finite_stop_a_run_whose_scaler_skips_them(
     options = {"max_epochs": 5, "plugins": [InFloat32()], "log_every_n_steps": 10}
     with pytest.raises(SickRun, match=message) if sick else nullcontext():
         fit(module_of("finetune"), data, tmp_path, *gradients, Health(collapse_patience=0), **options)
+
+
+def test_a_fused_optimizer_that_unscales_for_itself_cannot_be_clipped(data: TextDataModule, tmp_path: Path) -> None:
+    def kernels(limit: float | None, **options: bool) -> list[bool]:
+        module = module_of("finetune", optimizer=partial(torch.optim.AdamW, lr=0.01, **options))
+        given = {"max_steps": 1, "gradient_clip_val": limit, "plugins": [InFloat32()]}
+        trainer = fit(module, data, tmp_path, Health(), **given)
+        return [group["fused"] for group in trainer.optimizers[0].param_groups]
+
+    with pytest.raises(RuntimeError) as caught:
+        kernels(1.0, fused=True)
+    told = str(mistake_in(caught.value, tmp_path, None))
+    assert "leave it out (the fused kernel is used anyway), or give --trainer.gradient_clip_val null" in told
+    for fused in (kernels(None, fused=True), kernels(1.0)):
+        assert fused == [True] * len(fused)
 
 
 # ---- collapse to one class

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -129,6 +129,37 @@ def test_init_from_takes_the_encoder_and_keeps_a_fresh_head(data: TextDataModule
         torch.testing.assert_close(value, source[name], rtol=0, atol=1e-6)
         if name in other and other[name].any():
             assert not torch.allclose(value, other[name], atol=1e-4)
+
+
+@pytest.mark.parametrize(("pooling", "taken"), [("concat", True), ("mean", False)])
+def test_a_classifier_is_taken_over_as_a_whole_or_not_at_all(
+    pooling: Literal["concat", "mean"],
+    taken: bool,
+    data: TextDataModule,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("lit_sft.transfer.rank_zero_warn", told.append)
+    still = partial(torch.optim.SGD, lr=1e-12)
+    first = module_of("finetune", head_hidden_size=5)
+    train("finetune", data, tmp_path, every(1), module=first, max_steps=1)
+    start = str(tmp_path / "step=1.ckpt")
+    second = module_of("finetune", head_hidden_size=5, pooling=pooling, init_from=start, optimizer=still)
+    trainer_of(tmp_path, max_steps=1).fit(second, datamodule=data)
+    before, after = weights(first), weights(second)
+    kept = {name for name in after if name.startswith("classifier.") and close(before[name], after[name])}
+    assert kept == ({name for name in after if name.startswith("classifier.")} if taken else set())
+    told = [line for line in told if "classifier" in line]
+    assert len(told) == (not taken)
+    assert (
+        taken
+        or "starts fresh: classifier.linear.0.weight is (5, 12) here and (5, 36) there; give model.pool" in told[0]
+    )
+
+
+def close(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=1e-7)
 
 
 def test_a_resumed_run_does_not_start_from_init_from_again(data: TextDataModule, tmp_path: Path) -> None:
