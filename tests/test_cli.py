@@ -100,6 +100,29 @@ def test_the_record_holds_the_figures_of_the_best_checkpoint(fit: Fit, cli: Comm
     assert float(re.search(r"val/loss\s+│\s+([\d.]+)", result.out)[1]) == pytest.approx(best)  # type: ignore[index]
 
 
+@pytest.mark.parametrize("validations", ["1.0", "0"])
+def test_a_finished_run_is_not_trained_further_without_more_to_do(validations: str, fit: Fit) -> None:
+    quick = ("--trainer.limit_val_batches", validations, "--trainer.max_epochs")
+    assert fit(*quick, "1").code == 0
+    last = ("--ckpt_path", RUN / "checkpoints/last.ckpt")
+    one_line(
+        fit(*quick, "1", *last), "nothing was trained", "max_epochs 1, max_steps -1 or max_time is reached already"
+    )
+    assert made() == ["tiny-finetune/version_0"]
+    assert fit(*quick, "2", *last).code == 0
+    (RUN / "metrics.json").unlink()  # killed just before its end
+    assert fit(*quick, "1", "--ckpt_path", "last").code == 0
+    assert (RUN / "metrics.json").is_file()
+
+
+def test_a_run_that_something_stops_tells_where_its_schedule_stands(fit: Fit) -> None:
+    stopping = ("--early_stopping.patience", "1", "--early_stopping.min_delta", "100")  # after the second validation
+    result = fit(*stopping, "--trainer.max_epochs", "4")
+    steps = read(RUN / "metrics.json")["steps"]
+    assert f"ended at step {steps} of the {2 * steps} that the schedule is for, at " in result.log
+    assert "that the schedule is for" not in fit(*stopping, "--trainer.max_epochs", "2").log
+
+
 def test_runs_are_named_and_counted(fit: Fit) -> None:
     for _ in range(2):
         assert fit("--trainer.limit_train_batches", "1").code == 0

@@ -16,6 +16,7 @@ from lit_sft.callbacks.pace import SHOWN
 from lit_sft.callbacks.saving import BestCheckpoint
 from lit_sft.callbacks.throughput import Throughput
 from lit_sft.checkpoints import read_config
+from lit_sft.errors import UserError
 from lit_sft.evaluation.confusion import log_confusion
 from lit_sft.evaluation.predictions import VAL_FILE
 from lit_sft.runs import RECORD, package_versions, write_record
@@ -42,6 +43,7 @@ class RunRecord(L.Callback):
     def __init__(self, folder: Path, config: dict[str, Any], resumed: bool) -> None:
         self.folder, self.config, self.resumed = folder, config, resumed
         self._best: dict[str, float] = {}
+        self._trained = False
         self._seconds_before = 0.0
         self._started = time.perf_counter()
 
@@ -62,6 +64,9 @@ class RunRecord(L.Callback):
             options = {name: v for name, v in _flat(self.config) if not name.startswith(PLACES)}
             log_options(trainer, options, self.config.get("checkpoint", {}).get("monitor") or "val/loss")
 
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._trained = True
+
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.sanity_checking:
             return
@@ -76,7 +81,19 @@ class RunRecord(L.Callback):
             log_confusion(trainer, module, "val", trainer.global_step)
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if trainer.fast_dev_run or trainer.interrupted or not trainer.is_global_zero:  # type: ignore[attr-defined]
+        """Write the record.
+
+        Raises:
+            UserError: a new run in which nothing was trained.
+        """
+        if trainer.fast_dev_run or trainer.interrupted:  # type: ignore[attr-defined]
+            return
+        if not self._trained and not self.resumed:
+            limits = f"trainer.max_epochs {trainer.max_epochs}, max_steps {trainer.max_steps} or max_time"
+            raise UserError(
+                f"nothing was trained: at step {trainer.global_step} {limits} is reached already; give more"
+            )
+        if not trainer.is_global_zero:
             return
         throughput = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
         record = {
@@ -90,6 +107,8 @@ class RunRecord(L.Callback):
             "versions": package_versions(),
         }
         write_record(self.folder / RECORD, record)
+        if trainer.should_stop and module.schedule.needs_total:  # type: ignore[union-attr]
+            _tell_rate(trainer, module)
         self._next_steps(module)
 
     def _next_steps(self, module: L.LightningModule) -> None:
@@ -106,6 +125,14 @@ class RunRecord(L.Callback):
         if (self.folder / "checkpoints" / "best.ckpt").is_file():  # else it stays in the folder it was made in
             self._best = state_dict["best"]
         self._seconds_before = state_dict["seconds"]
+
+
+def _tell_rate(trainer: L.Trainer, module: Any) -> None:
+    """Where in its schedule a training has ended that was stopped: the rate may not have come down."""
+    step, total = trainer.global_step, module.total_steps()
+    if 0 < step < total:
+        factor = module.schedule(step - 1, total)
+        rank_zero_info(f"ended at step {step} of the {total} that the schedule is for, at {factor:.0%} of the rate")
 
 
 def _shown(figures: dict[str, float], module: Any) -> str:
