@@ -22,7 +22,7 @@ def done(configs: Configs, trained: Trained) -> Path:
     """A finished run of the tiny recipe, put together from finished stages."""
     for name in ("pretrain", "finetune"):
         shutil.copytree(getattr(trained, name), RUN / name)
-    stages = [{"name": "pretrain", "init_from": None}, {"name": "finetune", "init_from": "pretrain"}]
+    stages = [{"name": "pretrain", "init_from": []}, {"name": "finetune", "init_from": ["pretrain"]}]
     sources: dict[str, list[str]] = {"pretrain": [], "finetune": []}
     (RUN / "config.yaml").write_text(yaml.safe_dump({"stages": stages, "flags": [], "configs": [], "sources": sources}))
     (RUN / "metrics.json").write_text("{}")
@@ -260,6 +260,24 @@ def test_a_resumed_run_has_its_own_stages_and_tells_what_else_is_given(
     refused = fit_recipe("--ckpt_path", "last", "--stages", "pretrain")
     assert refused.code == 2
     assert "--stages pretrain: logs/tiny/version_1, which is resumed, has the stages finetune" in refused.err
+
+
+@pytest.mark.parametrize("start", [["target"], None], ids=["a stage put in between", "nothing"])
+def test_a_run_is_not_resumed_by_a_recipe_that_starts_a_stage_from_something_else(
+    start: list[str] | None, done: Path, fit_recipe: Fit, calls: list[list[str]], configs: Configs
+) -> None:
+    (done / "metrics.json").unlink()
+    shutil.rmtree(done / "finetune")
+    stages = [
+        {"name": "pretrain", "config": "tiny/pretrain.yaml"},
+        {"name": "target", "config": "tiny/pretrain.yaml"},
+        {"name": "finetune", "config": "tiny/finetune.yaml", "init_from": start},
+    ]
+    configs.recipe.write_text(yaml.safe_dump({"stages": stages}))
+    now = "target" if start else "nothing"
+    expected = f"stage finetune of {configs.recipe} starts from {now}, and in {done} from pretrain"
+    one_line(fit_recipe("--ckpt_path", "last"), expected)
+    assert calls == []
 
 
 def test_all_stages_options_are_shown(fit_recipe: Fit, calls: list[list[str]]) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import Command, Configs, Fit
+from conftest import Command, Configs, Fit, made
 from refusals import one_line
 
 from lit_sft.errors import UserError
@@ -75,6 +75,15 @@ def test_a_stage_ended_by_a_signal_is_told(cli: Command, configs: Configs, monke
     result = cli("fit", "--config", configs.recipe)
     assert result.code == 137
     assert "fit of stage pretrain was ended by signal 9" in result.err
+
+
+def test_a_run_that_a_signal_ends_before_its_first_stage_has_begun_is_gone_on_with(
+    cli: Command, configs: Configs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipes, "run_process", lambda _: 143)
+    for more in ((), ("--ckpt_path", "last")):  # as the README's lines for SLURM start it again
+        assert cli("fit", "--config", configs.recipe, *more).code == 143
+    assert made() == ["tiny/version_0"]
 
 
 @pytest.mark.parametrize(

@@ -100,8 +100,9 @@ def run_recipe(recipe: Recipe, arguments: list[str]) -> None:
     try:
         for stage in run.stages:
             _run_stage(run, stage)
-    except SystemExit:
-        if not any((run.folder / stage.name).is_dir() for stage in run.stages):
+    except SystemExit as ended:
+        by_signal = isinstance(ended.code, int) and ended.code > 128  # no mistake: a scheduler's next start goes on
+        if not by_signal and not any((run.folder / stage.name).is_dir() for stage in run.stages):
             discard_run(run.folder, [run.folder, run.folder.parent])
         raise
     last = run.stages[-1]
@@ -191,7 +192,7 @@ def _new(recipe: Recipe, stages: list[Stage], options: argparse.Namespace, flags
 
 
 def _resumed(recipe: Recipe, options: argparse.Namespace, flags: list[str]) -> Run:
-    """The newest unfinished version, with the stages and sources it began with."""
+    """The newest unfinished version, with the stages and sources it began with; the recipe may have changed since."""
     name = run_name(str(recipe.path), options.name)
     folder = unfinished_run(name)
     config = read_yaml(folder / "config.yaml")
@@ -199,6 +200,14 @@ def _resumed(recipe: Recipe, options: argparse.Namespace, flags: list[str]) -> R
     sources = config.get("sources")
     if not isinstance(sources, dict) or not set(sources) <= set(known):
         raise UserError(f"--ckpt_path last: {folder} is not a run of {recipe.path}; leave it out to start a new run")
+    begun = {stage["name"]: stage["init_from"] for stage in config["stages"]}
+    for stage in recipe.stages:
+        if stage.name in sources and stage.init_from != begun[stage.name]:
+            asked, had = (", ".join(starts) or "nothing" for starts in (stage.init_from, begun[stage.name]))
+            raise UserError(
+                f"--ckpt_path last: stage {stage.name} of {recipe.path} starts from {asked}, and in {folder} from "
+                f"{had}: put that back, or leave --ckpt_path out to start a new run"
+            )
     if options.stages and {stage.name for stage in _chosen(recipe, options.stages, flags)} != set(sources):
         raise UserError(f"--stages {options.stages}: {folder}, which is resumed, has the stages {', '.join(sources)}")
     given = names_in(options.init_from)
