@@ -30,8 +30,8 @@ from lit_sft.mistakes import mistake_in
 from lit_sft.module import LitSFT
 from lit_sft.options import check_trainer, explain, read_config_file, reason, values_of
 from lit_sft.processes import ending_together
-from lit_sft.resume import check_resumable, check_tokenizer, last_checkpoint, read_resumable
-from lit_sft.runs import check_unfinished, discard_run, resume_run, run_folder_of, run_name, start_run
+from lit_sft.resume import check_folder, check_resumable, last_checkpoint, read_resumable
+from lit_sft.runs import discard_run, resume_run, run_folder_of, run_name, start_run
 from lit_sft.starting import Source, check_direction, start_from
 from lit_sft.stored_options import objective_of, stored_config
 from lit_sft.testing import keep_test, keep_validation
@@ -211,7 +211,8 @@ class LitCLI(LightningCLI):
     def _find_source(self, config: Namespace, name: str, data: TextDataModule) -> None:
         """What this run goes on with (``ckpt_path``) or starts from (``init_from``); the data take its tokenizer."""
         given = Path(config.run_dir) if config.run_dir else None
-        check_unfinished(given)
+        if given:
+            check_folder(given)
         if config.ckpt_path == "last":
             self.folder, self.resumed = resume_run(name, config.run_dir), True
             self.source = last_checkpoint(self.folder)
@@ -222,7 +223,6 @@ class LitCLI(LightningCLI):
             self.source = read_resumable(resolve(config.ckpt_path, "ckpt_path"))
         if self.source is not None:
             check_resumable(self.source, config.clone(with_meta=False).as_dict())
-            check_tokenizer(self.source, data.preparation.kind)
             config.ckpt_path = str(self.source.path)
             check_direction(config.model, config.data.direction, [Source.of(self.source)])
             data.adopt(self.source.adopted())

@@ -10,10 +10,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_sft.checkpoint_io import saved
-from lit_sft.checkpoints import Checkpoint, checkpoint_in, read_entries
+from lit_sft.checkpoints import Checkpoint, checkpoint_in, read_config, read_entries
 from lit_sft.data.extension import EXTEND
 from lit_sft.data.tokenization import KINDS, Tokenizer
 from lit_sft.errors import UserError
+from lit_sft.runs import RECORD
 from lit_sft.stored_options import class_path_of
 
 # What the tokenizer of a checkpoint was trained with: another value would ask for another tokenizer.
@@ -46,6 +47,7 @@ def check_resumable(source: Checkpoint, config: dict[str, Any]) -> None:
             f"--model.optimizer {asked} can't go on with {source.path}, which keeps the state of {had}: resume with "
             f"that, or start a new run from its weights, --model.init_from {source.path}"
         )
+    check_tokenizer(source, data["tokenizer"])
 
 
 def check_tokenizer(source: Checkpoint, kind: str) -> None:
@@ -125,12 +127,27 @@ NEEDED: dict[str, Callable[[Any], bool]] = {
 }
 
 
+def check_folder(folder: Path) -> None:
+    """Raise a UserError where a stage can't train in this folder, which holds a finished run, or a recipe's."""
+    if (folder / RECORD).is_file():
+        raise UserError(
+            f"--run_dir {folder} holds a finished run: give another folder, or leave it out (to train it further, "
+            f"--ckpt_path {folder / 'checkpoints' / 'last.ckpt'} and more epochs)"
+        )
+    if "stages" in read_config(folder):
+        raise UserError(
+            f"{folder} holds the run of a recipe: go on with it by that, fit --config RECIPE.yaml --ckpt_path last, or "
+            "give another --name or --run_dir"
+        )
+
+
 def last_checkpoint(folder: Path) -> Checkpoint | None:
     """What ``--ckpt_path last`` goes on from: the newest checkpoint of a run that is whole; None where there is none.
 
     Raises:
-        UserError: there are some, and all of them are damaged.
+        UserError: there are some, and all of them are damaged; or the run isn't one of a stage.
     """
+    check_folder(folder)
     errors: list[str] = []
     for file in saved(folder / "checkpoints" / "last.ckpt"):
         try:

@@ -95,15 +95,6 @@ def start_run(name: str, run_dir: str | None) -> tuple[Path, list[Path]]:
     return _shared_out(named_run(folder)), made
 
 
-def check_unfinished(folder: Path | None) -> None:
-    """Raise a UserError where the folder that ``--run_dir`` names, if any, holds a finished run."""
-    if folder is not None and (folder / RECORD).is_file():
-        raise UserError(
-            f"--run_dir {folder} holds a finished run: give another folder, or leave it out (to train it further, "
-            f"--ckpt_path {folder / 'checkpoints' / 'last.ckpt'} and more epochs)"
-        )
-
-
 def resume_run(name: str, run_dir: str | None) -> Path:
     """The folder of a run that goes on: what ``--run_dir`` names, or the newest unfinished version.
 

@@ -262,6 +262,14 @@ def test_a_resumed_run_has_its_own_stages_and_tells_what_else_is_given(
     assert "--stages pretrain: logs/tiny/version_1, which is resumed, has the stages finetune" in refused.err
 
 
+@pytest.mark.parametrize("flags", [["--name", "tiny", "--ckpt_path", "last"], ["--run_dir", str(RUN)]], ids=" ".join)
+def test_a_stage_alone_does_not_train_in_a_recipe_s_folder(flags: list[str], done: Path, fit: Fit) -> None:
+    (done / "metrics.json").unlink()
+    before = {path: path.read_bytes() for path in done.rglob("*") if path.is_file()}
+    one_line(fit(*flags), f"{done} holds the run of a recipe: go on with it by that")
+    assert {path: path.read_bytes() for path in done.rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize("start", [["target"], None], ids=["a stage put in between", "nothing"])
 def test_a_run_is_not_resumed_by_a_recipe_that_starts_a_stage_from_something_else(
     start: list[str] | None, done: Path, fit_recipe: Fit, calls: list[list[str]], configs: Configs
