@@ -26,9 +26,9 @@ from lit_sft.data.extension import EXTEND
 from lit_sft.errors import SickRun, UserError
 from lit_sft.loggers import LoggedRun, place_loggers
 from lit_sft.measuring import check_measured, choose_measured, is_whole
-from lit_sft.mistakes import mistake_in
+from lit_sft.mistakes import mistake_in, refusal_in
 from lit_sft.module import LitSFT
-from lit_sft.options import check_trainer, explain, read_config_file, reason, values_of
+from lit_sft.options import check_trainer, explain, read_config_file, values_of
 from lit_sft.processes import ending_together
 from lit_sft.resume import check_folder, check_resumable, last_checkpoint, read_resumable
 from lit_sft.runs import discard_run, resume_run, run_folder_of, run_name, start_run
@@ -120,29 +120,31 @@ class LitCLI(LightningCLI):
         for path in values_of(arguments, "--config", "-c"):
             if "stages" in read_config_file(Path(path)):
                 raise UserError(f"--config {path} is a recipe: {arguments[0]} takes the config of a stage")
-        if arguments[0] == "fit":
-            self.config = self._parse(arguments)
+        if arguments[0] == "fit" or {"-h", "--help"} & {*arguments}:
+            self.config = self._parse(arguments)  # which ends with the help where that is asked for
             return
         paths = values_of(arguments, "--ckpt_path")
         if not paths:
             raise UserError(f"{arguments[0]} needs --ckpt_path RUN_OR_CKPT")
         self.source = read_checkpoint(resolve(paths[-1], "ckpt_path"))
-        encoder, metrics = self._named_in(arguments)
-        config = stored_config(self.source, encoder, metrics=not metrics)
+        config = self._stored(self.source, arguments)
         with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
             yaml.safe_dump(config, file, sort_keys=False)  # the order of label_names is that of the classes
             file.flush()
             self.config = self._parse([arguments[0], "--config", file.name, *arguments[1:]])
 
-    def _named_in(self, arguments: list[str]) -> tuple[dict[str, Any] | None, bool]:
-        """The encoder that the user's config or flags name, which may be the user's own; whether they name metrics."""
+    def _stored(self, source: Checkpoint, arguments: list[str]) -> dict[str, Any]:
+        """The checkpoint's options; encoder and metrics that the user's config or flags name may be the user's own."""
         asked = [argument for argument in arguments if not argument.startswith("--print_config")]  # that would end it
         try:
-            model = self.parser.parse_args(asked)[arguments[0]].model
-        except ArgumentError:
-            return None, False  # told when it is parsed with the checkpoint's options, where it may be no mistake
+            model = self._parse(asked)[arguments[0]].model
+        except UserError as mistake:
+            try:  # it is told when it is parsed with the checkpoint's options, where it may be no mistake
+                return stored_config(source)
+            except UserError:  # what the user names isn't known
+                raise mistake from None
         named = isinstance(model.get("encoder"), Namespace) and model.encoder.class_path != DEFAULT_ENCODER
-        return model.encoder.as_dict() if named else None, model.metrics is not None
+        return stored_config(source, model.encoder.as_dict() if named else None, metrics=model.metrics is None)
 
     def _parse(self, arguments: list[str]) -> Namespace:
         try:
@@ -235,8 +237,7 @@ class LitCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, MisconfigurationException) as error:  # an option's value that its class refuses
-            trainer = "trainer: " if isinstance(error, MisconfigurationException) else ""
-            raise UserError(trainer + reason(error)) from error
+            raise refusal_in(error) from error
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
         self.trainer_defaults["callbacks"] = progress_for(self.config_init[self.subcommand].trainer)

@@ -15,6 +15,19 @@ from lit_sft.options import one_line, reason
 # The functions that hand a checkpoint's entries out: what any of these refuses, the file holds and not the program.
 RESTORING = {"_restore_modules_and_callbacks", "restore_training_state", "go_on_drawing", "take_options"}
 
+# What no class raises to refuse an option's value: a bug in it, which the parser wraps as if it were a wrong value.
+BUGS = (NameError, AttributeError, LookupError)
+
+
+def refusal_in(error: ValueError | MisconfigurationException) -> UserError:
+    """The mistake that it is when a class refuses an option's value; raises the error as it is where it is a bug."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    if isinstance(cause, BUGS):
+        raise error
+    return UserError(("trainer: " if isinstance(error, MisconfigurationException) else "") + reason(error))
+
 
 def mistake_in(error: Exception, folder: Path | None, source: Path | None) -> UserError | None:
     """The mistake that an exception of the Trainer stands for; None where it is none, or one that is told already.

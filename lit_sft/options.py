@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import re
+import traceback
 from argparse import ArgumentError
 from collections.abc import Iterable
 from pathlib import Path
@@ -118,6 +119,8 @@ def explain(error: ArgumentError, options: Iterable[str]) -> UserError:
     if not keys:
         return UserError(message)
     option = ".".join(keys)
+    if failed := _failed_import(error):
+        return UserError(f"--{option} {failed}")
     if inner := UNKNOWN_IN_CLASS.search(message):
         return UserError(_unknown_in_class(option, inner[2], inner[1] or inner[3]))
     found = VALUE.search(message)
@@ -153,6 +156,22 @@ def _refused(option: str, value: str, message: str) -> str:
         return f"{f'--{option} {value}'.strip()}: expected {kinds}; {nearest(value, choices)}".strip(" ;")
     rest = re.sub(r'.*Parser key "[^"]+": ', "", message)
     return f"--{option}: {rest}"
+
+
+def _failed_import(error: BaseException | None) -> str | None:
+    """Which class the parser was importing when its module, which is there, failed, and how; None for other errors."""
+    while error is not None:
+        places = list(traceback.walk_tb(error.__traceback__))
+        for (frame, _), after in zip(places, [*places[1:], None], strict=True):
+            own = frame.f_code.co_filename  # the parser's
+            in_module = after[0].f_code.co_filename != own if after else isinstance(error, SyntaxError)
+            if frame.f_code.co_name == "import_object" and in_module:
+                last, line = places[-1]
+                where = f" ({Path(last.f_code.co_filename).name}, line {line})" if after else ""  # else it says so
+                kind = type(error).__name__
+                return f"{frame.f_locals['name']}: its module can't be imported: {kind}: {one_line(error)}{where}"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _init_options(class_path: str | None) -> list[str]:

@@ -305,6 +305,9 @@ def test_a_class_is_followed_where_the_users_own_config_or_flag_names_it(
     assert cli("validate", "--ckpt_path", "run", "--model.encoder", own).code == 0
     assert cli("validate", "--ckpt_path", "run", f"--model.encoder={own}").code == 0
 
+    mistaken = cli("test", "--ckpt_path", "run", "--model.encoder", own, "--data.tset", "other.csv")
+    one_line(mistaken, "no option data.tset; did you mean data.test?")
+
     predict = ["predict", "--ckpt_path", "run", "--input", files.unlabeled, "--output", "-"]
     assert cli(*predict).code == 2
     assert cli(*predict, "--model.encoder", own).code == 0

@@ -1,5 +1,7 @@
 """Mistaken options, and the commands themselves: how mistakes, bugs and interruptions are told."""
 
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import torch
 import yaml
 from conftest import Command, Configs, Fit, made
 from processes import start
-from refusals import one_line
+from refusals import one_line, refused
 
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.errors import UserError
@@ -93,6 +95,58 @@ def test_a_mistaken_key_in_yaml_is_named_with_the_right_one(
     assert not Path("logs").exists()
 
 
+# ---- the user's own classes
+
+Write = Callable[[str], object]
+
+
+@pytest.fixture
+def own(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
+    """Write the module ``own.mine``."""
+    folder = workplace / "own"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    monkeypatch.syspath_prepend(workplace)
+    yield (folder / "mine.py").write_text
+    for name in ("own", "own.mine"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("flags", [["--model.objective", "own.mine.Mine"], ["--trainer.callbacks+", "own.mine.Stop"]])
+@pytest.mark.parametrize(
+    ("more", "error"),
+    [
+        ("import torhc", "ModuleNotFoundError: No module named 'torhc' (mine.py, line 1)"),
+        ("from torch import tensro", "ImportError: cannot import name 'tensro' from 'torch'"),
+        ("x = = 1", "SyntaxError: invalid syntax (mine.py, line 1)"),
+        ("1 / 0", "ZeroDivisionError: division by zero (mine.py, line 1)"),
+    ],
+)
+def test_a_module_that_fails_is_not_told_as_a_missing_one(
+    flags: list[str], more: str, error: str, fit: Fit, own: Write
+) -> None:
+    own(more)
+    refused(fit(*flags), f"{flags[0].strip('+')} {flags[1]}: its module can't be imported: {error}")
+
+
+def test_so_is_that_of_an_encoder_or_of_a_class_in_yaml(configs: Configs, fit: Fit, own: Write) -> None:
+    own("import torhc")
+    message = "its module can't be imported: ModuleNotFoundError: No module named 'torhc' (mine.py, line 1)"
+    refused(fit("--model.encoder", "own.mine.Encoder"), f"--model.encoder own.mine.Encoder: {message}")
+    options = yaml.safe_load(configs.finetune.read_text())
+    options["trainer"]["callbacks"] = [{"class_path": "Throughput"}, {"class_path": "own.mine.Stop"}]
+    configs.finetune.write_text(yaml.safe_dump(options))
+    refused(fit(), f"--trainer.callbacks own.mine.Stop: {message}")
+
+
+@pytest.mark.parametrize("bug", ["weght", "self.weght", "{}['weght']"])
+def test_a_bug_in_a_class_of_one_s_own_is_not_hidden(bug: str, fit: Fit, own: Write) -> None:
+    own(f"from lightning import Callback\n\nclass Stop(Callback):\n    def __init__(self):\n        {bug}\n")
+    with pytest.raises(ValueError, match="weght") as told:
+        fit("--trainer.callbacks+", "own.mine.Stop")
+    assert told.value.__cause__ is not None
+
+
 # ---- the commands themselves
 
 
@@ -101,6 +155,14 @@ def test_usage_names_every_command(arguments: list[str], cli: Command) -> None:
     result = cli(*arguments)
     assert result.code == 0
     assert all(f"  {command} " in result.out for command in ("fit", "validate", "test", "predict", "env"))
+
+
+@pytest.mark.filterwarnings(r"ignore:\s*Hit failing import")  # of the classes that other tests have written
+@pytest.mark.parametrize("command", ["fit", "validate", "test"])
+def test_a_command_s_help_lists_its_options(command: str, cli: Command) -> None:
+    result = cli(command, "--help")
+    assert result.code == 0
+    assert "--data.batch_size" in result.out
 
 
 def test_an_unknown_command_is_named_with_the_right_one(cli: Command) -> None:
