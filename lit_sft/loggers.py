@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from jsonargparse import Namespace
+from lightning.pytorch.loggers import MLFlowLogger
 
 from lit_sft.atomic import write_atomically
 from lit_sft.evaluation.confusion import log_confusion
@@ -16,6 +20,7 @@ from lit_sft.runs import LOGS
 NAMES = ("name", "run_name")  # what W&B, MLflow and others show; a user's own names stay
 UNNAMED = (None, "lightning_logs")  # the latter from the default logger: the parser keeps options that both have
 ID_OPTIONS = {"WandbLogger": "id", "MLFlowLogger": "run_id"}  # by which a store finds a run again
+MLFLOW = ("lightning.pytorch.loggers.MLFlowLogger", "lightning.pytorch.loggers.mlflow.MLFlowLogger")
 IDS = "logger_ids.json"
 STORE = "mlflow.db"
 
@@ -39,6 +44,8 @@ def place_loggers(trainer: Namespace, folder: Path | None, command: str, step: i
     for logger in loggers:
         if isinstance(logger, Namespace):
             _place(logger.class_path.rsplit(".", 1)[-1], logger.init_args, folder, command, step, ids)
+            if logger.class_path in MLFLOW:
+                logger.class_path = f"{__name__}.{NamedMLFlowLogger.__name__}"
 
 
 def _place(kind: str, options: Namespace, folder: Path, command: str, step: int | None, ids: dict[str, str]) -> None:
@@ -84,6 +91,27 @@ def read_ids(folder: Path) -> dict[str, str]:
     return found
 
 
+class NamedMLFlowLogger(MLFlowLogger):
+    """Lightning's, with names that MLflow takes: of labels and of patterns it would refuse most other characters.
+
+    Lightning leaves these out of a figure's name, so that the labels ``C`` and ``C++`` had one figure between them.
+    """
+
+    def log_hyperparams(self, params: Any) -> None:
+        """Log the options under such names."""
+        super().log_hyperparams({_admitted(name): value for name, value in dict(params).items()})
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log the figures under such names."""
+        super().log_metrics({_admitted(name): value for name, value in metrics.items()}, step)
+
+
+def _admitted(name: str) -> str:
+    """The name with the code of each character that MLflow refuses in its place, and without folders like ``..``."""
+    plain = re.sub(r"[^A-Za-z0-9_/. -]", lambda found: f"_{ord(found[0]):x}_", name)
+    return "/".join(f"_{part}_" if part in ("", ".", "..") else part for part in plain.split("/"))
+
+
 class LoggedRun(L.Callback):
     """Keeps a run one run in every store: by the ids that a resume and a test go on under, and by the step.
 
@@ -102,8 +130,8 @@ class LoggedRun(L.Callback):
             trainer.fit_loop.epoch_loop._batches_that_stepped = max(0, self.step - 1)
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        found = {type(logger).__name__: str(logger.version) for logger in trainer.loggers}
-        ids = {kind: version for kind, version in found.items() if kind in ID_OPTIONS}
+        found = [(kind.__name__, logger) for logger in trainer.loggers for kind in type(logger).__mro__]
+        ids = {kind: str(logger.version) for kind, logger in found if kind in ID_OPTIONS}
         before = read_ids(self.folder)
         if ids and {**before, **ids} != before:
             write_atomically(self.folder / IDS, json.dumps({**before, **ids}, indent=2) + "\n")

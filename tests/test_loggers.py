@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import posixpath
+import re
 import shutil
 import struct
 import subprocess
@@ -12,14 +14,16 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import Command, Configs, Files, Fit, Trained, made, read
 from jsonargparse import Namespace
+from lightning.pytorch.loggers import MLFlowLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lit_sft.loggers import IDS, place_loggers
+from lit_sft.loggers import IDS, LoggedRun, NamedMLFlowLogger, place_loggers
 
 ROOT = Path(__file__).parents[1]
 LOGGERS = ROOT / "configs" / "logger"
@@ -116,6 +120,26 @@ def test_mlflow_keeps_everything_in_the_folder(workplace: Path, monkeypatch: pyt
 def test_a_store_of_one_s_own_stays(workplace: Path) -> None:
     options = placed(mlflow_logger(tracking_uri="http://there"), make_run(MLFlowLogger="7"), "test").init_args
     assert (options.tracking_uri, options.artifact_location, options.run_id) == ("http://there", None, "7")
+
+
+def test_mlflow_is_given_names_that_it_takes(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Word characters, ``/ . -`` and spaces, and no name that a path would be written shorter for."""
+    seen: list[str] = []
+    for method in ("log_metrics", "log_hyperparams"):
+        monkeypatch.setattr(MLFlowLogger, method, lambda _, given, *__: seen.extend(given))
+    monkeypatch.setattr(MLFlowLogger, "version", "7")
+    assert placed(mlflow_logger(), FOLDER).class_path == "lit_sft.loggers.NamedMLFlowLogger"
+    given = object.__new__(NamedMLFlowLogger)  # MLflow itself isn't needed
+    figures = ["val/f1/C", "val/f1/C++", "val/f1/плохо", "val/f1/好", "val/f1/a//b", "val/f1/..", "val/f1/n/", "lr/b"]
+    given.log_metrics(dict.fromkeys(figures, 1.0), 3)
+    given.log_hyperparams({"data.replace.<br\\s*/?>": " ", "data.batch_size": 4})
+    assert len({*seen}) == len(figures) + 2
+    assert all(re.fullmatch(r"[\w/. -]+", name, re.ASCII) and posixpath.normpath(name) == name for name in seen)
+    assert {"val/f1/C", "val/f1/C_2b__2b_", "lr/b", "data.batch_size"} <= {*seen}
+    FOLDER.mkdir(parents=True)
+    trainer = SimpleNamespace(is_global_zero=True, fast_dev_run=0, loggers=[given])
+    LoggedRun(FOLDER, 0).setup(trainer, None, "fit")  # type: ignore[arg-type]
+    assert read(FOLDER / IDS) == {"MLFlowLogger": "7"}
 
 
 @pytest.mark.parametrize(
