@@ -28,6 +28,8 @@ class SickRun(UserError):
 # A full disk, a used-up quota, a limit on the size of files: room can be made, and the command given again.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)  # to this user, or to anyone
+
 
 def no_room(error: BaseException | None) -> OSError | None:
     """The error of a full disk that an exception is, or that it came from."""

@@ -10,7 +10,7 @@ import sys
 import threading
 import traceback
 
-from lit_sft.errors import UserError, nearest, no_room
+from lit_sft.errors import NOT_ALLOWED, UserError, nearest, no_room
 
 USAGE = """usage: python -m lit_sft COMMAND [options]
 
@@ -52,10 +52,12 @@ def main(argv: list[str] | None = None) -> int:
         return 141
     except OSError as error:
         full = no_room(error)
-        if full is None or debug:
+        known = full or (error if error.errno in NOT_ALLOWED and error.filename else None)
+        if known is None or debug:
             raise
-        print(f"lit_sft: error: {full.filename or 'a file'}: can't be written: {full.strerror}", file=sys.stderr)
-        return 2
+        what = f"{known.filename or 'a file'}: can't be {'written' if full else 'read or written'}: {known.strerror}"
+        print(f"lit_sft: error: {what}", file=sys.stderr)
+        return UserError.exit_code
     return 0
 
 

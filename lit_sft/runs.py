@@ -219,7 +219,8 @@ def record_of_test(folder: Path, checkpoint: Path, own: bool, data: dict[str, An
         parts += [Path(str(s)).stem for s in (source if isinstance(source, list) else [source])]
     if not parts:
         return folder / RECORD
-    files = numbered(folder, f"test-{'-'.join(parts)}")
+    name = "-".join(parts).encode()[:200].decode(errors="ignore")  # a file's has 255 bytes at most
+    files = numbered(folder, f"test-{name}")
     return next(file for file in files if not file.is_file() or _is_test_of(file, data))
 
 
@@ -269,7 +270,10 @@ def _located(value: Any) -> Any:
         return {str(key): name for key, name in value.items()}
     if isinstance(value, list):
         return [_located(v) for v in value]
-    return str(Path(value).resolve()) if isinstance(value, str) and Path(value).exists() else value
+    if isinstance(value, str):
+        with contextlib.suppress(OSError):  # in a folder that this user may not look into, or longer than a path can be
+            return str(Path(value).resolve()) if Path(value).exists() else value
+    return value
 
 
 def package_versions() -> dict[str, str]:

@@ -238,6 +238,18 @@ def test_a_mistake_in_a_process_of_its_own_is_one_line(configs: Configs) -> None
     assert not Path("logs").exists()
 
 
+@pytest.mark.parametrize("error", [OSError(13, "Permission denied", "a.yaml"), OSError(30, "Read-only", "a.yaml")])
+def test_a_file_that_this_user_may_not_use_is_told_in_one_line(
+    error: OSError, cli: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> str:
+        raise error
+
+    monkeypatch.setattr("lit_sft.options.yaml.safe_load", refuse)
+    Path("a.yaml").touch()
+    one_line(cli("fit", "--config", "a.yaml"), f"a.yaml: can't be read or written: {error.strerror}")
+
+
 def test_a_user_error_is_told_in_one_line_however_it_was_written(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def mistake(*_: object) -> str:
         raise UserError("first line\n   second line")

@@ -191,6 +191,25 @@ class TestFiguresOfATest:
         Path("test.csv").write_text("")
         assert self.write(folder, test=str(folder / "test.csv")) == folder / RECORD
 
+    def test_those_of_many_files_are_not_lost_for_a_long_name(self, folder: Path) -> None:
+        many = [f"reviews-of-{number:02}.csv" for number in range(30)]
+        first, other = self.write(folder, test=many), self.write(folder, test=["отзывы" * 30 + ".csv"])
+        assert first.name.startswith("test-reviews-of-00-reviews-of-01-")
+        assert self.write(folder, test=[*many, "more.csv"]).name == f"{first.stem}-2.json"
+        assert self.write(folder, test=many) == first
+        assert max(len(file.name.encode()) for file in (first, other)) < 230  # a name in the writing is longer
+
+    def test_a_path_that_cannot_be_looked_at_is_told_by_its_name(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert self.write(folder, label_pattern="(a|b)" * 60) == folder / "test-test.json"  # longer than a path can be
+
+        def closed(_: Path) -> bool:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "exists", closed)
+        assert same_data({"test": "secret/a.csv"}, {"test": "secret/a.csv"}, ["test"])
+
     def test_those_of_the_last_checkpoint_are_not_the_runs(self, folder: Path) -> None:
         assert self.write(folder, checkpoint="last") == folder / "test-last.json"
         assert self.write(folder, checkpoint="last", test="b.csv") == folder / "test-last-b.json"
