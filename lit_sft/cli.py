@@ -42,11 +42,11 @@ DEFAULT_ENCODER = "lit_sft.models.LSTMEncoder"
 
 
 class Checked(Exception):
-    """Ends a LitCLI that was to check the options only; carries these."""
+    """Ends a LitCLI that was to check the options only; carries these, and the data that they describe."""
 
-    def __init__(self, config: Namespace) -> None:
+    def __init__(self, config: Namespace, data: TextDataModule) -> None:
         super().__init__("options checked")
-        self.config = config
+        self.config, self.data = config, data
 
 
 class LitCLI(LightningCLI):
@@ -58,7 +58,7 @@ class LitCLI(LightningCLI):
 
     Args:
         args: the command and its options.
-        only_check: raise :class:`Checked` when the options and the named files have been looked at.
+        only_check: raise :class:`Checked` when the options have been looked at.
     """
 
     def __init__(self, args: list[str], only_check: bool = False) -> None:
@@ -172,10 +172,9 @@ class LitCLI(LightningCLI):
             config.model.objective = None  # only a fit needs it: see after_instantiate_classes
             data.adopt(self.source.adopted())
             self.own = choose_measured(self.source, config, str(self.subcommand), data)
-        data.check_sources()
         if self.only_check:
-            data.check_documents()
-            raise Checked(config)
+            raise Checked(config, data)
+        data.check_sources()
         if self.subcommand == "fit":
             self._prepare_fit(config, data)
         else:
@@ -288,14 +287,14 @@ class LitCLI(LightningCLI):
     after_test = after_validate
 
 
-def check(arguments: list[str]) -> Namespace:
-    """The options of a ``fit``, parsed and checked together with the files they name; nothing is run.
+def check(arguments: list[str]) -> tuple[Namespace, TextDataModule]:
+    """The options of a ``fit``, parsed and checked, and its data, which haven't been looked at; nothing is run.
 
     Raises:
-        UserError: a mistake in one of them.
+        UserError: a mistake in an option.
     """
     try:
         LitCLI(arguments, only_check=True)
     except Checked as checked:
-        return checked.config
+        return checked.config, checked.data
     raise AssertionError("a LitCLI that only checks ends by Checked")

@@ -102,10 +102,12 @@ def parse_stage(arguments: list[str]) -> Stage:
     return KNOWN[key]
 
 
-def parse_recorded(stages: list[Stage]) -> Callable[[list[str]], Namespace]:
-    def parse(arguments: list[str]) -> Namespace:
+def parse_recorded(stages: list[Stage]) -> Callable[[list[str]], tuple[Namespace, Any]]:
+    unread = SimpleNamespace(check_sources=lambda: None, check_documents=lambda: None)
+
+    def parse(arguments: list[str]) -> tuple[Namespace, Any]:
         stages.append(parse_stage(arguments))
-        return stages[-1].options
+        return stages[-1].options, unread
 
     return parse
 

@@ -136,10 +136,13 @@ def test_a_plain_fit_starts_a_new_version_and_a_finished_one_is_not_resumed(
     assert option(calls[0], "--run_dir") == "logs/tiny/version_1/finetune"
 
 
-def test_finished_stages_are_skipped(done: Path, fit_recipe: Fit, calls: list[list[str]]) -> None:
+def test_finished_stages_are_skipped(done: Path, fit_recipe: Fit, calls: list[list[str]], configs: Configs) -> None:
     (done / "metrics.json").unlink()
     shutil.rmtree(done / "finetune")
     before = read(done / "pretrain/metrics.json")
+    options = read(configs.pretrain)
+    options["data"]["labeled"] = "gone.csv"  # what it was trained on is needed no more
+    configs.pretrain.write_text(yaml.safe_dump(options))
     assert fit_recipe("--ckpt_path", "last").code == 0
     assert [command[0] for command in calls] == ["fit", "test"]
     assert option(calls[0], "--model.init_from") == str(done / "pretrain/checkpoints/best.ckpt")

@@ -74,8 +74,8 @@ class Run:
 def run_recipe(recipe: Recipe, arguments: list[str]) -> None:
     """Run the stages that aren't finished, test the last one, and write the recipe's record.
 
-    Every stage's options and data are looked at before the first one starts: a mistake in the last stage is told now
-    and not after the first stage's hours.
+    The options and data of every stage that is to run are looked at before the first one starts: a mistake in the last
+    stage is told now and not after the first stage's hours.
 
     Raises:
         UserError: a mistake in an option, an unknown stage name, or nothing to resume or start from.
@@ -87,7 +87,8 @@ def run_recipe(recipe: Recipe, arguments: list[str]) -> None:
     if any(flag.startswith("--print_config") for flag in flags):
         _print_configs(recipe, chosen, flags)
         return
-    options_of = {stage.name: check_stage(recipe, stage, flags) for stage in chosen}
+    finished = {stage.name for stage in chosen if resumed and (resumed.folder / stage.name / RECORD).is_file()}
+    options_of = {stage.name: check_stage(recipe, stage, flags, stage.name in finished) for stage in chosen}
     check_starts(recipe, chosen, options_of, given=bool(options.init_from or options.ckpt_path))
     if any(stage_options.trainer.fast_dev_run for stage_options in options_of.values()):
         names = {stage.name for stage in chosen}
@@ -115,10 +116,14 @@ def run_recipe(recipe: Recipe, arguments: list[str]) -> None:
     _write_recipe_record(run)
 
 
-def check_stage(recipe: Recipe, stage: Stage, flags: list[str]) -> Namespace:
-    """Look at a stage's options and data without running it; returns the options."""
+def check_stage(recipe: Recipe, stage: Stage, flags: list[str], finished: bool = False) -> Namespace:
+    """Look at a stage's options without running it, and at its data unless it has finished; returns the options."""
     with _command("fit", recipe, stage, flags) as command:
-        return check(command)
+        options, data = check(command)
+        if not finished:  # its text may be gone
+            data.check_sources()
+            data.check_documents()
+    return options
 
 
 def _print_configs(recipe: Recipe, stages: list[Stage], flags: list[str]) -> None:
