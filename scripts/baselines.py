@@ -27,13 +27,13 @@ import functools
 import hashlib
 import itertools
 import json
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from contamination import data_options
 from linear import OPTIONS as LINEAR_OPTIONS
 from linear import linear_model
@@ -46,7 +46,7 @@ from lit_sft.data.corpus import Corpus
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.errors import SickRun, UserError
 from lit_sft.main import main as lit_sft
-from lit_sft.options import GROUPS, read_config_file
+from lit_sft.options import GROUPS, read_config_file, read_yaml
 from lit_sft.runs import VALIDATED, new_run, read_record
 
 # What tells a run from others: start is --init_from, where the method takes it, config a hash of what the configs hold.
@@ -200,7 +200,7 @@ def run_network(arguments: list[str], name: str, test: bool) -> Path:
     """
     command = ["fit", *arguments, f"--name={name}", "--trainer.enable_progress_bar=false"]
     command.append("--health.collapse_patience=0")
-    print("python -m lit_sft", *command, flush=True)
+    print("python -m lit_sft", shlex.join(command), flush=True)
     folder = new_run(name)
     _check(lit_sft([*command, f"--run_dir={folder}"]))
     if test:
@@ -264,13 +264,15 @@ def plans_in(path: Path, only: list[str] | None = None) -> list[Plan]:
     """The plans of a search file (see scripts/search/pydocs.yaml), or those of some label counts.
 
     Raises:
-        UserError: a number of seeds is missing; a grid is none; the methods' grids differ in their number of points,
-            and they must have one search budget; options that would give the networks other documents than the linear
-            model.
+        UserError: it holds something else; a number of seeds is missing; a grid is none; the methods' grids differ in
+            their number of points, and they must have one search budget; options that would give the networks other
+            documents than the linear model.
     """
     plans = []
-    for labels, content in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+    for labels, content in read_yaml(path).items():
         where = f"{path}, {labels}"
+        if not isinstance(content, dict):
+            raise UserError(f"{where}: give seeds, search_seeds and a grid for each method")
         if missing := [name for name in ("seeds", "search_seeds") if not isinstance(content.get(name), int)]:
             raise UserError(f"{where}: give {' and '.join(missing)} a number")
         fixed = content.get("fixed") or {}

@@ -8,6 +8,7 @@ Every source is read anew, no cache is looked into. Options (YAML values) win ov
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 import time
@@ -19,21 +20,40 @@ from one_line import in_one_line
 
 from lit_sft.data.corpus import load_corpus
 from lit_sft.data.datamodule import TextDataModule
-from lit_sft.errors import UserError
-from lit_sft.options import GROUPS
+from lit_sft.data.textdata import TextData
+from lit_sft.errors import UserError, nearest
+from lit_sft.options import GROUPS, read_yaml
 
 
 def data_options(path: Path) -> dict[str, Any]:
-    """The data options of a config: in its ``data``, in the file that this names, or all of it."""
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    """The data options of a config: in its ``data``, in the file that this names, or all of it.
+
+    Raises:
+        UserError: a recipe, whose stages may have different ones; a file that holds something else.
+    """
+    content = read_yaml(path)
+    if "stages" in content:
+        raise UserError(f"{path} is a recipe: give the config of one of its stages")
     if "data" not in content and {*GROUPS, "seed_everything"} & set(content):
         return {}
-    options = content.get("data", content)
-    return data_options(path.parent / options) if isinstance(options, str) else with_names(options or {})
+    options = content.get("data", content) or {}
+    if isinstance(options, str):
+        return data_options(path.parent / options)
+    if not isinstance(options, dict):
+        raise UserError(f"{path}: data must hold options, not {options!r}")
+    return with_names(options)
 
 
 def with_names(options: dict[str, Any]) -> dict[str, Any]:
-    """Options as the data module takes them: without a header, the names of columns are numbers."""
+    """Options as the data module takes them: without a header, the names of columns are numbers.
+
+    Raises:
+        UserError: an option that it hasn't.
+    """
+    known = list(inspect.signature(TextData).parameters)
+    for name in options:
+        if name not in known:
+            raise UserError(f"no option data.{name}; {nearest(str(name), known).strip() or 'see fit --help'}")
     columns = ("text_column", "label_column")
     return {name: str(value) if name in columns and value is not None else value for name, value in options.items()}
 

@@ -67,7 +67,7 @@ def places(data: TextDataModule, split: str) -> Iterator[Place]:
             file = corpus_file(data.preparation.cache_dir)
             rows = ((row, str(file)) for row in iter_rows(file, text_column="text", labels=False))
         else:
-            options = row_options(source, bool(config.labeled), **config.read_options)
+            options = row_options(source, True, **config.read_options)  # a classifier's, which alone leaves predictions
             opened, _ = open_source(source, options, config.classes, HUB_SPLITS[option])
             rows = ((row, its_options.name) for row, its_options in opened)
         yield from (Place(name, row.number, row.text) for row, name in rows if row.text and row.text.strip())

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
 import shutil
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def run(flags: list[str], name: str, lowest: float, highest: float, steps: int) 
     command += [f"--model.schedule.start={lowest / highest}", f"--model.optimizer.lr={highest}"]
     command += [f"--trainer.max_steps={steps}", "--trainer.max_epochs=-1"]
     command += ["--trainer.log_every_n_steps=1", "--trainer.limit_val_batches=0", "--health.skip_spikes=0"]
-    print("python -m lit_sft", *command, flush=True)
+    print("python -m lit_sft", shlex.join(command), flush=True)
     code = lit_sft(command)
     if code == SickRun.exit_code:
         print("(the rate has become too high, as it does in such a run)")

@@ -222,12 +222,14 @@ def clean_parts(a: Runs, b: Runs) -> tuple[Runs, Runs]:
     """The documents of which no run has seen a copy in its training text.
 
     Raises:
-        UserError: a run for which that isn't known.
+        UserError: a run for which that isn't known; there is no such document.
     """
     flags = [run.clean for run in (*a, *b) if run.clean is not None]
     if len(flags) < len(a) + len(b):
         raise UserError("--clean: of some run it isn't known which test documents it has seen in its training text")
     kept = np.all(flags, axis=0)
+    if not kept.any():
+        raise UserError("--clean: of every test document some run has seen a copy in its training text")
     return [run.select(kept) for run in a], [run.select(kept) for run in b]
 
 

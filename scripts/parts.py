@@ -13,18 +13,19 @@ import argparse
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
 from baselines import as_flags, run_network
 from contamination import data_options
 from one_line import in_one_line
 from report import append_line, line, read_lines, spread
 
-from lit_sft.errors import UserError
-from lit_sft.runs import read_record
+from lit_sft.checkpoints import resolve
+from lit_sft.errors import UserError, nearest
+from lit_sft.options import read_yaml
+from lit_sft.runs import read_record, run_folder_of
 
 FIGURES = ("perplexity", "bits_per_byte", "macro_f1", "accuracy")  # of validation; first the language model's
 Flags = dict[str, Any]
@@ -36,8 +37,8 @@ class Parts:
 
     ``recipe``: flags of every variant beside the configs, by stage or for both; a variant's ``without`` names those of
     them that it leaves out. Options of one class add up, those of the config, too: an option that the config has is
-    taken out by its value for "off". ``init_from``: the run that has the recipe's own pretraining; without it that is
-    run, too.
+    taken out by its value for "off". ``init_from``: the run that has the recipe's own pretraining, or a recipe's;
+    without it that is run, too.
     """
 
     pretrain: Path
@@ -50,8 +51,13 @@ class Parts:
 
     @classmethod
     def read(cls, path: Path) -> Parts:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        paths = {key: Path(content[key]) for key in ("pretrain", "finetune", "init_from") if key in content}
+        """Read the file; UserError where it isn't one."""
+        content, known = read_yaml(path), [one.name for one in fields(cls)]
+        if missing := [name for name in ("pretrain", "finetune", "seeds", "labels", "variants") if name not in content]:
+            raise UserError(f"{path}: give {', '.join(missing)}")
+        if unknown := [str(name) for name in content if name not in known]:
+            raise UserError(f"{path}: no key {unknown[0]}; {nearest(unknown[0], known)}it has {', '.join(known)}")
+        paths: Flags = {key: Path(content[key]) for key in ("pretrain", "finetune", "init_from") if key in content}
         return cls(**content | paths)
 
     def flags(self, variant: str, stage: str) -> Flags:
@@ -75,7 +81,10 @@ class Parts:
 def pretrained(parts: Parts, flags: Flags) -> Path:
     """The folder of the pretraining with these flags, run if it isn't there yet."""
     if parts.init_from is not None and parts.is_own_pretraining(flags):
-        return parts.init_from
+        folder = run_folder_of(resolve(parts.init_from, "init_from"))
+        if folder is None or "val" not in read_record(folder):
+            raise UserError(f"init_from: {parts.init_from} is no finished run, and the table tells its figures")
+        return folder
     config = {"config": parts.pretrain.read_text(encoding="utf-8"), "data": data_options(parts.pretrain)}
     name = _name(flags | config)  # changed, it is another pretraining
     for folder in sorted(Path("logs", name).glob("version_*")):

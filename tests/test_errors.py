@@ -119,6 +119,9 @@ def test_a_file_of_a_class_folder_is_the_source(tmp_path: Path) -> None:
         assert Path(place["source"]).read_text() == document["text"]
         assert Path(place["source"]).parent.name == document["label"]
         assert place["row"] == 1
+    (tmp_path / "data" / "sea" / "0.txt").write_text("the whale\nand the reef")
+    alone = places(TextDataModule(labeled=None, test=str(tmp_path / "data")), "test")  # by --data.labeled null
+    assert "the whale\nand the reef" in {place.text for place in alone}
 
 
 def test_a_passage_of_pydocs_is_found_in_the_cached_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,6 +97,8 @@ def test_mistakes_are_told_and_leave_nothing(
     with pytest.raises(SystemExit, match="is a recipe: give the config of one of its stages"):
         call(monkeypatch, "--config", configs.recipe)
     with pytest.raises(SystemExit, match="2"):
-        call(monkeypatch, "--config", configs.finetune, "--model.pooling", "sum")
-    assert "--model.pooling sum" in capsys.readouterr().err
+        call(monkeypatch, "--config", configs.finetune, "--model.pooling", "the sum")
+    told = capsys.readouterr()
+    assert "--model.pooling the sum" in told.err
+    assert "--model.pooling 'the sum'" in told.out  # the command, as a shell takes it
     assert not list(Path().glob("logs/lr_range/*"))

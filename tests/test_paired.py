@@ -171,3 +171,5 @@ def test_the_clean_part_is_what_no_run_has_seen() -> None:
     assert one.documents.tolist() == other.documents.tolist() == list(range(10, 80))
     with pytest.raises(UserError, match="isn't known"):
         clean_parts([a], [replace(b, clean=~seen_b)])
+    with pytest.raises(UserError, match="of every test document some run has seen a copy"):
+        clean_parts([replace(a, clean=seen_b)], [replace(b, clean=~seen_b)])

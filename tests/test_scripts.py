@@ -1,6 +1,7 @@
 """What makes the README's figures: the paired interval, the search's budget, and that rows read the same labels."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,8 +11,8 @@ import pytest
 import yaml
 from baselines import FIELDS, plans_in
 from compare import compare, encoder_of
-from conftest import Configs, Files, Fit, read
-from contamination import data_options
+from conftest import Configs, Files, Fit, Trained, read
+from contamination import data_options, options_of
 from linear import WORD, fitted_features, linear_model, low_shot_positions
 from one_line import in_one_line
 from paired import write_intervals
@@ -305,6 +306,24 @@ def test_data_options_are_found_in_a_config_or_the_file_that_it_names(tmp_path: 
     assert found == [{"labeled": "a.csv"}] * 3 + [{}, {"text_column": "0"}]
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("stages: [{name: a}]", "config.yaml is a recipe: give the config of one of its stages"),
+        ("data: {labled: a.csv}", "no option data.labled; did you mean labeled?"),
+        ("data: [a.csv]", r"config.yaml: data must hold options, not \['a.csv'\]"),
+        ("\tdata: {}", "config.yaml: not valid YAML"),
+        ("- data", "a config is a mapping"),
+    ],
+)
+def test_what_holds_no_data_options_is_told(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(UserError, match=message):
+        data_options(tmp_path / "config.yaml")
+    with pytest.raises(UserError, match=r"no option data\.labled; did you mean labeled\?"):
+        options_of(["labled=a.csv"])
+
+
 def test_a_table_of_runs_has_errors_differences_and_what_they_cost(tmp_path: Path) -> None:
     """Two seeds from a language model, and a linear model without a record; figures counted by hand."""
     labels = np.array([0, 1] * 50)
@@ -347,14 +366,14 @@ def test_a_table_of_runs_has_errors_differences_and_what_they_cost(tmp_path: Pat
     assert "| +15.00 [+" in shown[3]
 
 
-def test_a_variant_changes_or_leaves_out_a_part_of_the_recipe(tmp_path: Path) -> None:
+def test_a_variant_changes_or_leaves_out_a_part_of_the_recipe(tmp_path: Path, trained: Trained) -> None:
     content = {
         "pretrain": "p.yaml",
         "finetune": "f.yaml",
         "seeds": 3,
         "labels": {20: {}},
         "recipe": {"both": {"a": 1}, "finetune": {"b": 2, "trainer.callbacks+": {"class_path": "X"}}},
-        "init_from": "logs/lm",
+        "init_from": str(trained.pretrain),
         "variants": {
             "the recipe": {},
             "no callback": {"without": ["trainer.callbacks+"]},
@@ -367,9 +386,31 @@ def test_a_variant_changes_or_leaves_out_a_part_of_the_recipe(tmp_path: Path) ->
     assert parts.flags("no callback", "finetune") == {"a": 1, "b": 2}
     assert parts.flags("other", "pretrain") == {"a": 3, "c": 4}
     assert parts.flags("other", "finetune") == {"a": 3, "b": 2, "trainer.callbacks+": {"class_path": "X"}}
-    assert pretrained(parts, parts.flags("no callback", "pretrain")) == Path("logs/lm")
+    assert pretrained(parts, parts.flags("no callback", "pretrain")) == trained.pretrain
     assert not parts.is_own_pretraining(parts.flags("other", "pretrain"))
     assert Parts.read(SEARCH.with_name("pydocs_parts.yaml")).init_from is None
+
+
+def test_the_parts_recipe_s_pretraining_may_be_that_of_a_recipe_s_run(tmp_path: Path, trained: Trained) -> None:
+    recipe = tmp_path / "recipe"
+    counts: dict[int | str, dict[str, int]] = {"all": {}}
+    shutil.copytree(trained.pretrain, recipe / "pretrain")
+    (recipe / "config.yaml").write_text(yaml.safe_dump({"stages": [{"name": "pretrain", "init_from": []}]}))
+    parts = Parts(Path("p.yaml"), Path("f.yaml"), 1, counts, {"it": {}}, init_from=recipe)
+    assert pretrained(parts, {}) == recipe / "pretrain"
+    (recipe / "pretrain/metrics.json").unlink()
+    with pytest.raises(UserError, match="recipe is no finished run, and the table tells its figures"):
+        pretrained(parts, {})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("seeds: 1", "give pretrain, finetune, labels, variants"), ("\tseeds: 1", "not valid YAML")],
+)
+def test_what_is_no_parts_file_is_told(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "parts.yaml").write_text(content)
+    with pytest.raises(UserError, match=message):
+        Parts.read(tmp_path / "parts.yaml")
 
 
 def test_a_part_is_measured_with_labels_a_class_and_with_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,7 +425,8 @@ def test_a_part_is_measured_with_labels_a_class_and_with_all(tmp_path: Path, mon
         return folder
 
     monkeypatch.setattr("parts.run_network", run_network)
-    (tmp_path / "lm").mkdir()
+    (tmp_path / "lm" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "lm" / "checkpoints" / "best.ckpt").touch()
     (tmp_path / "lm" / "metrics.json").write_text(json.dumps({"val": {"perplexity": 8.0, "bits_per_byte": 1.25}}))
     counts: dict[int | str, dict[str, int]] = {20: {"x": 1}, "all": {}}
     parts = Parts(Path("p.yaml"), Path("f.yaml"), 2, counts, {"it": {}}, init_from=tmp_path / "lm")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -268,6 +269,16 @@ def test_mistakes_in_a_search_file_are_told_before_anything_runs(
         plans_in(tmp_path / "search.yaml")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("all:\n", "search.yaml, all: give seeds, search_seeds and a grid"), ("\tall: {}", "search.yaml: not valid YAML")],
+)
+def test_what_is_no_search_file_is_told(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "search.yaml").write_text(content)
+    with pytest.raises(UserError, match=message):
+        plans_in(tmp_path / "search.yaml")
+
+
 def test_data_that_a_method_cant_have_are_told_before_anything_runs() -> None:
     def data(test: list[str], multilabel: bool) -> Any:
         return SimpleNamespace(test=test, multilabel=multilabel)
@@ -288,6 +299,17 @@ def test_a_sick_run_is_told_from_a_mistake(
     monkeypatch.setattr(baselines, "lit_sft", lambda arguments: code)
     with pytest.raises(error):
         baselines.run_network([], "name", test=False)
+
+
+def test_a_command_that_is_printed_can_be_given_by_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(baselines, "lit_sft", seen.append)  # None is no mistake's exit code
+    baselines.run_network(baselines.as_flags({"model.objective.terms": [{"weight": 0.2}]}), "name", test=False)
+    printed = shlex.split(capsys.readouterr().out)
+    assert [*printed, "--run_dir=logs/name/version_0"] == ["python", "-m", "lit_sft", *seen[0]]
 
 
 def test_a_method_that_starts_from_a_pretraining_asks_for_one(tmp_path: Path) -> None:
