@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from contamination import data_options
 from linear import OPTIONS as LINEAR_OPTIONS
 from linear import linear_model

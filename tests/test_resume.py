@@ -240,6 +240,8 @@ def test_another_tokenizer_than_the_checkpoints_is_refused(
 ) -> None:
     path, _ = pretrained(data, tmp_path)
     other = data_of(files, shared_cache, vocab_size=290)
+    other.prepare_data()  # before the module could give it its tokenizer
+    other.setup()
     with pytest.raises(UserError, match="the tokenizer doesn't fit"):
         trainer_of(tmp_path).fit(module_of("finetune", init_from=str(path)), datamodule=other)
 

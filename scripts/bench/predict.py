@@ -80,7 +80,7 @@ def start(model: Path, text: str, threads: int) -> None:
 def together(predictor: lit_sft.Predictor, texts: list[str]) -> None:
     """All documents by one call, and the LSTM layers alone in the same batches."""
     shapes: list[tuple[int, int]] = []
-    compute = predictor._probabilities
+    compute: Callable[[DocumentBatch], torch.Tensor] = predictor._probabilities
 
     def seen(batch: DocumentBatch) -> torch.Tensor:
         shapes.append((len(batch.input_ids), batch.input_ids.shape[1]))
