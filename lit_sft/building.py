@@ -17,16 +17,16 @@ from lit_sft.objectives import Objective
 
 @dataclass(frozen=True)
 class Blueprint:
-    """What of the options of :class:`lit_sft.module.LitSFT` a network is built from."""
+    """What of the options of :class:`lit_sft.module.LitSFT` a network is built from, with the same defaults."""
 
     make_encoder: Callable[[int], Encoder]
-    pooling: Pooling
-    head_dropout: float
-    head_hidden_size: int
-    backprop_tokens: int | None
-    tie_weights_up_to: int
-    adaptive_cutoffs: list[int] | None
-    loss_chunk: int | None
+    pooling: Pooling = "concat"
+    head_dropout: float = 0.4
+    head_hidden_size: int = 0
+    backprop_tokens: int | None = None
+    tie_weights_up_to: int = 10_000
+    adaptive_cutoffs: list[int] | None = None
+    loss_chunk: int | None = None
 
     def build(self, objective: Objective, vocab_size: int, num_classes: int, multilabel: bool) -> Network:
         """The network with the heads that the objective needs.

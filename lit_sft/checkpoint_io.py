@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from lit_sft.checkpoints import older, saved
 from lit_sft.errors import UserError
 
 
@@ -57,21 +58,6 @@ def what_now(folder: Path) -> str:
     if saved(folder / "last.ckpt"):
         return "the checkpoints before it are kept: make room, then go on with --ckpt_path last"
     return "there is no checkpoint to go on from yet: make room, then start again"
-
-
-def older(path: Path, age: int) -> Path:
-    """The name of the checkpoint that many saves before the one of ``path``."""
-    return path.with_name(f"{path.stem}-{age}{path.suffix}")
-
-
-def saved(path: Path) -> list[Path]:
-    """What there is of a checkpoint and the ones before it, from the newest to the oldest."""
-    numbers = {path: 0}
-    for file in path.parent.glob(f"{path.stem}-*{path.suffix}"):
-        age = file.stem.removeprefix(f"{path.stem}-")
-        if age.isdigit():
-            numbers[file] = int(age)
-    return sorted((file for file in numbers if file.is_file()), key=numbers.__getitem__)
 
 
 def _sync_folder(folder: Path) -> None:

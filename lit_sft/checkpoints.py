@@ -7,6 +7,7 @@ it loads with ``weights_only=True`` and nothing in it is ever executed.
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import warnings
 import zipfile
@@ -16,9 +17,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+import yaml
 from torch import Tensor
 
-from lit_sft.checkpoint_io import saved
 from lit_sft.data.adopted import Adopted
 from lit_sft.data.batches import Direction
 from lit_sft.data.fed import NOTHING, is_fed
@@ -27,6 +28,7 @@ from lit_sft.errors import UserError
 from lit_sft.options import read_yaml
 
 FORMAT = 1
+InitFrom = list[str] | str | None  # the runs or checkpoints that an option names
 NETWORK = "network."  # where the LightningModule keeps the network: the prefix of its weights
 
 
@@ -216,6 +218,43 @@ def resolve(run_or_checkpoint: str | Path, purpose: Literal["init_from", "ckpt_p
         if files := saved(folder / "checkpoints" / name):
             return files[0]
     raise UserError(f"{folder}: no checkpoint in this folder (looked for checkpoints/best.ckpt and last.ckpt)")
+
+
+def older(path: Path, age: int) -> Path:
+    """The name of the checkpoint that many saves before the one of ``path``."""
+    return path.with_name(f"{path.stem}-{age}{path.suffix}")
+
+
+def saved(path: Path) -> list[Path]:
+    """What there is of a checkpoint and the ones before it, from the newest to the oldest."""
+    numbers = {path: 0}
+    for file in path.parent.glob(f"{path.stem}-*{path.suffix}"):
+        age = file.stem.removeprefix(f"{path.stem}-")
+        if age.isdigit():
+            numbers[file] = int(age)
+    return sorted((file for file in numbers if file.is_file()), key=numbers.__getitem__)
+
+
+def names_in(given: InitFrom) -> list[str]:
+    """The runs or checkpoints that an option names: a list, also in one text, or names with commas between them.
+
+    Raises:
+        UserError: a text that names none, or with nothing between two commas.
+    """
+    if not isinstance(given, str):
+        return list(given or [])
+    with contextlib.suppress(OSError):  # longer than a path can be
+        if Path(given).exists():
+            return [given]
+    listed: Any = given.split(",")
+    if given.startswith("[") and given.endswith("]"):
+        listed = []
+        with contextlib.suppress(yaml.YAMLError):
+            listed = yaml.safe_load(given)
+    names = [str(name).strip() for name in listed if not isinstance(name, (dict, list))]
+    if not all(names) or not names or len(names) < len(listed):
+        raise UserError(f"{given!r} is no list of runs or checkpoints: name one, or several as A,B")
+    return names
 
 
 def stage_folders(run: Path) -> list[Path]:

@@ -13,11 +13,12 @@ from lightning.pytorch.utilities import rank_zero_info
 from lit_sft.checkpoints import read_checkpoint, resolve
 from lit_sft.cli import LitCLI
 from lit_sft.errors import UserError
-from lit_sft.evaluation.mean_predictions import column_order, mean_predictions
+from lit_sft.evaluation.mean_predictions import mean_predictions
 from lit_sft.evaluation.metrics import ClassificationMetrics
 from lit_sft.evaluation.multilabel import MultilabelMetrics
 from lit_sft.evaluation.predictions import Predictions
 from lit_sft.evaluation.tested import OwnFigures, tested_by
+from lit_sft.evaluation.thresholds import column_order
 from lit_sft.options import values_of, without
 from lit_sft.runs import TESTED, numbered, package_versions, run_name, told, write_record
 from lit_sft.stored_options import class_path_of, own_encoder

@@ -83,8 +83,8 @@ def _run(arguments: list[str]) -> None:
         if recipe is not None:
             run_recipe(recipe, arguments[1:])
             return
+        from lit_sft.checkpoints import names_in
         from lit_sft.options import values_of
-        from lit_sft.starting import names_in
 
         paths = values_of(arguments, "--ckpt_path")
         if command != "fit" and paths and len(names_in(paths[-1])) > 1:

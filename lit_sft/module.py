@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
 from lit_sft.building import Blueprint, check_stage_and_labels
-from lit_sft.checkpoints import NETWORK, contents
+from lit_sft.checkpoints import NETWORK, InitFrom, contents, read_checkpoint, resolve
 from lit_sft.data.adopted import Adopted
 from lit_sft.data.buckets import DocumentBatch
 from lit_sft.data.extension import EXTEND
@@ -23,15 +23,18 @@ from lit_sft.data.tokenization import Tokenizer
 from lit_sft.errors import UserError
 from lit_sft.evaluation.passes import Evaluation
 from lit_sft.evaluation.tested import Tested, clean_targets, gather
+from lit_sft.first_look import see_documents, see_frequencies
 from lit_sft.models import Encoder, LSTMEncoder, LSTMState, Network
 from lit_sft.objectives import MLE, Objective, Supervised
 from lit_sft.optim import Schedule, WarmupCosine, build_optimizer, clip_gradients, steps_of_fit, take_options, unscales
 from lit_sft.random_states import go_on_drawing, random_states
 from lit_sft.ranks import of_all_ranks, of_this_rank, weighted
-from lit_sft.starting import InitFrom, adopted_from, read_sources
+from lit_sft.starting import adopted_from, read_sources
 from lit_sft.step_rates import StepRates
-from lit_sft.transfer import first_misfit, load_pretrained, see_frequencies
-from lit_sft.watch import Watcher
+from lit_sft.stored_network import stored_blueprint, stored_network
+from lit_sft.stored_options import objective_of
+from lit_sft.transfer import first_misfit, load_pretrained
+from lit_sft.watch import Watcher, bar_needs_loss
 
 Stage = Literal["pretrain", "finetune"]
 Batch = StreamBatch | DocumentBatch
@@ -95,9 +98,9 @@ class LitSFT(StepRates):
         self.config: dict[str, Any] = {}  # the run's options as plain values, where the command line has filled it
         self.network: Network | None = None
         self.tokenizer: Tokenizer | None = None
-        self.label_names: list[str] = []
-        self.multilabel = False
+        self.label_names, self.multilabel = list[str](), False
         self.tested: Tested | None = None  # what the last test measured, over all processes
+        self._loaded: Adopted | None = None  # of load_from_checkpoint: what its data take over
         self._state: LSTMState | None = None  # carried from one training batch of the stream to the next
         self._random: dict[str, Any] | None = None  # the states that a resumed run goes on from
         self._initialized = False  # whether init_from was dealt with: it must not undo a training in this process
@@ -116,14 +119,15 @@ class LitSFT(StepRates):
         """
         check_stage_and_labels(self.objective, self.stage, len(label_names), multilabel)
         try:
-            if self.layer_decay <= 0:
-                raise ValueError(f"layer_decay={self.layer_decay} must be above 0")
-            self.network = self.blueprint.build(self.objective, tokenizer.vocab_size, len(label_names), multilabel)
+            network = self.blueprint.build(self.objective, tokenizer.vocab_size, len(label_names), multilabel)
         except ValueError as error:
             raise UserError(f"model: {error}") from error
-        self.evaluation = Evaluation(self.network, label_names, self.metrics)
+        return self._keep(network, tokenizer, label_names, multilabel)
+
+    def _keep(self, network: Network, tokenizer: Tokenizer, label_names: list[str], multilabel: bool) -> Network:
+        self.network, self.evaluation = network, Evaluation(network, label_names, self.metrics)
         self.tokenizer, self.label_names, self.multilabel = tokenizer, list(label_names), multilabel
-        return self.network
+        return network
 
     def configure_model(self) -> None:
         """Build the network for the data's vocabulary; not in ``setup``, before which weight averaging copies it."""
@@ -133,12 +137,23 @@ class LitSFT(StepRates):
 
     def adopted(self, tokenizer: str) -> Adopted:
         """What data with this ``data.tokenizer`` take over from ``init_from``: its own tokenizer, mostly."""
-        return adopted_from(read_sources(self.init_from), tokenizer == EXTEND, self.remap_vocabulary)
+        return self._loaded or adopted_from(read_sources(self.init_from), tokenizer == EXTEND, self.remap_vocabulary)
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *_: Any, **__: Any) -> Self:
-        """Names what loads a checkpoint: weights alone make no network, the tokenizer is needed too."""
-        raise UserError(f"use lit_sft.load({str(checkpoint_path)!r}); its .module is the LightningModule")
+    def load_from_checkpoint(cls, checkpoint_path: Any, **options: Any) -> Self:  # type: ignore[override]
+        """The module of a run or checkpoint, read as data, to measure or train on; data take its tokenizer and labels.
+
+        ``options``: what only a fit or a measurement needs, such as ``optimizer`` and ``metrics``; an ``encoder`` of
+        your own as for :func:`lit_sft.load`, whose errors this has, too.
+        """
+        checkpoint, encoder = read_checkpoint(resolve(checkpoint_path, "ckpt_path")), options.pop("encoder", None)
+        module = cls(checkpoint.stage, **{"objective": objective_of(checkpoint)} | options)
+        module.blueprint = stored_blueprint(checkpoint, encoder)
+        network = stored_network(checkpoint, module.blueprint, module.objective)
+        module._keep(network, checkpoint.tokenizer(), checkpoint.label_names, checkpoint.multilabel)
+        module.evaluation.thresholds = checkpoint.thresholds
+        module._loaded, module._initialized = checkpoint.adopted(), True
+        return module
 
     def on_fit_start(self) -> None:
         """Load ``init_from``, unless the run is resumed (``setup`` can't tell); show the objective the documents."""
@@ -146,18 +161,11 @@ class LitSFT(StepRates):
         if not self.trainer.ckpt_path and not self._initialized:
             see_frequencies(self.net, data)
             if self.init_from:
-                assert self.tokenizer is not None
                 remap = self.remap_vocabulary or data.preparation.kind == EXTEND
-                load_pretrained(self.net, read_sources(self.init_from), self.tokenizer, remap, self.label_names)
+                load_pretrained(self.net, read_sources(self.init_from), data.tokenizer, remap, self.label_names)
         self._initialized = True
-        if "classifier" in self.objective.heads:
-            try:
-                self.objective.see_counts(data.label_counts.tolist(), len(data.train), self.multilabel)
-            except ValueError as error:
-                raise UserError(f"model.objective: {error}") from error
-            documents = (batch.to(self.device) for batch in data.train_documents())
-            with self.trainer.precision_plugin.train_step_context():
-                self.objective.see_documents(self.net, documents, len(data.train))
+        with self.trainer.precision_plugin.train_step_context():
+            see_documents(self.objective, self.net, data)
 
     @property
     def net(self) -> Network:
@@ -179,7 +187,7 @@ class LitSFT(StepRates):
         self._state = loss.state
         size = sum(b.num_tokens for b in batch.values())
         total, mean = weighted(self.trainer, loss.shares or [(loss.total, loss.weight)])
-        self.log("train/loss", mean, batch_size=size, prog_bar=self._bar_needs_loss())
+        self.log("train/loss", mean, batch_size=size, prog_bar=bar_needs_loss(self._trainer))
         if len(loss.parts) > 1:
             self.log_dict({f"train/{name}": value for name, value in loss.parts.items()}, batch_size=size)
         return total * self.share_of_step(batch_idx) if self._watcher.accepts(self.trainer, mean) else None
@@ -195,11 +203,6 @@ class LitSFT(StepRates):
         if norm is not None:
             self.log("train/grad_norm", norm, batch_size=1)
             self._watcher.see_gradient(self.trainer, norm, optimizer)
-
-    def _bar_needs_loss(self) -> bool:
-        """Whether a bar is to be given the loss at every step, for which Lightning waits for the device."""
-        bar = getattr(self._trainer, "progress_bar_callback", None)
-        return bar is not None and not getattr(bar, "reads_loss", False)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer, a parameter group or two a layer, and the schedule by optimizer step."""
@@ -230,8 +233,7 @@ class LitSFT(StepRates):
             self._state = tuple(tuple(t.to(self.device) for t in layer) for layer in self._state)
         go_on_drawing(self._random, self.trainer.global_rank)  # only now: building the model has drawn
         self._random = None
-        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        self._watcher = next((c for c in callbacks if isinstance(c, Watcher)), Watcher())
+        self._watcher = Watcher.among(self.trainer.callbacks)  # type: ignore[attr-defined]
         scheduler = self.lr_schedulers()
         assert isinstance(scheduler, LambdaLR)
         if changed := take_options(scheduler, self._fresh_groups):

@@ -139,7 +139,12 @@ def build_optimizer(
     """The optimizer with discriminative rates: its own for the top layer, ``decay`` times the one above below.
 
     (Howard & Ruder 2018 divide by 2.6, a ``decay`` of 0.38.)
+
+    Raises:
+        ValueError: a ``decay`` of 0 or less, or an option that the optimizer refuses.
     """
+    if decay <= 0:
+        raise ValueError(f"layer_decay={decay} must be above 0")
     optimizer = factory(parameter_groups(layers, decay))
     for group in optimizer.param_groups:  # only now the rate is known: it is an option, or a default, of the optimizer
         group["lr"] = group["lr"] * group.pop("lr_factor")

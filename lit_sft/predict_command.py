@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
+from lit_sft.checkpoints import names_in
 from lit_sft.data.formats import STREAM_ROWS
 from lit_sft.data.readers import iter_rows
 from lit_sft.errors import UserError, nearest
 from lit_sft.predictor import TEXTS_AT_ONCE, load
-from lit_sft.starting import names_in
 
 MOMENT = 0.01  # seconds: what another process writes without a pause is there by then
 

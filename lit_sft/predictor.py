@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, overload
@@ -18,12 +17,10 @@ from lit_sft.data.batches import Direction
 from lit_sft.data.buckets import DocumentBatch, DocumentDataset, Truncation
 from lit_sft.data.tokens import TokenArray
 from lit_sft.errors import UserError
-from lit_sft.evaluation.mean_predictions import column_order, mean_thresholds
-from lit_sft.evaluation.thresholds import applying
-from lit_sft.models import Encoder
-from lit_sft.module import LitSFT
-from lit_sft.options import one_line
-from lit_sft.stored_options import class_path_of, objective_of, own_encoder, stored_config
+from lit_sft.evaluation.thresholds import applying, column_order, mean_thresholds
+from lit_sft.models import Encoder, Network
+from lit_sft.stored_network import encoder_name, stored_blueprint, stored_network
+from lit_sft.stored_options import own_encoder
 
 TEXTS_AT_ONCE = 2048  # sorted by length together; memory stays at this many, whatever the input's size
 TOKENS_AT_ONCE = 16_384
@@ -85,27 +82,35 @@ def _chunks(texts: Iterable[str | None]) -> Iterator[list[str | None]]:
 
 
 class Predictor(TextClassifier):
-    """A trained model with its tokenizer and label names. Made by :func:`load`."""
+    """A trained model with its tokenizer and label names. Made by :func:`load`.
 
-    def __init__(self, module: LitSFT, data: dict[str, Any], device: torch.device, precision: str = "32-true") -> None:
-        self.module = module.to(device).eval()
+    Args:
+        network: encoder and heads, with the checkpoint's weights.
+        checkpoint: which tells the rest: tokenizer, labels, thresholds, and how documents were read and computed.
+        device: where to run.
+    """
+
+    def __init__(self, network: Network, checkpoint: Checkpoint, device: torch.device) -> None:
+        self.network, self.tokenizer = network.to(device).eval(), checkpoint.tokenizer()
         self.device = device
-        self.autocast_to = MIXED.get(precision)
+        self.autocast_to = MIXED.get(checkpoint.precision)
         if device.type == "cpu" and self.autocast_to == torch.float16:
             self.autocast_to = None  # the CPU has no float16 LSTM
+        data = checkpoint.config.get("data", {})
         self.max_length = data.get("max_length") or 400
         self.truncation: Truncation = data.get("truncation") or "head"
-        self.direction: Direction = data.get("direction") or "forward"
+        self.direction: Direction = checkpoint.direction
+        self._label_names, self._thresholds = list(checkpoint.label_names), checkpoint.thresholds
 
     @property
     def label_names(self) -> list[str]:
         """The classes, in the order of the model's outputs."""
-        return self.module.label_names
+        return self._label_names
 
     @property
     def thresholds(self) -> list[float] | None:
         """As validation chose them."""
-        return self.module.evaluation.thresholds
+        return self._thresholds
 
     def probabilities(self, texts: Iterable[str | None]) -> Iterator[Tensor | None]:
         """Of each class, as in the base class.
@@ -113,7 +118,7 @@ class Predictor(TextClassifier):
         Raises:
             UserError: the checkpoint is of pretraining and has no classifier.
         """
-        if self.module.net.classifier is None:
+        if self.network.classifier is None:
             raise UserError("a pretraining checkpoint can't classify: predict needs a fine-tuned one")
         return self._in_order(texts, self._probabilities)
 
@@ -131,8 +136,7 @@ class Predictor(TextClassifier):
         self, texts: Iterable[str | None], compute: Callable[[DocumentBatch], Tensor]
     ) -> Iterator[Tensor | None]:
         """A row of ``compute``'s result for each text: a chunk is batched by length, then put back in order."""
-        tokenizer = self.module.tokenizer
-        assert tokenizer is not None
+        tokenizer = self.tokenizer
         for chunk in _chunks(texts):
             filled = [i for i, text in enumerate(chunk) if text is not None and text.strip()]
             rows: list[Tensor | None] = [None] * len(chunk)
@@ -160,11 +164,11 @@ class Predictor(TextClassifier):
             yield from rows
 
     def _probabilities(self, batch: DocumentBatch) -> Tensor:
-        network = self.module.net
+        network = self.network
         return network.class_probabilities(network.classify(batch, network.draw_masks(*batch.input_ids.shape)))
 
     def _vectors(self, batch: DocumentBatch) -> Tensor:
-        return self.module.net.pooled(batch, self.module.net.draw_masks(*batch.input_ids.shape)).float()
+        return self.network.pooled(batch, self.network.draw_masks(*batch.input_ids.shape)).float()
 
 
 class Ensemble(TextClassifier):
@@ -179,7 +183,7 @@ class Ensemble(TextClassifier):
 
     def __init__(self, members: Sequence[Predictor]) -> None:
         self.members = list(members)
-        if any(member.module.net.classifier is None for member in members):
+        if any(member.network.classifier is None for member in members):
             raise UserError("a pretraining checkpoint can't classify: an ensemble is of fine-tuned ones")
         self._columns = [column_order(members[0].label_names, member.label_names) for member in members]
         if len({member.thresholds is None for member in members}) > 1:
@@ -241,7 +245,7 @@ def load(
         if not run_or_checkpoint:
             raise UserError("load needs one checkpoint at least")
         members = [read_checkpoint(resolve(member, "ckpt_path")) for member in run_or_checkpoint]
-        ours = [own_encoder(_class_path_in(member)) is not None for member in members]
+        ours = [own_encoder(encoder_name(member)) is not None for member in members]
         return Ensemble([_load(m, None if own else encoder, device) for m, own in zip(members, ours, strict=True)])
     return _load(read_checkpoint(resolve(run_or_checkpoint, "ckpt_path")), encoder, device)
 
@@ -249,33 +253,9 @@ def load(
 def _load(
     checkpoint: Checkpoint, encoder: Callable[..., Encoder] | None, device: str | torch.device | None
 ) -> Predictor:
-    module = build_module(checkpoint, encoder)
+    network = stored_network(checkpoint, stored_blueprint(checkpoint, encoder))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return Predictor(module, checkpoint.config.get("data", {}), torch.device(device), checkpoint.precision)
+        return Predictor(network, checkpoint, torch.device(device))
     except (RuntimeError, AssertionError) as error:  # what torch raises for a device that isn't there
         raise UserError(f"device {device}: {str(error).splitlines()[0]}") from error
-
-
-def build_module(checkpoint: Checkpoint, encoder: Callable[..., Encoder] | None = None) -> LitSFT:
-    """The checkpoint's module with its weights, from plain values; nothing outside this package is imported."""
-    named = _class_path_in(checkpoint) if isinstance(encoder, type) else encoder and str(encoder)
-    options = stored_config(checkpoint, named, metrics=False)["model"]
-    spec = options.pop("encoder", None)
-    if spec is not None:
-        kind: Any = encoder or own_encoder(spec["class_path"])
-        encoder = partial(kind, **spec["init_args"])
-    if encoder is not None:
-        options["encoder"] = encoder
-    try:
-        module = LitSFT(**options, objective=objective_of(checkpoint))
-        network = module.build(checkpoint.tokenizer(), checkpoint.label_names, checkpoint.multilabel)
-        network.load_state_dict(checkpoint.network_weights())
-        module.evaluation.thresholds = checkpoint.thresholds
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{checkpoint.path}: can't be built from its own options: {one_line(error)}") from error
-    return module
-
-
-def _class_path_in(checkpoint: Checkpoint) -> str:
-    return str(class_path_of(checkpoint.config.get("model", {}).get("encoder")))

@@ -9,8 +9,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lit_sft.checkpoint_io import saved
-from lit_sft.checkpoints import Checkpoint, checkpoint_in, read_config, read_entries
+from lit_sft.checkpoints import Checkpoint, checkpoint_in, read_config, read_entries, saved
 from lit_sft.data.extension import EXTEND
 from lit_sft.data.tokenization import KINDS, Tokenizer
 from lit_sft.errors import UserError

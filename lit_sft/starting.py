@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch.utilities import rank_zero_info
 
-from lit_sft.checkpoints import Checkpoint, read_checkpoint, resolve
+from lit_sft.checkpoints import Checkpoint, InitFrom, names_in, read_checkpoint, resolve
 from lit_sft.data.adopted import Adopted
 from lit_sft.data.batches import Direction
 from lit_sft.data.extension import EXTEND, check_extendable
@@ -25,29 +22,6 @@ from lit_sft.models import LSTMEncoder, TwoWayEncoder
 from lit_sft.resume import TOKENIZER_OPTIONS, check_tokenizer
 
 SIZES = ("embedding_size", "hidden_size", "num_layers", "last_size")  # of an encoder's options
-InitFrom = list[str] | str | None
-
-
-def names_in(given: InitFrom) -> list[str]:
-    """The runs or checkpoints that an option names: a list, also in one text, or names with commas between them.
-
-    Raises:
-        UserError: a text that names none, or with nothing between two commas.
-    """
-    if not isinstance(given, str):
-        return list(given or [])
-    with contextlib.suppress(OSError):  # longer than a path can be
-        if Path(given).exists():
-            return [given]
-    listed: Any = given.split(",")
-    if given.startswith("[") and given.endswith("]"):
-        listed = []
-        with contextlib.suppress(yaml.YAMLError):
-            listed = yaml.safe_load(given)
-    names = [str(name).strip() for name in listed if not isinstance(name, (dict, list))]
-    if not all(names) or not names or len(names) < len(listed):
-        raise UserError(f"{given!r} is no list of runs or checkpoints: name one, or several as A,B")
-    return names
 
 
 @dataclass(frozen=True)

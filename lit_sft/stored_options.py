@@ -7,8 +7,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torchmetrics
-
 from lit_sft.checkpoints import Checkpoint
 from lit_sft.errors import UserError
 from lit_sft.models import Encoder
@@ -108,6 +106,8 @@ def _encoder_spec(path: Path, spec: Any, given: Any) -> dict[str, Any]:
 
 def _metric_specs(path: Path, metrics: Any) -> dict[str, Any]:
     """A run's own metrics as the parser takes them: classification metrics of torchmetrics, with plain options."""
+    import torchmetrics  # takes as long as torch to import, and a prediction measures nothing
+
     chosen = {}
     for name, spec in metrics.items() if isinstance(metrics, dict) else ():
         module, _, short = str(class_path_of(spec)).rpartition(".")

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lit_sft.checkpoints import Checkpoint
-from lit_sft.data.textdata import TextData
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.errors import UserError
 from lit_sft.models import Network
-from lit_sft.models.normalised import NormalisedEmbedding, folded
+from lit_sft.models.normalised import folded
 from lit_sft.starting import Source, check_start
 from lit_sft.vocabulary import remapped
 
@@ -22,13 +20,6 @@ HEADS = {  # what to call a head, and the options that decide its shape
     LM_HEAD: ("LM head", "model.tie_weights_up_to and model.adaptive_cutoffs"),
     CLASSIFIER: ("classifier", "model.pooling and model.head_hidden_size"),
 }
-
-
-def see_frequencies(network: Network, data: TextData) -> None:
-    """Show normalised embeddings how often each token occurs in what is trained on."""
-    for part in network.modules():
-        if isinstance(part, NormalisedEmbedding):
-            part.see_counts(torch.from_numpy(data.token_counts))
 
 
 def load_pretrained(

@@ -21,10 +21,9 @@ from one_line import in_one_line
 from paired import error_intervals, side
 from report import line, write_figures
 
-from lit_sft.checkpoints import read_config, stage_folders
+from lit_sft.checkpoints import names_in, read_config, stage_folders
 from lit_sft.errors import UserError
 from lit_sft.runs import read_record
-from lit_sft.starting import names_in
 from lit_sft.testing import predictions_file
 
 FIELDS = (

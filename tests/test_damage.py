@@ -15,7 +15,8 @@ from kill import unequal
 from refusals import commands, refused
 
 from lit_sft import load
-from lit_sft.checkpoint_io import AtomicCheckpointIO, saved
+from lit_sft.checkpoint_io import AtomicCheckpointIO
+from lit_sft.checkpoints import saved
 from lit_sft.errors import UserError
 from lit_sft.resume import last_checkpoint, read_resumable
 

@@ -35,10 +35,10 @@ def test_a_checkpoint_of_a_trainer_alone_is_loaded_with_its_options(tmp_path: Pa
     path = fitted(tmp_path / "c.ckpt", module, data)
 
     loaded = lit_sft.load(path)
-    assert (loaded.max_length, loaded.truncation, loaded.module.blueprint.pooling) == (7, "tail", "max")
-    assert loaded.module.net.encoder.output_dropout == 0.5  # what no weight's shape tells
-    kept = module.state_dict()
-    assert all(torch.equal(weight, kept[name]) for name, weight in loaded.module.state_dict().items())
+    assert (loaded.max_length, loaded.truncation, loaded.network.classifier.pooling) == (7, "tail", "max")
+    assert loaded.network.encoder.output_dropout == 0.5  # what no weight's shape tells
+    kept = module.net.state_dict()
+    assert all(torch.equal(weight, kept[name]) for name, weight in loaded.network.state_dict().items())
     config = read_checkpoint(path).config
     assert config["data"]["bptt"] == 128  # given
     assert config["data"]["val_fraction"] == 0.1  # as it is by default
@@ -59,6 +59,33 @@ def test_a_fine_tuning_takes_the_tokenizer_and_the_weights_of_what_it_starts_fro
     moved = (after.network_weights()[weight] - before.network_weights()[weight]).abs().max()
     assert 0 < moved <= 0.011  # one step of AdamW at 0.01
     assert set(before.fed["digests"]) <= set(after.fed["digests"])
+
+
+def test_lightning_s_own_way_of_loading_gives_the_module_back(tmp_path: Path, files: Files) -> None:
+    """Its weights, and with them the tokenizer and the labels, which the data take over as from any run."""
+    cache = tmp_path / "cache"
+    path = fitted(tmp_path / "c.ckpt", module_of("finetune", pooling="max"), data_of(files, cache), max_epochs=3)
+    other = {"tokenizer": "word", "vocab_size": 0}  # not used
+    found, again = lit_sft.LitSFT.load_from_checkpoint(path), trainer_of(tmp_path)
+    (loaded,) = again.test(found, datamodule=data_of(files, cache, **other), verbose=False)
+    whole = trainer_of(tmp_path)
+    module = module_of("finetune", pooling="max")
+    (resumed,) = whole.test(module, datamodule=data_of(files, cache), ckpt_path=path, weights_only=True, verbose=False)
+    assert loaded == resumed
+    assert loaded["test/accuracy"] > 0.4
+
+    start = {name: weight.clone() for name, weight in found.net.state_dict().items()}
+    optimizer = partial(torch.optim.SGD, lr=1e-6)
+    going_on = lit_sft.LitSFT.load_from_checkpoint(path, optimizer=optimizer)
+    after = fitted(tmp_path / "more.ckpt", going_on, data_of(files, cache, **other), max_steps=1)
+    moved = read_checkpoint(after).network_weights()
+    assert read_checkpoint(after).tokenizer_json == read_checkpoint(path).tokenizer_json
+    assert all((moved[name] - start[name]).abs().max() < 1e-4 for name in start)
+    assert any((moved[name] != start[name]).any() for name in start)
+    (tmp_path / "two.csv").write_text("text,label\n" + "the oak,tree\nthe owl,bird\n" * 30)
+    others = dict.fromkeys(("labeled", "val", "test"), str(tmp_path / "two.csv"))
+    with pytest.raises(lit_sft.errors.UserError, match="the data have the labels"):
+        trainer_of(tmp_path).test(found, datamodule=data_of(files, cache, **others))
 
 
 def test_the_command_line_measures_such_a_checkpoint(tmp_path: Path, files: Files, cli: Command) -> None:

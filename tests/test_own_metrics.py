@@ -19,7 +19,7 @@ from sklearn.metrics import cohen_kappa_score, fbeta_score
 from torchmetrics import Metric
 from torchmetrics.classification import BinaryFBetaScore, MulticlassCalibrationError, MulticlassFBetaScore
 
-from lit_sft import load
+from lit_sft import LitSFT, load
 from lit_sft.callbacks import BestCheckpoint, EarlyStop, NonMonotonicAveraging
 from lit_sft.checkpoints import read_checkpoint
 from lit_sft.errors import UserError
@@ -323,4 +323,4 @@ def test_the_trial_has_documents_of_each_class() -> None:
 
 
 def test_without_any_nothing_is_kept_for_them(trained: Trained) -> None:
-    assert load(trained.finetune).module.evaluation.own is None
+    assert LitSFT.load_from_checkpoint(trained.finetune).evaluation.own is None

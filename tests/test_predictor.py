@@ -9,6 +9,7 @@ import select
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 from refusals import one_line
 
 from lit_sft import Predictor, load, predictor
+from lit_sft.building import Blueprint
 from lit_sft.checkpoints import read_checkpoint, resolve
 from lit_sft.data.buckets import truncate
 from lit_sft.data.datamodule import TextDataModule
@@ -29,6 +31,7 @@ from lit_sft.evaluation.metrics import ClassificationMetrics
 from lit_sft.evaluation.predictions import read_predictions
 from lit_sft.main import main
 from lit_sft.module import LitSFT
+from lit_sft.stored_network import stored_blueprint, stored_network
 from lit_sft.stored_options import MODEL_OPTIONS
 
 
@@ -74,11 +77,12 @@ def test_predictions_equal_those_of_testing(
     collect = LambdaCallback(on_test_batch_start=lambda _, __, batch, *___: indices.append(batch.indices))
     options: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
     trainer = L.Trainer(**options, precision=precision, callbacks=[collect])
-    trainer.test(predictor.build_module(checkpoint), datamodule=data, ckpt_path=path, weights_only=True)
+    trainer.test(LitSFT.load_from_checkpoint(path), datamodule=data)
     expected = np.empty((len(texts), 3), dtype=np.float32)
     expected[torch.cat(indices)] = torch.cat(seen).numpy()
     assert len(indices) > 1
-    model = Predictor(predictor.build_module(checkpoint), checkpoint.config["data"], torch.device("cpu"), precision)
+    computed = replace(checkpoint, config=checkpoint.config | {"trainer": {"precision": precision}})
+    model = Predictor(stored_network(computed, stored_blueprint(computed)), computed, torch.device("cpu"))
     found = probabilities(model.predict(texts))
     assert np.abs(found - expected).max() < 1e-6
     assert (np.abs(found - probabilities(predictor.load(path).predict(texts))).max() > 1e-6) == (precision != "32-true")
@@ -129,7 +133,7 @@ def test_document_vectors_are_pooled_hidden_states(model: Predictor, texts: list
     vectors = model.encode(texts)
     assert vectors.shape == (len(texts), 36)  # concat pooling of 12 units
     assert vectors.dtype == np.float32
-    head = model.module.net.classifier
+    head = model.network.classifier
     assert head is not None
     logits = torch.nn.functional.linear(torch.from_numpy(vectors), head.linear.weight, head.linear.bias)
     assert np.abs(logits.softmax(-1).detach().numpy() - probabilities(model.predict(texts))).max() < 1e-5
@@ -137,8 +141,7 @@ def test_document_vectors_are_pooled_hidden_states(model: Predictor, texts: list
 
 def test_a_pretraining_checkpoint_gives_mean_states_and_no_labels(trained: Trained, texts: list[str]) -> None:
     model = load(trained.pretrain)
-    encoder, tokenizer = model.module.net.encoder, model.module.tokenizer
-    assert tokenizer is not None
+    encoder, tokenizer = model.network.encoder, model.tokenizer
     assert model.autocast_to is None
     for text, vector in zip(texts[:5], model.encode(texts[:5]), strict=True):
         tail = truncate(tokenizer.encode_batch([text])[0], model.max_length, model.truncation).tolist()
@@ -159,7 +162,7 @@ def test_a_classifier_of_other_options_is_loaded_as_it_was_trained(
     assert cli("test", "--ckpt_path", "logs/own/version_0").code == 0
     tested = read_predictions(Path("logs/own/version_0/predictions.parquet"))
     model = load("logs/own/version_0")
-    assert isinstance(model.module.net.classifier.linear, torch.nn.Sequential)  # type: ignore[union-attr]
+    assert isinstance(model.network.classifier.linear, torch.nn.Sequential)  # type: ignore[union-attr]
     order = np.argsort(tested.documents)
     assert np.abs(probabilities(model.predict(texts)) - tested.probabilities[order]).max() < 1e-6
 
@@ -168,6 +171,27 @@ def test_every_option_of_a_model_is_stored_or_needed_in_a_fit_alone() -> None:
     fit = {"init_from", "objective", "optimizer", "schedule", "layer_decay", "backprop_tokens", "remap_vocabulary"}
     measured = {"metrics"}  # for a test: test_own_metrics.py
     assert set(inspect.signature(LitSFT).parameters) == fit | measured | {"encoder"} | set(MODEL_OPTIONS)
+
+
+def test_what_is_built_without_lightning_has_the_defaults_of_the_module() -> None:
+    ours, theirs = inspect.signature(Blueprint).parameters, inspect.signature(LitSFT).parameters
+    assert set(ours) - set(theirs) == {"make_encoder"}
+    assert all(ours[name].default == theirs[name].default for name in ours if name in theirs)
+
+
+def test_loading_and_predicting_import_neither_lightning_nor_torchmetrics(trained: Trained) -> None:
+    """Each takes as long to import as torch, which is most of the time that one prediction takes."""
+    script = f"""
+import sys
+from lit_sft.main import main
+main(["predict", "--ckpt_path", {str(trained.finetune)!r}, "--input", "rows.txt", "--output", "out.jsonl"])
+print(*{{name.partition(".")[0] for name in sys.modules}})
+"""
+    Path("rows.txt").write_text("the owl\n")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert {"torch", "lit_sft"} <= set(done.stdout.split())
+    assert not {"lightning", "torchmetrics", "datasets"} & set(done.stdout.split())
+    assert json.loads(Path("out.jsonl").read_text())["label"]
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "nonsense"])

@@ -164,7 +164,7 @@ def test_from_a_pretraining_on_the_command_line(cli: Command, configs: Configs, 
     assert cli("test", "--ckpt_path", "probed").code == 0
     model, source = lit_sft.load("probed"), lit_sft.load(trained.pretrain)
     assert model.predict(["the boat and the sail"])[0] is not None
-    encoders: list[nn.Module] = [one.module.net.encoder for one in (model, source)]
+    encoders: list[nn.Module] = [one.network.encoder for one in (model, source)]
     assert equal(*(encoder.state_dict() for encoder in encoders))
     refused = cli("fit", "--config", configs.finetune, *options, "--model.pooling=attention")
     one_line(refused, "Probe pools once, and pooling=attention learns what to pool")

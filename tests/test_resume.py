@@ -246,11 +246,6 @@ def test_another_tokenizer_than_the_checkpoints_is_refused(
         trainer_of(tmp_path).fit(module_of("finetune", init_from=str(path)), datamodule=other)
 
 
-def test_what_lightning_loads_a_checkpoint_by_names_what_does(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"use lit_sft\.load\('run/best.ckpt'\); its \.module is the LightningModule"):
-        LitSFT.load_from_checkpoint("run/best.ckpt")
-
-
 def test_memory_that_ran_out_while_restoring_is_no_damage(tmp_path: Path) -> None:
     def restore_training_state(error: Exception) -> None:  # a name that Lightning has
         raise error

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from toy_network import encoded
 
 import lit_sft
-from lit_sft.checkpoints import Checkpoint, read_checkpoint, resolve
+from lit_sft.checkpoints import Checkpoint, names_in, read_checkpoint, resolve
 from lit_sft.data.buckets import collate
 from lit_sft.data.fed import together
 from lit_sft.data.readers import iter_rows
@@ -27,7 +27,6 @@ from lit_sft.errors import UserError
 from lit_sft.evaluation.predictions import read_predictions
 from lit_sft.models import ClassifierHead, EncoderMasks, LMHead, LSTMEncoder, Network, TwoWayEncoder
 from lit_sft.models.twoway import backward_order
-from lit_sft.starting import names_in
 
 DROPOUTS = [name for name in inspect.signature(LSTMEncoder).parameters if "dropout" in name]
 

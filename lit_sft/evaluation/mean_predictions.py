@@ -11,24 +11,7 @@ import torch
 from lit_sft.errors import UserError
 from lit_sft.evaluation.passes import document_losses
 from lit_sft.evaluation.predictions import Predictions
-from lit_sft.evaluation.thresholds import applying
-
-
-def column_order(names: list[str], others: list[str]) -> list[int]:
-    """For each class, its place among the classes of another model.
-
-    Raises:
-        UserError: the two have different classes.
-    """
-    if sorted(names) != sorted(others):
-        raise UserError(f"an ensemble is of models with the same labels, not {names} and {others}")
-    return [others.index(name) for name in names]
-
-
-def mean_thresholds(thresholds: Sequence[list[float] | None], orders: Sequence[list[int]]) -> list[float] | None:
-    """The mean of the models' thresholds, each with the places of its classes; None where a document has one label."""
-    given = [[own[place] for place in order] for own, order in zip(thresholds, orders, strict=True) if own is not None]
-    return np.mean(given, axis=0).tolist() if given else None
+from lit_sft.evaluation.thresholds import applying, column_order, mean_thresholds
 
 
 def mean_predictions(

@@ -1,4 +1,4 @@
-"""From which probability on a label applies, chosen for each label by its F1."""
+"""From which probability on a label applies, chosen for each label by its F1; of several models, the mean."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from lit_sft.errors import UserError
 
 DEFAULT = 0.5
 
@@ -40,3 +42,20 @@ def applying(probabilities: Tensor, thresholds: Sequence[float]) -> Tensor:
     """Which labels apply: probabilities (documents, classes) -> bool (documents, classes), on the CPU."""
     limits = torch.tensor(thresholds, dtype=torch.float64)  # (classes,): float32 has no number between two neighbours
     return probabilities.detach().cpu().double() >= limits
+
+
+def column_order(names: list[str], others: list[str]) -> list[int]:
+    """For each class, its place among the classes of another model.
+
+    Raises:
+        UserError: the two have different classes.
+    """
+    if sorted(names) != sorted(others):
+        raise UserError(f"an ensemble is of models with the same labels, not {names} and {others}")
+    return [others.index(name) for name in names]
+
+
+def mean_thresholds(thresholds: Sequence[list[float] | None], orders: Sequence[list[int]]) -> list[float] | None:
+    """The mean of the models' thresholds, each with the places of its classes; None where a document has one label."""
+    given = [[own[place] for place in order] for own, order in zip(thresholds, orders, strict=True) if own is not None]
+    return torch.tensor(given, dtype=torch.float64).mean(0).tolist() if given else None

@@ -31,8 +31,7 @@ import yaml
 from jsonargparse import Namespace
 
 from lit_sft.atomic import write_atomically
-from lit_sft.checkpoint_io import saved
-from lit_sft.checkpoints import resolve
+from lit_sft.checkpoints import names_in, resolve, saved
 from lit_sft.cli import check
 from lit_sft.data.corpus_config import PYDOCS
 from lit_sft.errors import UserError, nearest
@@ -53,7 +52,6 @@ from lit_sft.runs import (
     versions,
     write_record,
 )
-from lit_sft.starting import names_in
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def main() -> None:
         AtomicCheckpointIO().save_checkpoint(exported(read_entries(resolve(arguments.run, "ckpt_path"))), model)
         start(model, texts[0], arguments.threads)
         predictor = lit_sft.load(model, device="cpu")
-    count = sum(parameter.numel() for parameter in predictor.module.parameters())
+    count = sum(parameter.numel() for parameter in predictor.network.parameters())
     print(f"parameters: {count / 1e6:.1f}M")
     predictor.predict(texts[:8])  # what is slow once
     seconds = [seconds_of(partial(predictor.predict, [text])) for text in texts[:200]]
@@ -89,7 +89,7 @@ def together(predictor: lit_sft.Predictor, texts: list[str]) -> None:
     predictor._probabilities = seen  # type: ignore[method-assign]
     predictor.predict(texts)
     predictor._probabilities = compute  # type: ignore[method-assign]
-    layers: Any = predictor.module.net.encoder.layers
+    layers: Any = predictor.network.encoder.layers
     vectors = [torch.randn(*shape, layers[0].input_size) for shape in shapes]
     bare = min(seconds_of(lambda: through(layers, vectors)) for _ in range(3))
     whole = min(seconds_of(lambda: predictor.predict(texts)) for _ in range(3))

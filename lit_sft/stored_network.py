@@ -1,0 +1,59 @@
+"""A checkpoint's network, built again from its own plain options; without Lightning, so that ``load`` is quick."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
+from typing import Any
+
+from lit_sft.building import Blueprint, check_stage_and_labels
+from lit_sft.checkpoints import Checkpoint
+from lit_sft.errors import UserError
+from lit_sft.models import Encoder, LSTMEncoder, Network
+from lit_sft.objectives import Objective
+from lit_sft.options import one_line
+from lit_sft.stored_options import class_path_of, objective_of, own_encoder, stored_config
+
+
+def stored_blueprint(checkpoint: Checkpoint, encoder: Callable[..., Encoder] | None = None) -> Blueprint:
+    """What the checkpoint's network is built from; nothing outside this package is imported.
+
+    Args:
+        checkpoint: whose options.
+        encoder: in place of the checkpoint's: a class, which gets the options in the checkpoint, or a function of the
+            vocabulary size.
+
+    Raises:
+        UserError: an encoder outside the package that ``encoder`` doesn't name.
+    """
+    named = encoder_name(checkpoint) if isinstance(encoder, type) else encoder and str(encoder)
+    options = stored_config(checkpoint, named, metrics=False)["model"]
+    spec = options.get("encoder")
+    make: Callable[..., Encoder] = encoder or LSTMEncoder
+    if spec is not None:
+        kind: Any = encoder or own_encoder(spec["class_path"])
+        make = partial(kind, **spec["init_args"])
+    known = [one.name for one in fields(Blueprint)]
+    return Blueprint(make, **{name: options[name] for name in known if name in options})
+
+
+def stored_network(checkpoint: Checkpoint, blueprint: Blueprint, objective: Objective | None = None) -> Network:
+    """The network with the checkpoint's weights, and the heads of the objective: without one, those that it has.
+
+    Raises:
+        UserError: options that no network can be built from, or that its weights don't fit.
+    """
+    objective, labels = objective or objective_of(checkpoint), len(checkpoint.label_names)
+    check_stage_and_labels(objective, checkpoint.stage, labels, checkpoint.multilabel)
+    try:
+        network = blueprint.build(objective, checkpoint.tokenizer().vocab_size, labels, checkpoint.multilabel)
+        network.load_state_dict(checkpoint.network_weights())
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{checkpoint.path}: can't be built from its own options: {one_line(error)}") from error
+    return network
+
+
+def encoder_name(checkpoint: Checkpoint) -> str:
+    """The class path of the encoder that a checkpoint names."""
+    return str(class_path_of(checkpoint.config.get("model", {}).get("encoder")))
