@@ -149,7 +149,7 @@ class LitCLI(LightningCLI):
     def _parse(self, arguments: list[str]) -> Namespace:
         try:
             config = self.parser.parse_args(arguments)
-        except ArgumentError as error:
+        except (ArgumentError, SyntaxError) as error:  # the latter of a module that an option names
             options = [name.lstrip("-") for name in self._subcommand_parsers[arguments[0]]._option_string_actions]
             raise explain(error, options) from error
         seed = config[arguments[0]].seed_everything

@@ -94,7 +94,7 @@ def reason(error: BaseException) -> str:
     return found[1] if found else message
 
 
-def explain(error: ArgumentError, options: Iterable[str]) -> UserError:
+def explain(error: ArgumentError | SyntaxError, options: Iterable[str]) -> UserError:
     """A one-line UserError for what jsonargparse raised.
 
     Args:
@@ -116,11 +116,11 @@ def explain(error: ArgumentError, options: Iterable[str]) -> UserError:
             f"no option {wrong}; {nearest(wrong, known).strip() or 'see --help for the options there are'}"
         )
     keys = list(dict.fromkeys(re.findall(r'Parser key "([\w.]+)"', message)))
-    if not keys:
-        return UserError(message)
     option = ".".join(keys)
     if failed := _failed_import(error):
-        return UserError(f"--{option} {failed}")
+        return UserError(f"--{option} {failed}" if keys else failed)
+    if not keys:
+        return UserError(message)
     if inner := UNKNOWN_IN_CLASS.search(message):
         return UserError(_unknown_in_class(option, inner[2], inner[1] or inner[3]))
     found = VALUE.search(message)

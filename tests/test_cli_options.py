@@ -133,6 +133,10 @@ def test_so_is_that_of_an_encoder_or_of_a_class_in_yaml(configs: Configs, fit: F
     own("import torhc")
     message = "its module can't be imported: ModuleNotFoundError: No module named 'torhc' (mine.py, line 1)"
     refused(fit("--model.encoder", "own.mine.Encoder"), f"--model.encoder own.mine.Encoder: {message}")
+    own("x = = 1")
+    failed = "own.mine.Encoder: its module can't be imported: SyntaxError: invalid syntax (mine.py, line 1)"
+    refused(fit("--model.encoder", "own.mine.Encoder"), failed)
+    own("import torhc")
     options = yaml.safe_load(configs.finetune.read_text())
     options["trainer"]["callbacks"] = [{"class_path": "Throughput"}, {"class_path": "own.mine.Stop"}]
     configs.finetune.write_text(yaml.safe_dump(options))
