@@ -179,7 +179,7 @@ def test_what_is_built_without_lightning_has_the_defaults_of_the_module() -> Non
     assert all(ours[name].default == theirs[name].default for name in ours if name in theirs)
 
 
-def test_loading_and_predicting_import_neither_lightning_nor_torchmetrics(trained: Trained) -> None:
+def test_loading_and_predicting_import_neither_lightning_nor_torchmetrics(workplace: Path, trained: Trained) -> None:
     """Each takes as long to import as torch, which is most of the time that one prediction takes."""
     script = f"""
 import sys
@@ -187,11 +187,11 @@ from lit_sft.main import main
 main(["predict", "--ckpt_path", {str(trained.finetune)!r}, "--input", "rows.txt", "--output", "out.jsonl"])
 print(*{{name.partition(".")[0] for name in sys.modules}})
 """
-    Path("rows.txt").write_text("the owl\n")
+    (workplace / "rows.txt").write_text("the owl\n")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert {"torch", "lit_sft"} <= set(done.stdout.split())
     assert not {"lightning", "torchmetrics", "datasets"} & set(done.stdout.split())
-    assert json.loads(Path("out.jsonl").read_text())["label"]
+    assert json.loads((workplace / "out.jsonl").read_text())["label"]
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "nonsense"])
