@@ -21,6 +21,7 @@ from lit_sft.data.datamodule import TextDataModule
 from lit_sft.data.tokens import TokenArray
 from lit_sft.errors import UserError
 from lit_sft.evaluation.predictions import FILE, Predictions
+from lit_sft.runs import RECORD, write_record
 
 # scikit-learn's own words, of two letters or more, but that marks (vowel signs, accents) belong to theirs.
 _MARKS = "".join(point for point in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(point)[0] == "M")
@@ -37,7 +38,7 @@ def linear_model(
     Args:
         data: set up; its low-shot subsets of train and validation are used.
         options: ``C`` (inverse strength of the regularisation), ``class_weight``, and those of :func:`fitted_features`.
-        folder: where the test's predictions are kept, in a file like a network's; None: nowhere.
+        folder: where the test's predictions are kept, in a file like a network's, and the seed; None: nowhere.
         splits: what is read and measured, "val" and "test" or one of them.
     """
     if data.multilabel:
@@ -59,6 +60,7 @@ def linear_model(
         figures[f"{split}_macro_f1"] = float(f1_score(labels, predicted, average="macro"))
         figures[f"{split}_accuracy"] = float(accuracy_score(labels, predicted))
         if split == "test" and folder is not None:
+            write_record(folder / RECORD, {"seed": data.seed})
             linear_predictions(data, model, features).write(folder / FILE)
     return figures
 

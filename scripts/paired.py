@@ -35,6 +35,7 @@ from lit_sft.evaluation.intervals import AT_ONCE, RESAMPLES, Interval, mean_inte
 from lit_sft.evaluation.predictions import Predictions, read_predictions
 from lit_sft.evaluation.weighted import Figures, weighted_figures
 from lit_sft.evaluation.weighted_multilabel import weighted_multilabel_figures
+from lit_sft.runs import read_record
 from lit_sft.testing import predictions_file
 
 FIGURES = ("accuracy", "macro_f1", "loss")
@@ -50,7 +51,7 @@ def side(pattern: str) -> list[Predictions]:
     """The runs that a path or a pattern names, in the order of their names.
 
     Raises:
-        UserError: there is none, none was tested, or they were tested on different documents.
+        UserError: there is none, none was tested, one seed was twice, or they were tested on different documents.
     """
     paths = sorted(glob.glob(pattern), key=lambda path: (len(path), path))  # noqa: PTH207 - absolute ones, too
     if not paths:
@@ -59,10 +60,23 @@ def side(pattern: str) -> list[Predictions]:
     tested = [file for file in files if file.is_file()] or files
     if len(tested) < len(files):
         print(f"{pattern}: {len(files) - len(tested)} of {len(files)} runs were not tested, and are left out")
+    check_seeds(pattern, tested)
     runs = [read_predictions(file) for file in tested]
     for run in runs[1:]:
         check_same(runs[0], run)
     return runs
+
+
+def check_seeds(pattern: str, files: Sequence[Path]) -> None:
+    """Raise a UserError where two of the runs have one seed: a search that chose anew leaves those of both choices."""
+    seen: dict[int, Path] = {}
+    for run in [file.parent for file in files]:
+        seed = read_record(run).get("seed")
+        if seed is not None and seen.setdefault(seed, run) != run:
+            raise UserError(
+                f"{pattern}: seed {seed} was tested twice, in {seen[seed]} and {run}: name the runs of one set of "
+                "options, as the CSV of baselines.py lists them"
+            )
 
 
 def check_same(one: Predictions, other: Predictions) -> None:

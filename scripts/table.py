@@ -35,18 +35,16 @@ FIELDS = (
 def costs(run: Path) -> dict[str, float]:
     """Seconds of a run and of the language models that it started from, its speed, and its validation error.
 
-    Empty for what has no record: the linear model, an ensemble's predictions.
+    Empty for what has no record of a fit: the linear model, an ensemble's predictions.
     """
     stages = stage_folders(run) if run.is_dir() else []
     folder = stages[-1] if stages else run
-    if not (folder / "metrics.json").is_file():
-        return {}
     record = read_record(folder)
-    found = {
-        "val_error": 100 * (1 - record["val"]["accuracy"]),
-        "seconds": record["seconds"],
-        "tokens_per_second": record["tokens_per_second"],
-    }
+    if "seconds" not in record:
+        return {}
+    found = {key: record[key] for key in ("seconds", "tokens_per_second")}
+    if "accuracy" in record.get("val", {}):  # a fit may end before its first validation
+        found["val_error"] = 100 * (1 - record["val"]["accuracy"])
     before = seconds_before(folder)
     return found if before is None else found | {"pretrain_seconds": before}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from dataclasses import replace
@@ -162,6 +163,15 @@ def test_a_run_that_is_not_there_or_not_tested_is_told(tmp_path: Path) -> None:
     run(0.8, 1, 50).write(tmp_path / "run-2" / FILE)
     with pytest.raises(UserError, match="40 and 50 documents"):
         side(str(tmp_path / "run-*"))
+
+
+def test_runs_of_one_seed_are_no_two_seeds_of_a_method(tmp_path: Path) -> None:
+    for version, seed in enumerate((0, 1, 1)):  # a search that chose other options has run the last one
+        run(0.8, version).write(tmp_path / f"version_{version}" / FILE)
+        (tmp_path / f"version_{version}" / "metrics.json").write_text(json.dumps({"seed": seed}))
+    assert len(side(str(tmp_path / "version_[01]"))) == 2
+    with pytest.raises(UserError, match=r"version_\*: seed 1 was tested twice, in .*version_1 and .*version_2: name"):
+        side(str(tmp_path / "version_*"))
 
 
 def test_the_clean_part_is_what_no_run_has_seen() -> None:

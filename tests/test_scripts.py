@@ -135,6 +135,7 @@ def test_the_linear_model_leaves_its_predictions_as_a_network_does(data: TextDat
     assert (kept.predicted == kept.labels).mean() == accuracy
     assert (kept.predicted == kept.probabilities.argmax(1)).all()
     assert kept.losses == pytest.approx(-np.log(kept.probabilities[np.arange(30), kept.labels]), abs=1e-5)
+    assert read(tmp_path / "metrics.json") == {"seed": 2}
 
 
 def test_a_column_that_came_later_is_left_out_of_an_older_csv(tmp_path: Path) -> None:
@@ -325,7 +326,7 @@ def test_what_holds_no_data_options_is_told(content: str, message: str, tmp_path
 
 
 def test_a_table_of_runs_has_errors_differences_and_what_they_cost(tmp_path: Path) -> None:
-    """Two seeds from a language model, and a linear model without a record; figures counted by hand."""
+    """Two seeds from a language model, and a linear model without a fit's record; figures counted by hand."""
     labels = np.array([0, 1] * 50)
     mistakes = {"net/version_0": 10, "net/version_1": 20, "linear": 30}
 
@@ -348,6 +349,7 @@ def test_a_table_of_runs_has_errors_differences_and_what_they_cost(tmp_path: Pat
     for name, missed in mistakes.items():
         (tmp_path / name).mkdir(exist_ok=True)
         tested(tmp_path / name, missed)
+    (tmp_path / "linear/metrics.json").write_text('{"seed": 0}')
     named = {"net": f"{tmp_path}/net/version_*", "linear": f"{tmp_path}/linear"}
     net, linear = rows_of(named, "net")
     assert (net["seeds"], net["documents"]) == (2, 100)
@@ -360,6 +362,10 @@ def test_a_table_of_runs_has_errors_differences_and_what_they_cost(tmp_path: Pat
     assert seconds_before(tmp_path / "net/version_0") == 600.0
     (tmp_path / "lm/metrics.json").unlink()
     assert "pretrain_seconds" not in rows_of(named, "net")[0]
+    unmeasured = read(tmp_path / "net/version_1/metrics.json") | {"val": {}}  # it ended before its first validation
+    (tmp_path / "net/version_1/metrics.json").write_text(json.dumps(unmeasured))
+    without = rows_of(named, "net")[0]
+    assert (without["seconds"], "val_error" in without) == (90.0, False)
     shown = runs_table([net, linear], "net").splitlines()
     assert shown[2].startswith("| net | 2 | 25.0 | 15.00 ± 7.1 | [")
     assert shown[2].endswith("|  | 1.5 | 10.0 |")
