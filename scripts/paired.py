@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 from one_line import in_one_line
-from report import intervals_file, read_lines, rows_tested, write_figures
+from report import ROUNDED, intervals_file, read_lines, rows_tested, write_figures
 from scipy import stats
 
 from lit_sft.errors import UserError
@@ -197,7 +197,7 @@ def write_intervals(out: Path) -> None:
     """``OUT.intervals.csv``: errors with their intervals over documents, made of the predictions of the CSV's runs.
 
     A line for each label count, validation set and method whose runs are all still there. Lines of others stay, and one
-    that has the difference from ``pretrained`` where it can't be computed any more.
+    of the same runs that has the difference from ``pretrained`` where it can't be computed any more.
     """
     runs: dict[tuple[str, str], dict[str, list[Predictions]]] = {}
     lost: set[tuple[str, str, str]] = set()
@@ -214,7 +214,9 @@ def write_intervals(out: Path) -> None:
         there = {method: read for method, read in methods.items() if (labels, val, method) not in lost}
         for method, figures in error_intervals(there, "pretrained").items():
             cell = (labels, val, method)
-            if "minus" in figures or not lines.get(cell, {}).get("minus"):
+            old = lines.get(cell)
+            same = old is not None and abs(float(old["error"]) - figures["error"]) < ROUNDED
+            if "minus" in figures or old is None or not (same and old["minus"]):
                 count = {"seeds": len(there[method]), "documents": len(there[method][0])}
                 lines[cell] = {"labels": labels, "val": val, "method": method, **count, **figures}
     if lines:
@@ -228,8 +230,9 @@ def _predictions(row: dict[str, str]) -> Predictions | None:
         return None
     predictions = read_predictions(file)
     figures = weighted_multilabel_figures if predictions.multilabel else weighted_figures
-    accuracy = figures(predictions, np.ones((len(predictions), 1)), counts_only=True)["accuracy"]
-    return predictions if abs(float(accuracy[0]) - float(row["test_accuracy"])) < 1e-4 else None
+    found = figures(predictions, np.ones((len(predictions), 1)), counts_only=True)
+    same = all(abs(float(found[name][0]) - float(row[f"test_{name}"])) < 1e-4 for name in ("accuracy", "macro_f1"))
+    return predictions if same else None
 
 
 def clean_parts(a: Runs, b: Runs) -> tuple[Runs, Runs]:

@@ -4,7 +4,7 @@
 
 Where a ``NAME.intervals.csv`` stands beside the CSV, the columns are errors instead, and the intervals in brackets are
 over the test documents (bootstrap), each document's error being its mean over the seeds (a row has none where they are
-missing there, or of other seeds); else the columns are macro-F1 and accuracy, and the interval of the difference is
+missing there, or of other runs); else the columns are macro-F1 and accuracy, and the interval of the difference is
 over the seeds (Student's t).
 """
 
@@ -27,6 +27,7 @@ from lit_sft.errors import UserError
 
 Seeds = dict[int, float]
 VALS = ("full", "small")  # the validation set that chose, as scripts/baselines.py names it
+ROUNDED = 0.01  # errors in percent that differ by less are those of the same runs
 
 
 def paired_difference(first: Seeds, second: Seeds) -> str:
@@ -38,11 +39,22 @@ def paired_difference(first: Seeds, second: Seeds) -> str:
 
 
 def read_lines(path: Path) -> list[dict[str, str]]:
-    """The lines of a CSV, or none where there is no file yet."""
+    """The lines of a CSV, or none where there is no file yet.
+
+    Raises:
+        UserError: its last line was cut off.
+    """
+    return list(csv.DictReader(io.StringIO(_whole(path), newline="")))
+
+
+def _whole(path: Path) -> str:
     if not path.is_file():
-        return []
+        return ""
     with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        text = file.read()
+    if text and not text.endswith("\n"):
+        raise UserError(f"{path}: its last line is cut off: take it out")
+    return text
 
 
 def append_line(path: Path, row: dict[str, str]) -> None:
@@ -52,14 +64,11 @@ def append_line(path: Path, row: dict[str, str]) -> None:
         UserError: its last line was cut off.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    before = path.read_text(encoding="utf-8") if path.is_file() else ""
-    new = not before
-    if not new and not before.endswith("\n"):
-        raise UserError(f"{path}: its last line is cut off: take it out")
-    columns = row if new else next(csv.reader(before.splitlines()))
+    before = _whole(path)
+    columns = next(csv.reader(before.splitlines())) if before else row
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(columns), lineterminator="\n", extrasaction="ignore")
-        if new:
+        if not before:
             writer.writeheader()
         writer.writerow(row)
 
@@ -68,10 +77,12 @@ def rows_tested(path: Path) -> list[dict[str, str]]:
     """The tested runs of a CSV of scripts/baselines.py, one a cell: a line repeated counts once.
 
     Raises:
-        UserError: there is none; or the seeds of a row of the table ran with different options.
+        UserError: there is none; the seeds of a row of the table ran with different options; or rows that stand beside
+            each other did with different configs, or from different pretrainings of ``--init_from``.
     """
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     options: dict[tuple[str, ...], str] = {}
+    beside: dict[tuple[str, ...], dict[str, str]] = {}
     for row in read_lines(path):
         if row.get("test_macro_f1"):
             cell = (row["val"], row["labels"], row["method"])
@@ -82,6 +93,15 @@ def rows_tested(path: Path) -> list[dict[str, str]]:
                     f"{path}: the seeds of {row['method']} with {row['labels']} labels ran with different options, "
                     f"{options[cell]} and {ran}: take the lines of one of them out"
                 )
+            for what in ("config", "start"):
+                if not row.get(what):  # without a start: from scratch, the linear model, one of its own
+                    continue
+                other = beside.setdefault((*cell[:2], what), row)
+                if other[what] != row[what]:
+                    raise UserError(
+                        f"{path}: with {row['labels']} labels {other['method']} ran with {what} {other[what]} and "
+                        f"{row['method']} with {row[what]}: take the lines of one of them out"
+                    )
             rows[*cell, row["seed"]] = row
     if not rows:
         raise UserError(f"{path}: no such results, or no tested row in them")
@@ -143,15 +163,12 @@ def intervals_file(path: Path) -> Path:
 def error_table(path: Path, figures_of: dict[tuple[str, str, str], dict[str, Seeds]]) -> str:
     """A Markdown table of an intervals CSV, errors in percent, and of the figures that :func:`read` has found.
 
-    A line for each label count and method. Where the intervals are of other seeds than the figures, as those of runs
+    A line for each label count and method. Where the intervals are of other runs than the figures, as those of runs
     that are gone, or there are none, the errors are those of the figures, without them.
     """
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = {(row["val"], row["labels"], row["method"]): row for row in csv.DictReader(file)}
+    rows = {(row["val"], row["labels"], row["method"]): row for row in read_lines(path)}
     found = dict(figures_of)
-    whole = {
-        cell: row for cell, row in rows.items() if len(found.get(cell, {}).get("accuracy", ())) == int(row["seeds"])
-    }
+    whole = {cell: row for cell, row in rows.items() if cell in found and _is_of(row, found[cell]["accuracy"])}
     vals = [val for val in VALS if any(val == cell[0] for cell in found)]
     head = ["labels a class", "method", "seeds"]
     for val in vals:
@@ -162,11 +179,24 @@ def error_table(path: Path, figures_of: dict[tuple[str, str, str], dict[str, See
         cells = [(val, labels, method) for val in vals]
         shown = [labels, method, str(max(len(found[cell]["accuracy"]) for cell in cells if cell in found))]
         for cell in cells:
-            reference = (*cell[:2], "pretrained")
-            paired = reference in whole or reference not in found
-            shown += _error_cells(found[cell], whole.get(cell), paired) if cell in found else [""] * 4
+            own, reference = whole.get(cell), (*cell[:2], "pretrained")
+            paired = reference not in found or (reference in whole and _is_from(whole[reference], own))
+            shown += _error_cells(found[cell], own, paired) if cell in found else [""] * 4
         lines.append(line(shown))
     return "\n".join(lines)
+
+
+def _is_of(row: dict[str, str], accuracies: Seeds) -> bool:
+    """Whether a line of the intervals CSV is of these runs, and not of others that earlier options gave."""
+    error = 100 - float(np.mean(list(accuracies.values())))
+    return len(accuracies) == int(row["seeds"]) and abs(float(row["error"]) - error) < ROUNDED
+
+
+def _is_from(reference: dict[str, str], row: dict[str, str] | None) -> bool:
+    """Whether the difference in a line of the intervals CSV is from this line of ``pretrained``."""
+    if row is None or not row["minus"]:
+        return False
+    return abs(float(reference["error"]) - float(row["error"]) - float(row["minus"])) < ROUNDED
 
 
 def _error_cells(figures: dict[str, Seeds], row: dict[str, str] | None, paired: bool) -> list[str]:
@@ -174,8 +204,8 @@ def _error_cells(figures: dict[str, Seeds], row: dict[str, str] | None, paired: 
 
     Args:
         figures: test figures by metric and seed.
-        row: the line of the intervals CSV, if it is of these seeds.
-        paired: whether the difference in it is from the seeds of ``pretrained`` that the table has.
+        row: the line of the intervals CSV, if it is of these runs.
+        paired: whether the difference in it is from the runs of ``pretrained`` that the table has.
     """
     f1 = spread(list(figures["macro_f1"].values()))
     if row is None:

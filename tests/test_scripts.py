@@ -31,6 +31,7 @@ from report import (
 from scipy import stats
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.metrics import f1_score
 from table import rows_of, seconds_before
 from table import table as runs_table
 
@@ -153,6 +154,8 @@ def test_a_csv_that_was_cut_off_is_refused_and_an_empty_one_begun(tmp_path: Path
     path.write_text("method,seed\ntfidf,")
     with pytest.raises(UserError, match="its last line is cut off"):
         append_line(path, {"method": "tfidf", "seed": "0"})
+    with pytest.raises(UserError, match="its last line is cut off"):
+        read_lines(path)  # before a run that couldn't be appended
 
 
 def test_seeds_that_ran_with_different_options_make_no_row(tmp_path: Path) -> None:
@@ -164,6 +167,21 @@ def test_seeds_that_ran_with_different_options_make_no_row(tmp_path: Path) -> No
         rows_tested(path)
     with pytest.raises(UserError, match="no such results"):
         rows_tested(tmp_path / "absent.csv")
+
+
+@pytest.mark.parametrize("what", ["config", "start"])
+def test_methods_that_ran_with_different_configs_or_from_different_pretrainings_make_no_table(
+    what: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "mixed.csv"
+    row = {"labels": "20", "val": "full", "seed": "0", "test_macro_f1": "0.5", "test_accuracy": "0.5"}
+    for method, value in (("tfidf", ""), ("pretrained", "a"), ("at", "a")):
+        append_line(path, row | {"method": method, what: value})
+    append_line(path, row | {"labels": "all", "method": "at", what: "b"})
+    assert len(rows_tested(path)) == 4
+    append_line(path, row | {"method": "mine", what: "b"})
+    with pytest.raises(UserError, match=rf"with 20 labels pretrained ran with {what} a and mine with b: take the"):
+        rows_tested(path)
 
 
 def test_a_mistake_in_a_script_is_one_line() -> None:
@@ -188,7 +206,7 @@ def test_errors_of_one_seed_are_shown_without_a_deviation(tmp_path: Path) -> Non
     assert table(path).splitlines()[-1] == "| all | tfidf | 1 | 90.0 | 9.5 | [9.1, 9.9] |  |"
 
 
-def test_rows_whose_intervals_are_of_other_seeds_or_missing_are_those_of_the_csv(tmp_path: Path) -> None:
+def test_rows_whose_intervals_are_of_other_runs_or_missing_are_those_of_the_csv(tmp_path: Path) -> None:
     path = tmp_path / "more.csv"
     methods = {"pretrained": (0.9, 0.9, 0.8), "scratch": (0.6, 0.7), "tfidf": (0.8, 0.82)}
     for method, accuracies in methods.items():
@@ -196,7 +214,7 @@ def test_rows_whose_intervals_are_of_other_seeds_or_missing_are_those_of_the_csv
             cell = {"method": method, "labels": "50", "val": "full", "seed": seed, "options": "{}"}
             append_line(path, cell | {"test_macro_f1": "0.5", "test_accuracy": str(accuracy)})
     of_two = {"labels": "50", "val": "full", "seeds": 2, "error_std": 0.0, "error_low": 9.0, "error_high": 11.0}
-    minus = {"minus": -9.0, "minus_low": -10.0, "minus_high": -8.0}
+    minus = {"minus": -5.667, "minus_low": -6.0, "minus_high": -5.0}
     rows = [{**of_two, "method": "pretrained", "error": 10.0}, {**of_two, "method": "tfidf", "error": 19.0, **minus}]
     write_figures(intervals_file(path), [*rows[1]], rows)
     assert table(path).splitlines()[2:] == [
@@ -204,8 +222,13 @@ def test_rows_whose_intervals_are_of_other_seeds_or_missing_are_those_of_the_csv
         "| 50 | scratch | 2 | 50.0 ± 0.0 | 35.0 ± 7.1 |  |  |",
         "| 50 | tfidf | 2 | 50.0 ± 0.0 | 19.0 ± 0.0 | [9.0, 11.0] |  |",
     ]
-    write_figures(intervals_file(path), [*rows[1]], [{**rows[0], "seeds": 3}, rows[1]])
-    assert table(path).endswith("[9.0, 11.0] | -9.0 [-10.0, -8.0] |")
+    without = table(path)
+    for of_three in ({"seeds": 3}, {"seeds": 3, "error": 13.333}):  # the first of other options
+        assert table(path) == without
+        write_figures(intervals_file(path), [*rows[1]], [rows[0] | of_three, rows[1]])
+    assert table(path).endswith("[9.0, 11.0] | -5.7 [-6.0, -5.0] |")
+    write_figures(intervals_file(path), [*rows[1]], [rows[0] | of_three, rows[1] | {"minus": -9.0}])
+    assert table(path).endswith("[9.0, 11.0] |  |")  # from other runs of pretrained
 
 
 def test_error_intervals_are_over_documents_and_the_difference_is_paired(tmp_path: Path) -> None:
@@ -220,7 +243,8 @@ def test_error_intervals_are_over_documents_and_the_difference_is_paired(tmp_pat
             predicted = np.where(wrong[method][-1], 1 - labels, labels)
             columns = (np.arange(400), np.arange(400, dtype=np.uint64), labels, predicted)
             Predictions(["no", "yes"], *columns, np.zeros(400), np.eye(2)[predicted]).write(folder / FILE)
-            figures = {"test_macro_f1": "0.5", "test_accuracy": str(1 - wrong[method][-1].mean()), "run": str(folder)}
+            accuracy, f1 = 1 - wrong[method][-1].mean(), f1_score(labels, predicted, average="macro")
+            figures = {"test_macro_f1": str(f1), "test_accuracy": str(accuracy), "run": str(folder)}
             cell = {"method": method, "labels": "all", "val": "full", "seed": str(seed), "options": "{}"}
             append_line(path, {field: (cell | figures).get(field, "") for field in FIELDS})
     write_intervals(path)
@@ -238,18 +262,17 @@ def test_error_intervals_are_over_documents_and_the_difference_is_paired(tmp_pat
 
     # where a folder of that name holds another run, its line stays as it was, and so does a difference from it
     before = intervals_file(path).read_text()
-    right = np.array([0, 1] * 200)
-    everything = (
-        np.arange(400),
-        np.arange(400, dtype=np.uint64),
-        right,
-        1 - right,
-        np.zeros(400),
-        np.eye(2)[1 - right],
-    )
-    Predictions(["no", "yes"], *everything).write(tmp_path / "pretrained-1" / FILE)
+    predicted = labels.copy()
+    predicted[np.argsort(-labels, kind="stable")[: wrong["pretrained"][1].sum()]] = 0  # as many wrong, of one class
+    columns = (np.arange(400), np.arange(400, dtype=np.uint64), labels, predicted)
+    Predictions(["no", "yes"], *columns, np.zeros(400), np.eye(2)[predicted]).write(tmp_path / "pretrained-1" / FILE)
     write_intervals(path)
     assert intervals_file(path).read_text() == before
+
+    # of other runs than before there is no such difference
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    write_intervals(path)
+    assert [(line["seeds"], line["minus"]) for line in read_lines(intervals_file(path))] == [("3", ""), ("2", "")]
 
 
 def test_the_rows_of_a_comparison_read_the_data_of_the_run(fit_recipe: Fit, configs: Configs, files: Files) -> None:
