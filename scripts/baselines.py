@@ -140,9 +140,8 @@ class Cells:
 
     @functools.cached_property
     def config(self) -> str:
-        """12 hex digits of what the configs hold, comments and the order of options left out."""
-        plain = yaml.safe_dump([whole_config(path) for path in self.arguments.config])
-        return hashlib.sha256(plain.encode()).hexdigest()[:12]
+        """Tells what the configs hold from what they held before."""
+        return digest([whole_config(path) for path in self.arguments.config])
 
     def start(self, method: str, options: Options) -> str:
         """The pretraining of ``--init_from``, where a method's run starts from that; else nothing."""
@@ -178,6 +177,11 @@ def whole_config(path: Path) -> Options:
         name: whole_config(path.parent / value) if name in GROUPS and isinstance(value, str) else value
         for name, value in read_config_file(path).items()
     }
+
+
+def digest(content: Any) -> str:
+    """12 hex digits of what configs hold, comments and the order of options left out."""
+    return hashlib.sha256(yaml.safe_dump(content).encode()).hexdigest()[:12]
 
 
 def as_flags(options: Options) -> list[str]:

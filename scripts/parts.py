@@ -3,8 +3,9 @@
     python scripts/parts.py --parts scripts/search/pydocs_parts.yaml --out scripts/results/pydocs_parts.csv
 
 A variant's pretraining is run once (variants that only change the fine-tuning share the recipe's), its fine-tuning for
-each label count and seed. The CSV grows by a line a run and is read at the start: what is there is not run again. Two
-calls with ``--only`` different variants may run side by side, once the pretrainings that they share are there.
+each label count and seed. The CSV grows by a line a run and is read at the start: what is there is not run again, but
+where flags, configs or ``init_from`` have changed. Two calls with ``--only`` different variants may run side by side,
+once the pretrainings that they share are there.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import argparse
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from baselines import as_flags, run_network
+from baselines import as_flags, digest, run_network, whole_config
 from contamination import data_options
 from one_line import in_one_line
 from report import append_line, line, read_lines, spread
@@ -28,6 +30,7 @@ from lit_sft.options import read_yaml
 from lit_sft.runs import read_record, run_folder_of
 
 FIGURES = ("perplexity", "bits_per_byte", "macro_f1", "accuracy")  # of validation; first the language model's
+STAGES = ("pretrain", "finetune", "both")
 Flags = dict[str, Any]
 
 
@@ -52,11 +55,11 @@ class Parts:
     @classmethod
     def read(cls, path: Path) -> Parts:
         """Read the file; UserError where it isn't one."""
-        content, known = read_yaml(path), [one.name for one in fields(cls)]
+        content = read_yaml(path)
         if missing := [name for name in ("pretrain", "finetune", "seeds", "labels", "variants") if name not in content]:
             raise UserError(f"{path}: give {', '.join(missing)}")
-        if unknown := [str(name) for name in content if name not in known]:
-            raise UserError(f"{path}: no key {unknown[0]}; {nearest(unknown[0], known)}it has {', '.join(known)}")
+        _mapping(str(path), content, [one.name for one in fields(cls)])
+        _check(path, content["labels"], content.get("recipe", {}), content["variants"])
         paths: Flags = {key: Path(content[key]) for key in ("pretrain", "finetune", "init_from") if key in content}
         return cls(**content | paths)
 
@@ -74,8 +77,44 @@ class Parts:
         """Whether flags are those of the recipe's own pretraining."""
         return flags == self._own("pretrain")
 
+    def config(self, variant: str) -> str:
+        """Tells what a variant's runs have beside its flags from what they had before."""
+        start = self.init_from if self.is_own_pretraining(self.flags(variant, "pretrain")) else None
+        return digest([str(start) if start else whole_config(self.pretrain), whole_config(self.finetune)])
+
     def _own(self, stage: str) -> Flags:
         return self.recipe.get("both", {}) | self.recipe.get(stage, {})
+
+
+def _check(path: Path, labels: Any, recipe: Any, variants: Any) -> None:
+    """Raise a UserError for what no run would read: a variant with a mistyped key is the recipe without a word."""
+    for count, flags in _mapping(f"{path}, labels", labels).items():
+        if count != "all" and not isinstance(count, int):
+            raise UserError(f"{path}, labels: give a number of labels a class, or all, not {count}")
+        _mapping(f"{path}, labels, {count}", flags)
+    for stage, flags in _mapping(f"{path}, recipe", recipe, STAGES).items():
+        _mapping(f"{path}, recipe, {stage}", flags)
+    its = [str(flag) for flags in recipe.values() for flag in flags]
+    for variant, changes in _mapping(f"{path}, variants", variants).items():
+        where = f"{path}, variants, {variant}"
+        for key, flags in _mapping(where, changes, (*STAGES, "without")).items():
+            if key != "without":
+                _mapping(f"{where}, {key}", flags)
+            elif not isinstance(flags, list):
+                raise UserError(f"{where}, without: give a list of flags, not {flags!r}")
+            elif absent := [str(flag) for flag in flags if flag not in its]:
+                raise UserError(
+                    f"{where}, without: {absent[0]} is no flag of the recipe; {nearest(absent[0], its)}".rstrip("; ")
+                )
+
+
+def _mapping(where: str, found: Any, known: Sequence[str] = ()) -> dict[Any, Any]:
+    """What stands at a place of the file; UserError where it is no mapping, or has a key that isn't known."""
+    if not isinstance(found, dict):
+        raise UserError(f"{where}: give a mapping ({{}} is an empty one), not {found!r}")
+    if known and (unknown := [str(key) for key in found if key not in known]):
+        raise UserError(f"{where}: no key {unknown[0]}; {nearest(unknown[0], known)}it has {', '.join(known)}")
+    return found
 
 
 def pretrained(parts: Parts, flags: Flags) -> Path:
@@ -85,7 +124,7 @@ def pretrained(parts: Parts, flags: Flags) -> Path:
         if folder is None or "val" not in read_record(folder):
             raise UserError(f"init_from: {parts.init_from} is no finished run, and the table tells its figures")
         return folder
-    config = {"config": parts.pretrain.read_text(encoding="utf-8"), "data": data_options(parts.pretrain)}
+    config = {"config": digest(whole_config(parts.pretrain)), "data": data_options(parts.pretrain)}
     name = _name(flags | config)  # changed, it is another pretraining
     for folder in sorted(Path("logs", name).glob("version_*")):
         if (folder / "metrics.json").is_file():
@@ -107,22 +146,23 @@ def run(parts: Parts, variant: str, path: Path) -> None:
             shutil.rmtree(folder / "checkpoints")
             found = read_record(model)["val"] | read_record(folder)["val"]
             row = {"variant": variant, "labels": labels, "seed": seed} | {k: found[k] for k in FIGURES}
-            append_line(path, {k: str(v) for k, v in row.items()} | {"flags": _flags(parts, variant, labels)})
+            append_line(path, {k: str(v) for k, v in row.items()} | _ran_with(parts, variant, labels))
 
 
 def rows_of(parts: Parts, path: Path, variant: str, labels: int | str) -> list[dict[str, str]]:
-    """The CSV's lines of one variant and label count, with the flags that these have now.
+    """The CSV's lines of one variant and label count, with the flags and configs that these have now.
 
-    (A file from before there was that column doesn't say what its rows ran with: all are taken.)
+    (A file from before there was such a column doesn't get it, nor say what its rows ran with: all are taken.)
     """
-    flags = _flags(parts, variant, labels)
+    now = _ran_with(parts, variant, labels)
     rows = [row for row in read_lines(path) if (row["variant"], row["labels"]) == (variant, str(labels))]
-    return [row for row in rows if row.get("flags", flags) == flags]
+    return [row for row in rows if all(row.get(column, value) == value for column, value in now.items())]
 
 
-def _flags(parts: Parts, variant: str, labels: int | str) -> str:
+def _ran_with(parts: Parts, variant: str, labels: int | str) -> dict[str, str]:
     stages = {stage: parts.flags(variant, stage) for stage in ("pretrain", "finetune")}
-    return json.dumps([parts.labels[labels], stages], sort_keys=True)
+    flags = json.dumps([parts.labels[labels], stages], sort_keys=True)
+    return {"flags": flags, "config": parts.config(variant)}
 
 
 def table(parts: Parts, path: Path) -> str:

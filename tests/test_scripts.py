@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from linear import WORD, fitted_features, linear_model, low_shot_positions
 from one_line import in_one_line
 from paired import write_intervals
 from parts import Parts, pretrained
+from parts import rows_of as rows_of_parts
 from parts import run as run_variant
 from parts import table as parts_table
 from report import (
@@ -442,6 +444,37 @@ def test_what_is_no_parts_file_is_told(content: str, message: str, tmp_path: Pat
         Parts.read(tmp_path / "parts.yaml")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"variants": {"a": {"model.head_dropout": 0.0}}}, "variants, a: no key model.head_dropout; it has pretrain, "),
+        ({"variants": {"a": {"fine-tune": {}}}}, r"variants, a: no key fine-tune; did you mean finetune\? "),
+        (
+            {"variants": {"a": {"without": ["x.hed"]}}},
+            r"a, without: x.hed is no flag of the recipe; did you mean x.hea",
+        ),
+        ({"variants": {"a": {"without": "x.head"}}}, "a, without: give a list of flags, not 'x.head'"),
+        ({"variants": {"a": {"both": None}}}, "variants, a, both: give a mapping"),
+        ({"variants": {"a": None}}, "variants, a: give a mapping"),
+        ({"recipe": {"fine_tune": {}}}, r"recipe: no key fine_tune; did you mean finetune\?"),
+        ({"labels": {20: None}}, "labels, 20: give a mapping"),
+        ({"labels": {"full": {}}}, "labels: give a number of labels a class, or all, not full"),
+    ],
+)
+def test_what_a_parts_file_names_and_no_run_would_read_is_told(
+    content: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    right = {"pretrain": "p.yaml", "finetune": "f.yaml", "seeds": 1, "labels": {"all": {}}, "variants": {"it": {}}}
+    (tmp_path / "parts.yaml").write_text(yaml.safe_dump(right | {"recipe": {"finetune": {"x.head": 1}}} | content))
+    with pytest.raises(UserError, match=rf"^{tmp_path}/parts\.yaml, .*{message}"):
+        Parts.read(tmp_path / "parts.yaml")
+
+
+@pytest.mark.parametrize("path", sorted(SEARCH.parent.glob("*_parts.yaml")), ids=lambda path: path.stem)
+def test_the_parts_files_here_are_ones(path: Path) -> None:
+    assert Parts.read(path).variants
+
+
 def test_a_part_is_measured_with_labels_a_class_and_with_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[list[str]] = []
 
@@ -458,7 +491,10 @@ def test_a_part_is_measured_with_labels_a_class_and_with_all(tmp_path: Path, mon
     (tmp_path / "lm" / "checkpoints" / "best.ckpt").touch()
     (tmp_path / "lm" / "metrics.json").write_text(json.dumps({"val": {"perplexity": 8.0, "bits_per_byte": 1.25}}))
     counts: dict[int | str, dict[str, int]] = {20: {"x": 1}, "all": {}}
-    parts = Parts(Path("p.yaml"), Path("f.yaml"), 2, counts, {"it": {}}, init_from=tmp_path / "lm")
+    configs = [tmp_path / "p.yaml", tmp_path / "f.yaml"]
+    for config in configs:
+        config.write_text("{}")
+    parts = Parts(*configs, 2, counts, {"it": {}}, init_from=tmp_path / "lm")
     out = tmp_path / "out.csv"
     run_variant(parts, "it", out)
     run_variant(parts, "it", out)  # nothing is left to do
@@ -473,5 +509,31 @@ def test_a_part_is_measured_with_labels_a_class_and_with_all(tmp_path: Path, mon
     counts["all"] = {"x": 2}
     run_variant(parts, "it", out)  # whose flags have changed
     assert len(ran) == 6
+    configs[0].write_text("trainer: {max_epochs: 2}")
+    run_variant(parts, "it", out)  # whose language model is there already
+    assert len(ran) == 6
+    configs[1].write_text("trainer: {max_epochs: 2}")
+    run_variant(parts, "it", out)
+    assert len(ran) == 10
+    shutil.copytree(tmp_path / "lm", tmp_path / "other")
+    run_variant(replace(parts, init_from=tmp_path / "other"), "it", out)
+    assert len(ran) == 14
+    assert all(len(rows_of_parts(parts, out, "it", labels)) == 2 for labels in counts)
+    older = [{name: value for name, value in row.items() if name != "config"} for row in read_lines(out)]
+    write_figures(out, list(older[0]), older)
+    assert len(rows_of_parts(parts, out, "it", 20)) == 6  # a file without that column doesn't say
     with pytest.raises(UserError, match="no variant 'that': there are 'it'"):
         run_variant(parts, "that", out)
+
+
+def test_a_pretraining_of_parts_is_another_where_a_file_that_its_config_names_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named: list[str] = []
+    monkeypatch.setattr("parts.run_network", lambda arguments, name, test: named.append(name))
+    (tmp_path / "p.yaml").write_text("{model: model.yaml, data: {labeled: a.csv}}")
+    parts = Parts(tmp_path / "p.yaml", Path("f.yaml"), 1, {"all": {}}, {"it": {}})
+    for layers in (1, 2, 1):
+        (tmp_path / "model.yaml").write_text(f"encoder: {{num_layers: {layers}}}")
+        pretrained(parts, {})
+    assert named[0] == named[2] != named[1]
