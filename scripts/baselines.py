@@ -14,8 +14,9 @@ ordinary ``lit_sft fit`` and ``test``, called in this process with flags that ar
 by hand. Options may name an objective, a term or an encoder of your own, in a file where this runs.
 
 The CSV grows by a line a run and is read at the start: what is there is not run again. Where a config has changed all
-is run anew, and one or the other's lines must be taken out before there is a table. Two calls for different
-``--methods`` or ``--labels`` may run side by side. Every tested run, the linear model's too, leaves its predictions in
+is run anew, and one or the other's lines must be taken out before there is a table. A seed whose tested run ends sick
+has no line: it is told at the end, and tried again by the next call. Two calls for different ``--methods`` or
+``--labels`` may run side by side. Every tested run, the linear model's too, leaves its predictions in
 its folder ``logs/baselines-OUT-METHOD-LABELS/version_K/`` (``…-small`` of the small validation set), which the CSV
 names, for scripts/paired.py; from them the intervals over test documents are written to ``OUT.intervals.csv``.
 """
@@ -128,6 +129,11 @@ class Cells:
             configs = [part for path in self.arguments.config for part in ("--config", str(path))]
             folder = run_network([*configs, *flags], name, test)
             record = read_record(folder)
+            if missing := [name for name in SHOWN if name not in record.get("val", {})]:
+                raise UserError(
+                    f"{folder}: its validation has no {' and no '.join(missing)}: does its training end before the "
+                    "first one (trainer.check_val_every_n_epoch, trainer.val_check_interval)?"
+                )
             if not (test and self.arguments.keep_tested):
                 shutil.rmtree(folder / "checkpoints")  # a table leaves hundreds of runs behind
             figures = {f"{split}_{k}": record[split][k] for split in ("val", "test") if split in record for k in SHOWN}
@@ -245,66 +251,99 @@ def searched(cells: Cells, plan: Plan, method: str, val: str, seed: int, options
         return {f"val_{name}": float("nan") for name in SHOWN}
 
 
-def fill(cells: Cells, results: Results, plans: list[Plan], vals: list[str], methods: list[str] | None) -> None:
-    """Every cell of these methods (None: of all) that isn't there yet."""
+def fill(cells: Cells, results: Results, plans: list[Plan], vals: list[str], methods: list[str] | None) -> list[str]:
+    """Every cell of these methods (None: of all) that isn't there yet; returns the tested ones that ended sick."""
+    sick: list[str] = []
     cells.methods = [m for plan in plans for m in plan.grids if methods is None or m in methods]
     for val, plan in itertools.product(vals, plans):
         if val == "small" and plan.small_val is None:
             continue
         for method in plan.grids:
             if methods is None or method in methods:
-                fill_method(cells, results, plan, method, val)
+                seeds = fill_method(cells, results, plan, method, val)
+                sick += [f"{method} with {plan.labels} labels, {val} validation, seed {seed}" for seed in seeds]
+    return sick
 
 
-def fill_method(cells: Cells, results: Results, plan: Plan, method: str, val: str) -> None:
-    """The search of one method at one label count, and with what it chose every seed."""
-    options = search(cells, results, plan, method, val)
+def fill_method(cells: Cells, results: Results, plan: Plan, method: str, val: str) -> list[int]:
+    """The search of one method at one label count, and with what it chose every seed; returns those that ended sick."""
+    options, sick = search(cells, results, plan, method, val), []
     for seed in range(plan.seeds):
         cell = cells.cell(plan, method, val, seed, options)
         if results.find(True, **cell) is None:
-            results.add({**cell, **cells.run(plan, method, val, seed, options, test=True)})
+            try:
+                results.add({**cell, **cells.run(plan, method, val, seed, options, test=True)})
+            except SickRun:
+                sick.append(seed)
+    return sick
 
 
 def plans_in(path: Path, only: list[str] | None = None) -> list[Plan]:
     """The plans of a search file (see scripts/search/pydocs.yaml), or those of some label counts.
 
     Raises:
-        UserError: it holds something else; a number of seeds is missing; a grid is none; the methods' grids differ in
-            their number of points, and they must have one search budget; options that would give the networks other
-            documents than the linear model.
+        UserError: it holds something else; a number of seeds is missing; a grid is none, or an option that it may not
+            have; the methods' grids differ in their number of points, and they must have one search budget.
     """
     plans = []
     for labels, content in read_yaml(path).items():
         where = f"{path}, {labels}"
+        if labels != "all" and not str(labels).isdigit():
+            raise UserError(f"{where}: give a number of labels a class, or all")
         if not isinstance(content, dict):
             raise UserError(f"{where}: give seeds, search_seeds and a grid for each method")
         if missing := [name for name in ("seeds", "search_seeds") if not isinstance(content.get(name), int)]:
             raise UserError(f"{where}: give {' and '.join(missing)} a number")
         fixed = content.get("fixed") or {}
+        if not isinstance(fixed, dict):
+            raise UserError(f"{where}: fixed: give a mapping of options, not {fixed!r}")
         grids: dict[str, list[Options]] = {}
         for method in [name for name in content if name not in PLAN]:
             points = points_of(where, method, content[method])
             grids[method] = [{**(fixed if not method.startswith("tfidf") else {}), **point} for point in points]
-        named = {name for grid in grids.values() for point in grid for name in point}
-        if documents := sorted(named & {f"data.{option}" for option in DOCUMENTS}):
-            raise UserError(f"{where}: {', '.join(documents)}: in a --config, where the linear model reads it, too")
+        check_options(where, grids)
         if len({len(grid) for grid in grids.values()}) != 1:
             sizes = {method: len(grid) for method, grid in grids.items()}
             raise UserError(f"{where}: every method gets the same search budget, not {sizes}")
+        if content["search_seeds"] < 1 and any(len(grid) > 1 for grid in grids.values()):
+            raise UserError(f"{where}: search_seeds must be at least 1 where there are points to choose from")
         plans.append(Plan(str(labels), content.get("small_val"), content["seeds"], content["search_seeds"], grids))
     return [plan for plan in plans if only is None or plan.labels in only]
+
+
+def check_options(where: str, grids: dict[str, list[Options]]) -> None:
+    """Raise a UserError for options that would make a row something else than its method, labels and seed say.
+
+    Or that would give the networks other documents than the linear model.
+    """
+    named = {name for grid in grids.values() for point in grid for name in point}
+    if groups := sorted(named & set(GROUPS)):
+        raise UserError(f"{where}: {', '.join(groups)}: write options in full, as {groups[0]}.NAME: value")
+    if said := sorted(named & {"data.labels_per_class", "data.seed", "seed_everything"}):
+        raise UserError(f"{where}: {', '.join(said)}: a row's labels and seed say that")
+    if any(point.get("model.init_from") for point in grids.get("scratch", ())):
+        raise UserError(
+            f"{where}: scratch has model.init_from, and starts from nothing: give it to other methods alone"
+        )
+    if documents := sorted(named & {f"data.{option}" for option in DOCUMENTS}):
+        raise UserError(f"{where}: {', '.join(documents)}: in a --config, where the linear model reads it, too")
 
 
 def points_of(where: str, method: str, lists: Any) -> list[Options]:
     """The points of a method's grid.
 
     Raises:
-        UserError: an option without a list of values, or one that the linear model hasn't.
+        UserError: an option without a list of values, or one that the linear model hasn't, or a C that is no number.
     """
     if not isinstance(lists, dict) or not all(isinstance(values, list) and values for values in lists.values()):
         raise UserError(f"{where}: {method}: each option needs a list of values, as in `C: [1, 10]`")
     if method.startswith("tfidf") and (set(lists) - set(LINEAR_OPTIONS) or "C" not in lists):
         raise UserError(f"{where}: {method} has the options {', '.join(LINEAR_OPTIONS)}, and needs C")
+    if method.startswith("tfidf"):
+        try:
+            lists = lists | {"C": [float(c) if isinstance(c, str) else c for c in lists["C"]]}  # YAML's 1e3 is a text
+        except ValueError as error:
+            raise UserError(f"{where}: {method}: C needs numbers: {error}") from error
     return [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
 
 
@@ -356,9 +395,13 @@ def main() -> None:
         raise UserError(f"{arguments.search} has no method {', '.join(sorted(unknown))}")
     if unknown := set(arguments.labels or ()) - {plan.labels for plan in plans}:
         raise UserError(f"{arguments.search} has no label count {', '.join(sorted(unknown))}")
-    fill(Cells(arguments), Results(arguments.out), plans, arguments.val, arguments.methods)
-    write_intervals(arguments.out)
-    print(table(arguments.out))
+    results = Results(arguments.out)
+    sick = fill(Cells(arguments), results, plans, arguments.val, arguments.methods)
+    if not sick or any(row["test_macro_f1"] for row in results.rows):
+        write_intervals(arguments.out)
+        print(table(arguments.out))
+    if sick:
+        raise SickRun(f"{arguments.out} is without runs that ended sick: {'; '.join(sick)}")
 
 
 if __name__ == "__main__":

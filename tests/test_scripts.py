@@ -1,7 +1,10 @@
 """What makes the README's figures: the paired interval, the search's budget, and that rows read the same labels."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -192,6 +195,18 @@ def test_a_mistake_in_a_script_is_one_line() -> None:
 
     with pytest.raises(SystemExit, match=r"^error: what is wrong$"):
         in_one_line(mistaken)
+
+
+def test_a_script_whose_output_nobody_reads_ends_without_a_word() -> None:
+    code = "from one_line import in_one_line; in_one_line(lambda: print('x' * 1_000_000))"
+    command = [sys.executable, "-c", code]
+    paths = os.pathsep.join(str(SEARCH.parents[2] / folder) for folder in ("", "scripts"))
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}, stdout=-1, stderr=-1) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
 
 
 def test_errors_of_one_seed_are_shown_without_a_deviation(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ import pytest
 import yaml
 from baselines import Cells, Results, check_corpus, fill, plans_in
 from conftest import Files, read, tiny_options
+from one_line import in_one_line
 from readmes import ROOT
 from report import read_lines, rows_tested, write_figures
 
@@ -238,6 +240,50 @@ def test_a_point_whose_run_ends_sick_is_not_chosen_and_not_run_again(
         filled(tmp_path, labels=["7"], methods=["scratch"])
 
 
+def test_a_tested_run_that_ends_sick_is_told_after_the_rest(
+    runs: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made_up = baselines.run_network
+    sick = {"--seed_everything=1"}
+
+    def network(arguments: list[str], name: str, test: bool) -> Path:
+        if test and "-pretrained-" in name and sick & set(arguments):
+            raise SickRun("a run ended sick")
+        return made_up(arguments, name, test)
+
+    monkeypatch.setattr(baselines, "run_network", network)
+    (tmp_path / "search.yaml").write_text(SEARCH)
+    (tmp_path / "config.yaml").write_text("{}")
+    command = "baselines.py --config config.yaml --init_from logs/lm --search search.yaml --out out.csv"
+    monkeypatch.setattr(sys, "argv", [*command.split(), "--methods", "pretrained"])
+    for left_out in ("pretrained with 7 labels, full validation, seed 1", ""):
+        with pytest.raises(SystemExit) if left_out else nullcontext() as ended:
+            in_one_line(baselines.main)
+        printed = capsys.readouterr()
+        assert f"| 7 | pretrained | {2 if left_out else 3} |" in printed.out
+        assert "| all | pretrained | 1 |" in printed.out
+        if ended is not None:
+            assert ended.value.code == SickRun.exit_code
+            assert printed.err == f"error: out.csv is without runs that ended sick: {left_out}\n"
+        sick.clear()
+
+
+def test_a_run_without_a_validation_is_told(
+    runs: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(baselines, "read_record", lambda folder: {"val": {}})
+    with pytest.raises(UserError, match="version_0: its validation has no macro_f1 and no accuracy: does its training"):
+        filled(tmp_path, labels=["7"], methods=["pretrained"])
+
+
+def test_a_number_that_yaml_reads_as_a_text_is_one(tmp_path: Path) -> None:
+    (tmp_path / "search.yaml").write_text(
+        "all: {seeds: 1, search_seeds: 1, tfidf: {C: [1, 1e3], class_weight: [balanced]}}"
+    )
+    (plan,) = plans_in(tmp_path / "search.yaml")
+    assert plan.grids["tfidf"] == [{"C": c, "class_weight": "balanced"} for c in (1, 1000.0)]
+
+
 def test_a_grid_of_one_point_is_not_searched(runs: list[dict[str, Any]], tmp_path: Path) -> None:
     rows = filled(tmp_path, labels=["all"])
     assert [row["method"] for row in rows] == ["pretrained", "other", "scratch", "tfidf"]
@@ -258,6 +304,13 @@ def test_a_grid_of_one_point_is_not_searched(runs: list[dict[str, Any]], tmp_pat
             "data.split_seed, data.val_fraction: in",
         ),
         ({"a": {"b": [1, 2]}, "tfidf": {"C": [1]}}, "the same search budget, not {'a': 2, 'tfidf': 1}"),
+        ({"fixed": {"data": {"val_fraction": 0.5}}, "a": {}}, "data: write options in full, as data.NAME: value"),
+        ({"a": {"data.labels_per_class": [5]}}, "data.labels_per_class: a row's labels and seed say that"),
+        ({"fixed": {"seed_everything": 1}, "a": {}}, "seed_everything: a row's labels and seed say that"),
+        ({"fixed": {"model.init_from": "logs/lm"}, "scratch": {}}, "scratch has model.init_from, and starts from"),
+        ({"fixed": ["model.dropout"]}, r"fixed: give a mapping of options, not \['model.dropout'\]"),
+        ({"tfidf": {"C": ["ten"]}}, "tfidf: C needs numbers: could not convert string to float: 'ten'"),
+        ({"seeds": 1, "search_seeds": 0, "a": {"b": [1, 2]}}, "search_seeds must be at least 1 where there are"),
     ],
 )
 def test_mistakes_in_a_search_file_are_told_before_anything_runs(
@@ -271,7 +324,11 @@ def test_mistakes_in_a_search_file_are_told_before_anything_runs(
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("all:\n", "search.yaml, all: give seeds, search_seeds and a grid"), ("\tall: {}", "search.yaml: not valid YAML")],
+    [
+        ("all:\n", "search.yaml, all: give seeds, search_seeds and a grid"),
+        ("\tall: {}", "search.yaml: not valid YAML"),
+        ("full: {seeds: 1, search_seeds: 1}", "search.yaml, full: give a number of labels a class, or all"),
+    ],
 )
 def test_what_is_no_search_file_is_told(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "search.yaml").write_text(content)
