@@ -165,6 +165,17 @@ def test_lightnings_question_for_its_own_handler_is_left_out_while_ours_is_in_it
     assert asked[-1] is trainer.fit_loop.epoch_loop
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_after_a_fit_signals_are_answered_as_before_it(
+    fails: bool, files: Files, shared_cache: Path, tmp_path: Path
+) -> None:
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    trainer = trainer_of(tmp_path, max_steps=1, callbacks=[StopOnSignal(LastCheckpoint()), Asks(fails)])
+    with pytest.raises(PowerCut) if fails else nullcontext():
+        trainer.fit(module_of("finetune"), data_of(files, shared_cache))
+    assert {number: signal.getsignal(number) for number in STOPPING} == before
+
+
 CHILD = """
 import signal, sys, time
 from pathlib import Path

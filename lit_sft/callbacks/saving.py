@@ -232,7 +232,10 @@ class StopOnSignal(Callback):
             raise Stopped(128 + self.received)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        _ask_again(trainer)  # the signals' handlers Lightning itself puts back
+        # Lightning puts back what it found as the training began: ours, since setup, where others were before.
+        trainer._signal_connector._original_handlers |= self._before
+        self._before = {}
+        _ask_again(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._restore(trainer)
