@@ -18,6 +18,7 @@ from refusals import one_line
 
 from lit_sft.checkpoints import read_checkpoint
 from lit_sft.data.adopted import Adopted
+from lit_sft.data.contamination import told
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.errors import UserError
 
@@ -154,6 +155,14 @@ def test_the_scripts_counts_are_the_gates(planted: dict[str, str], tmp_path: Pat
     assert found == ready(tmp_path / "cache", **planted, remove_test_copies=True).contamination
     with pytest.raises(UserError, match="there are no test documents"):
         count({**options, "test": None})
+
+
+def test_documents_that_are_compared_exactly_only_are_told(planted: dict[str, str], tmp_path: Path) -> None:
+    report = ready(tmp_path / "cache", **planted).contamination
+    assert "exactly only" not in told(report)
+    short = str(write_csv(tmp_path / "short.csv", [*TEST, ("thunder over the lake", "sea")]))
+    report = ready(tmp_path / "cache", **planted | {"test": short}).contamination
+    assert told(report).endswith("; 1 compared exactly only, too short or a form")
 
 
 # ---- transductive

@@ -45,6 +45,21 @@ def cut(seeds: list[list[str]], draw: random.Random) -> str:
     return " ".join(words[start : start + draw.randint(1, 60)])
 
 
+THAI = "".join(chr(c) for c in (*range(0x0E01, 0x0E31), *range(0x0E40, 0x0E45)))
+
+
+@pytest.mark.parametrize("letters", [THAI, "".join(map(chr, range(0x4E00, 0x4F00)))], ids=["Thai", "Chinese"])
+def test_near_copies_are_found_in_text_without_blanks(letters: str) -> None:
+    draw = random.Random(3)
+    test = [" ".join("".join(draw.choices(letters, k=80)) for _ in range(4)) for _ in range(20)]
+    finder = CopyFinder(test)
+    assert not finder.exactly.any()
+    others = [text[:-5] if i % 2 else f"{text[:100]}{letters[0]}{text[101:]}" for i, text in enumerate(test[:10])]
+    found = finder.find([*others, "".join(draw.choices(letters, k=300))])
+    assert found.near.tolist() == [True] * 10 + [False] * 10
+    assert found.others.tolist() == [True] * 10 + [False]
+
+
 def plant(document: str, how: str) -> str:
     """A near copy of a document of some 100 words, or what is none any more."""
     words = document.split()

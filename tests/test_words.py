@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 import re
 import unicodedata
@@ -16,7 +15,8 @@ from lit_sft.data.words import document_keys, hashed_words, normalized, words
 
 PIECES = [
     *("the", "The", "THE", "Straße", "STRASSE", "élan", "e\u0301lan", "x²", "3.14", "don't", "snake_case"),
-    *("日本語", "ŉ", "İ", "ς", "हिन्दी", "தமிழ்", "o\u0323\u0300ro\u0323\u0300", "\u0301"),
+    *("日本語", "日", "ไม่ใช่", "ที่", "\u0e31", "မြန်", "ខ្មែរ", "か\u3099", "ｶ", "〇", "\U00020000", "한국"),
+    *("ŉ", "İ", "ς", "हिन्दी", "தமிழ்", "o\u0323\u0300ro\u0323\u0300", "\u0301"),
     *(" ", "  ", "\n", "\t", "\u00a0", "...", "—", "<br />", "<BR>", "<br\n/>", "<b>", "\0", "\ud800", "😀", "", "_"),
 ]
 
@@ -26,10 +26,22 @@ def random_texts(count: int, seed: int) -> list[str]:
     return ["".join(rng.choice(PIECES) for _ in range(rng.randint(0, 12))) for _ in range(count)]
 
 
+WITHOUT_BLANKS = ("THAI", "LAO", "MYANMAR", "KHMER", "CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "HALFWIDTH KATAKANA")
+
+
 def slow_words(text: str) -> list[str]:
     text = unicodedata.normalize("NFC", re.sub(r"<br\s*/?>", " ", text, flags=re.IGNORECASE).casefold())
-    runs = itertools.groupby(text, key=lambda c: unicodedata.category(c)[0] in "LNM")  # letters, numbers, marks
-    return ["".join(run) for is_word, run in runs if is_word]
+    kinds = "".join(map(kind, text))  # in a script without blanks, a letter and its marks; else letters, numbers, marks
+    return [text[found.start() : found.end()] for found in re.finditer("am*|w+m*|m+", kinds)]
+
+
+def kind(character: str) -> str:
+    category = unicodedata.category(character)[0]
+    if category not in "LNM":
+        return " "
+    if not unicodedata.name(character).startswith(WITHOUT_BLANKS):
+        return "w"
+    return "m" if category == "M" else "a"
 
 
 @pytest.mark.parametrize(
@@ -39,6 +51,7 @@ def slow_words(text: str) -> list[str]:
         ("good<br /><br />bad<br>end", "Good bad end"),
         ("snake_case", "snake case"),
         ("Straße", "STRASSE"),
+        ("日本語。", "日 本語"),
         ("\u00c9lan", "e\u0301lan"),
         (":-) ", ":-)"),
     ],

@@ -115,7 +115,9 @@ def told(report: dict[str, Any]) -> str:
     copied = report["exact"] + report["near"]
     end = f"{removed:,} such documents removed" if removed else "left there (see --data.remove_test_copies)"
     of = f"contamination: of {report['test_documents']:,} test documents {copied:,}"
-    return f"{of} have a copy in what is trained or chosen on" + (f" ({', '.join(sides)}), {end}" if copied else "")
+    where = f" ({', '.join(sides)}), {end}" if copied else ""
+    short = f"; {report['compared_exactly']:,} compared exactly only, too short or a form"
+    return f"{of} have a copy in what is trained or chosen on{where}{short if report['compared_exactly'] else ''}"
 
 
 def through_gate(

@@ -1,8 +1,9 @@
 """Texts as words, compared without case, punctuation and line breaks; and their hashes, many documents at a time.
 
 Two texts are the same here when they have the same words: runs of letters, digits and marks, case-folded and composed
-(NFC); an HTML line break counts as a space. A text without any word stands for itself, folded. Not covered: a script
-without blanks has long words, so that parts of its texts are rarely found.
+(NFC); an HTML line break counts as a space. A text without any word stands for itself, folded. In scripts without
+blanks between words (Chinese, Japanese, Thai, Lao, Burmese, Khmer) each letter with its marks is a word: a clause would
+else be a single one, and parts of a text would never be found.
 
 :func:`hashed_words` does the same in NumPy, over the code points of some 100,000 characters at once. A word's hash
 is a polynomial of its code points modulo 2**64, mixed; sums over a stretch come from differences of running sums
@@ -25,12 +26,21 @@ from lit_sft.data.splits import seeded_hash
 
 CHARACTERS_AT_ONCE = 1 << 17
 _BREAK = re.compile(r"<br\s*/?>")
+# First and last code points of Thai and Lao, Burmese, Khmer, the marks and kana of Japanese, ideographs (with the rarer
+# and compatible ones), kana of half width, old kana, and the two planes of further ideographs.
+WITHOUT_BLANKS = (
+    *((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3005, 0x312F), (0x31A0, 0x9FFF)),
+    *((0xF900, 0xFAFF), (0xFF66, 0xFF9F), (0x1B000, 0x1B16F), (0x20000, 0x3FFFF)),
+)
+_LETTER, _ALONE, _ITS_MARK = 1, 2, 3  # of a word; a letter of these scripts; a mark of them; 0 is between words
 _OF_CHARACTERS, _OF_WORDS = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93  # odd, so that they have an inverse modulo 2**64
 
 
 def words(text: str) -> list[str]:
     """The words that a text is compared by."""
-    return "".join(c if _is_in_word()[ord(c)] else " " for c in _folded(text)).split()
+    folded = _folded(text)
+    _, starts, ends = _split(folded)
+    return [folded[start:end] for start, end in zip(starts, ends, strict=True)]
 
 
 def normalized(text: str) -> str:
@@ -97,14 +107,20 @@ def document_keys(texts: Iterable[str]) -> np.ndarray:
 def _hashed(texts: list[str]) -> HashedWords:
     folded = [_folded(text) for text in texts]
     joined = " ".join([*folded, ""])  # a blank after each, so that no word reaches into the next document
-    characters = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), dtype="<u4")
-    inside = np.zeros(len(characters) + 1, dtype=np.int8)
-    np.take(_is_in_word(), characters, out=inside[1:])
-    change = np.diff(inside)  # (characters,): 1 where a word begins, -1 one past its end; the last is a blank
-    starts, ends = np.flatnonzero(change == 1), np.flatnonzero(change == -1)
+    characters, starts, ends = _split(joined)
     documents_end = np.cumsum([len(text) + 1 for text in folded])
     counts = np.diff(np.searchsorted(starts, documents_end), prepend=0)
     return HashedWords(texts, counts, seeded_hash(_stretches(characters, starts, ends, _OF_CHARACTERS), 0))
+
+
+def _split(text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The code points, uint32 (characters,), and where each word begins and ends, int64 (words,)."""
+    characters = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+    kinds = np.zeros(len(characters) + 2, dtype=np.int8)
+    np.take(_kinds(), characters, out=kinds[1:-1])
+    before, now = kinds[:-1], kinds[1:]
+    begins = (now > 0) & ((before == 0) | (now == _ALONE) | ((now == _LETTER) & (before > _LETTER)))
+    return characters, np.flatnonzero(begins), np.flatnonzero((before > 0) & ((now == 0) | begins))
 
 
 def _stretches(values: np.ndarray, starts: np.ndarray, ends: np.ndarray, base: int) -> np.ndarray:
@@ -131,7 +147,11 @@ def _powers_up_to(base: int, count: int) -> np.ndarray:
 
 
 @cache
-def _is_in_word() -> np.ndarray:
-    """For each code point whether it belongs to a word, int8 (code points,): letters, digits and marks."""
-    points = map(chr, range(0x110000))
-    return np.array([point.isalnum() or unicodedata.category(point)[0] == "M" for point in points], dtype=np.int8)
+def _kinds() -> np.ndarray:
+    """For each code point whether it belongs to a word, and how, int8 (code points,): letters, digits and marks do."""
+    points = [chr(point) for point in range(0x110000)]
+    kinds = np.array([c.isalnum() or unicodedata.category(c)[0] == "M" for c in points], dtype=np.int8)
+    for first, last in WITHOUT_BLANKS:
+        some = points[first : last + 1]
+        kinds[first : last + 1] *= [_ITS_MARK if unicodedata.category(c)[0] == "M" else _ALONE for c in some]
+    return kinds
