@@ -19,7 +19,7 @@ from lit_sft.checkpoints import names_in
 from lit_sft.data.formats import STREAM_ROWS
 from lit_sft.data.readers import iter_rows
 from lit_sft.errors import UserError, nearest
-from lit_sft.predictor import TEXTS_AT_ONCE, load
+from lit_sft.predictor import CHARACTERS_AT_ONCE, TEXTS_AT_ONCE, load
 
 MOMENT = 0.01  # seconds: what another process writes without a pause is there by then
 
@@ -27,9 +27,10 @@ MOMENT = 0.01  # seconds: what another process writes without a pause is there b
 def predict_command(arguments: list[str]) -> None:
     """``predict``: a document a line, or CSV, TSV, JSONL, Parquet in; a JSON line out for each input row.
 
-    Rows are answered ``TEXTS_AT_ONCE`` together, or fewer where standard input has no more of them at the moment: a
-    line that comes alone is answered before the next one is waited for, and a file through a pipe takes no longer. A
-    CSV or TSV needs a column ``text``, or ``--text_column``, for that: else its first 1,024 rows are looked at.
+    Rows are answered ``TEXTS_AT_ONCE`` together, or fewer where they are very long, or where standard input has no more
+    of them at the moment: a line that comes alone is answered before the next one is waited for, and a file through a
+    pipe takes no longer. A CSV or TSV needs a column ``text``, or ``--text_column``, for that: else its first 1,024
+    rows are looked at.
 
     Raises:
         UserError: a mistake in an option, the checkpoint or the input; a half-written output file is removed.
@@ -39,13 +40,16 @@ def predict_command(arguments: list[str]) -> None:
     one_or_more = paths if len(paths) > 1 else paths[0]
     predictor = load(one_or_more, options.encoder and _class(options.encoder), options.device)
     texts: list[str | None] = []  # that wait for their answers
+    characters = 0  # of them
     with _output(options.output) as output:
 
         def answer() -> None:
+            nonlocal characters
             for prediction in predictor.predict_iter(texts):
                 output.write(json.dumps(prediction, ensure_ascii=False) + "\n")
             output.flush()
             texts.clear()
+            characters = 0
 
         rows = iter_rows(
             cast(BinaryIO, _Filtered(sys.stdin.buffer, answer)) if options.input == "-" else options.input,
@@ -59,7 +63,8 @@ def predict_command(arguments: list[str]) -> None:
         try:
             for row in rows:
                 texts.append(row.text)
-                if len(texts) == TEXTS_AT_ONCE:
+                characters += len(row.text or "")
+                if len(texts) == TEXTS_AT_ONCE or characters >= CHARACTERS_AT_ONCE:
                     answer()
             answer()
         except _Unanswered as failed:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -14,7 +13,8 @@ from torch import Tensor
 
 from lit_sft.checkpoints import Checkpoint, read_checkpoint, resolve
 from lit_sft.data.batches import Direction
-from lit_sft.data.buckets import DocumentBatch, DocumentDataset, Truncation
+from lit_sft.data.buckets import DocumentBatch, DocumentDataset, Truncation, truncate
+from lit_sft.data.encoding import chunks
 from lit_sft.data.tokens import TokenArray
 from lit_sft.errors import UserError
 from lit_sft.evaluation.thresholds import applying, column_order, mean_thresholds
@@ -22,7 +22,8 @@ from lit_sft.models import Encoder, Network
 from lit_sft.stored_network import encoder_name, stored_blueprint, stored_network
 from lit_sft.stored_options import own_encoder
 
-TEXTS_AT_ONCE = 2048  # sorted by length together; memory stays at this many, whatever the input's size
+TEXTS_AT_ONCE = 2048  # sorted by length together; memory stays at this many, whatever the input's size,
+CHARACTERS_AT_ONCE = 16 << 20  # or at fewer texts, where they are far longer than usual
 TOKENS_AT_ONCE = 16_384
 MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # a run in one of these is tested in it, too
 
@@ -44,8 +45,8 @@ class TextClassifier(ABC):
     def probabilities(self, texts: Iterable[str | None]) -> Iterator[Tensor | None]:
         """The probability of each class, (classes,) on the CPU, of each text in order; None for a blank one."""
 
-    def predict(self, texts: Sequence[str]) -> list[dict[str, Any] | None]:
-        """The label and all probabilities of each text, in their order; None for a blank text.
+    def predict(self, texts: Sequence[str | None]) -> list[dict[str, Any] | None]:
+        """The label and all probabilities of each text, in their order; None for a blank text, or for None.
 
         Returns:
             ``{"label": name, "probabilities": {name: probability, ...}}`` for each text; of a multi-label model
@@ -53,7 +54,7 @@ class TextClassifier(ABC):
             threshold, which was chosen in validation.
 
         Raises:
-            UserError: a checkpoint is of pretraining and has no classifier; a text in place of a list.
+            UserError: a checkpoint is of pretraining and has no classifier; what is given is no list of texts.
         """
         return list(self.predict_iter(texts))
 
@@ -74,10 +75,20 @@ class TextClassifier(ABC):
 
 def _chunks(texts: Iterable[str | None]) -> Iterator[list[str | None]]:
     """Some texts at a time, taken as they are asked for."""
-    if isinstance(texts, str):  # whose characters would pass for texts
-        raise UserError("give a list of texts, not one text")
-    source = iter(texts)
-    while chunk := list(islice(source, TEXTS_AT_ONCE)):
+    if isinstance(texts, (str, bytes, Mapping)):  # whose characters or keys would pass for texts
+        raise UserError(f"give a list of texts, not {'a dict' if isinstance(texts, Mapping) else 'one text'}")
+    chunk: list[str | None] = []
+    size = 0
+    for place, text in enumerate(texts):
+        if text is not None and not isinstance(text, str):
+            what = f"text {place} of the list is of type {type(text).__name__}"
+            raise UserError(f"{what}, not str: decode bytes, and give None where a text is missing")
+        chunk.append(text)
+        size += len(text or "")
+        if len(chunk) == TEXTS_AT_ONCE or size >= CHARACTERS_AT_ONCE:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
         yield chunk
 
 
@@ -122,10 +133,12 @@ class Predictor(TextClassifier):
             raise UserError("a pretraining checkpoint can't classify: predict needs a fine-tuned one")
         return self._in_order(texts, self._probabilities)
 
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
+    def encode(self, texts: Sequence[str | None]) -> np.ndarray:
         """Document vectors, float32 of shape (texts, units): pooled as for the classifier; NaN for a blank text."""
         rows = list(self._in_order(texts, self._vectors))
-        vectors = np.full((len(rows), next((len(row) for row in rows if row is not None), 0)), np.nan, np.float32)
+        classifier = self.network.classifier
+        units = self.network.encoder.output_size if classifier is None else classifier.pooled_size
+        vectors = np.full((len(rows), units), np.nan, np.float32)
         for vector, row in zip(vectors, rows, strict=True):
             if row is not None:
                 vector[:] = row.numpy()
@@ -138,10 +151,14 @@ class Predictor(TextClassifier):
         """A row of ``compute``'s result for each text: a chunk is batched by length, then put back in order."""
         tokenizer = self.tokenizer
         for chunk in _chunks(texts):
-            filled = [i for i, text in enumerate(chunk) if text is not None and text.strip()]
+            filled = [(place, text) for place, text in enumerate(chunk) if text and text.strip()]
             rows: list[Tensor | None] = [None] * len(chunk)
             if filled:
-                ids = tokenizer.encode_batch([str(chunk[i]) for i in filled])
+                ids = [
+                    truncate(all_ids, self.max_length, self.truncation).copy()  # a view would keep them all
+                    for some in chunks(text for _, text in filled)
+                    for all_ids in tokenizer.encode_batch(some)
+                ]
                 dataset = DocumentDataset(
                     TokenArray.from_ids(ids),
                     tokenizer.eos_id,
@@ -160,7 +177,7 @@ class Predictor(TextClassifier):
                     with torch.autocast(self.device.type, self.autocast_to, enabled=self.autocast_to is not None):
                         result = compute(batch.to(self.device))
                     for position, row in zip(positions, result.cpu(), strict=True):
-                        rows[filled[position]] = row
+                        rows[filled[position][0]] = row
             yield from rows
 
     def _probabilities(self, batch: DocumentBatch) -> Tensor:

@@ -24,8 +24,11 @@ from refusals import one_line
 from lit_sft import Predictor, load, predictor
 from lit_sft.building import Blueprint
 from lit_sft.checkpoints import read_checkpoint, resolve
+from lit_sft.data import encoding
 from lit_sft.data.buckets import truncate
 from lit_sft.data.datamodule import TextDataModule
+from lit_sft.data.tokenization import Tokenizer
+from lit_sft.data.tokens import TokenArray
 from lit_sft.errors import UserError
 from lit_sft.evaluation.metrics import ClassificationMetrics
 from lit_sft.evaluation.predictions import read_predictions
@@ -106,7 +109,8 @@ def test_a_blank_text_is_a_none_in_its_place(model: Predictor) -> None:
     assert [row is None for row in rows] == [True, False, True, False]
     assert model.predict([]) == []
     assert model.predict([" "]) == [None]
-    assert model.encode([]).shape == (0, 0)
+    assert model.encode([]).shape == (0, 36)
+    assert model.encode(["", None, " "]).shape == (3, 36)
     vectors = model.encode(["", "the owl"])
     assert np.isnan(vectors[0]).all()
     assert np.isfinite(vectors[1]).all()
@@ -114,10 +118,53 @@ def test_a_blank_text_is_a_none_in_its_place(model: Predictor) -> None:
 
 def test_one_text_is_not_taken_for_many(model: Predictor, trained: Trained) -> None:
     for one in (model, load([trained.finetune] * 2, device="cpu")):
-        with pytest.raises(UserError, match="give a list of texts, not one text"):
-            one.predict("a text")
+        for text in ("a text", b"a text"):
+            with pytest.raises(UserError, match="give a list of texts, not one text"):
+                one.predict(text)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="give a list of texts"):
         model.encode("a text")
+    with pytest.raises(UserError, match="give a list of texts, not a dict"):
+        model.predict({"id-1": "a text"})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [b"bytes", float("nan"), ["a", "list"]])
+def test_what_is_no_text_in_a_list_is_told_with_its_place(
+    wrong: Any, model: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predictor, "TEXTS_AT_ONCE", 2)
+    with pytest.raises(UserError, match=f"text 3 of the list is of type {type(wrong).__name__}, not str"):
+        model.predict(["the owl", None, "", wrong])
+
+
+def test_long_texts_are_tokenised_few_at_a_time_and_not_kept(
+    model: Predictor, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = [" ".join(texts) * count for count in (3, 1, 1)]
+    given = ["sea", long[0], "sky", *long[1:], "oak", "owl", "reef"]
+    expected = model.predict(given)
+    sizes: list[int] = []
+    kept: list[np.ndarray] = []
+    encode_batch, from_ids = Tokenizer.encode_batch, TokenArray.from_ids
+
+    def counted(tokenizer: Tokenizer, some: list[str]) -> list[np.ndarray]:
+        sizes.append(len(some))
+        return encode_batch(tokenizer, some)
+
+    def collected(ids: list[np.ndarray]) -> TokenArray:
+        kept.extend(ids)
+        return from_ids(ids)
+
+    monkeypatch.setattr(Tokenizer, "encode_batch", counted)
+    monkeypatch.setattr(TokenArray, "from_ids", collected)
+    monkeypatch.setattr(encoding, "CHUNK_CHARACTERS", len(long[1]) + 100)
+    assert model.predict(given) == expected
+    assert sizes == [1, 1, 2, 4]
+    assert max(map(len, kept)) == model.max_length
+    assert all(ids.base is None for ids in kept)
+    monkeypatch.setattr(predictor, "CHARACTERS_AT_ONCE", len(long[1]))
+    found = probabilities(model.predict(given))
+    assert np.abs(found - probabilities(expected)).max() < 1e-6
+    assert sizes[4:] == [1, 1, 2, 1, 3]
 
 
 def test_the_input_is_read_as_it_is_needed(model: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,6 +354,16 @@ def test_what_comes_through_a_pipe_together_is_predicted_together(
     assert asked.close() == 0
     assert [size for size in asked.chunks if size] == [2048, 952]
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 3000
+
+
+def test_fewer_of_the_rows_wait_together_where_they_are_long(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lit_sft.predict_command.CHARACTERS_AT_ONCE", 70)
+    asked = Filter(trained.finetune, monkeypatch, "--output", str(tmp_path / "out.jsonl"))
+    asked.write("the owl on the oak\n" * 10)
+    assert asked.close() == 0
+    assert [size for size in asked.chunks if size] == [4, 4, 2]
 
 
 def test_a_filter_whose_answers_nobody_reads_ends_quietly(
