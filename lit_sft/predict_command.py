@@ -149,6 +149,8 @@ def _class(path: str) -> Any:
 def _output(name: str) -> Iterator[TextIO]:
     """Standard output, or a file that appears under its name only when it is complete."""
     if name == "-":
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8")  # as a file is, whatever the locale
         yield sys.stdout
         sys.stdout.flush()
         return

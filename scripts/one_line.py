@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -16,6 +17,8 @@ def in_one_line(main: Callable[[], None]) -> None:
     A sick run has its own exit code here, too, and so has an output that nobody reads any more, as before ``head``.
     Classes of the user's own are found where the command runs, as by ``python -m lit_sft``.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # whatever the locale: labels and texts may be of any script
     sys.path.insert(1, str(Path.cwd()))
     try:
         main()

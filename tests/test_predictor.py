@@ -366,6 +366,19 @@ def test_fewer_of_the_rows_wait_together_where_they_are_long(
     assert [size for size in asked.chunks if size] == [4, 4, 2]
 
 
+def test_standard_output_is_utf_8_whatever_the_locale(
+    cli: Command, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("rows.txt").write_text("the owl\n")
+    label = {"label": "ทะเล", "probabilities": {"ทะเล": 1.0}}
+    monkeypatch.setattr(predictor.TextClassifier, "predict_iter", lambda _, texts: [label for _ in texts])
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    arguments = ["predict", "--ckpt_path", str(trained.finetune), "--input", "rows.txt", "--output", "-"]
+    assert main(arguments) == 0
+    assert json.loads(written.getvalue()) == label
+
+
 def test_a_filter_whose_answers_nobody_reads_ends_quietly(
     trained: Trained, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,6 @@
 """What makes the README's figures: the paired interval, the search's budget, and that rows read the same labels."""
 
+import io
 import json
 import os
 import shutil
@@ -207,6 +208,13 @@ def test_a_script_whose_output_nobody_reads_ends_without_a_word() -> None:
         assert process.stderr is not None
         assert process.stderr.read() == b""
     assert process.returncode == 141
+
+
+def test_a_script_prints_texts_of_any_script_whatever_the_locale(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    in_one_line(lambda: print("ทะเล", flush=True))
+    assert written.getvalue().decode() == "ทะเล\n"
 
 
 def test_errors_of_one_seed_are_shown_without_a_deviation(tmp_path: Path) -> None:
