@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import subprocess
+import sys
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -67,6 +70,25 @@ def test_other_pieces_are_those_of_gpt2(language: str) -> None:
     expected = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(texts[language])
     ours = tokenizers.Tokenizer.from_str(tokenizer.to_json()).pre_tokenizer
     assert [piece for piece, _ in ours.pre_tokenize_str(texts[language])] == [piece for piece, _ in expected]
+
+
+def test_a_fork_after_tokenising_can_tokenise() -> None:
+    script = """
+import os, signal
+from lit_sft.data.tokenization import Tokenizer
+texts = ["the cat sat on the mat"] * 500
+tokenizer = Tokenizer.train(texts, "bpe", vocab_size=300)
+tokenizer.encode_batch(texts)
+if child := os.fork():
+    print(os.waitpid(child, 0)[1])
+else:
+    signal.alarm(20)  # ends it, where it would wait for threads that it hasn't
+    tokenizer.encode_batch(texts)
+    os._exit(0)
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "TOKENIZERS_PARALLELISM"} | {"RAYON_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("0\n", "")
 
 
 @pytest.mark.parametrize("kind", ["bpe", "word"])

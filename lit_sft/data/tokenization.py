@@ -18,8 +18,12 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, tra
 
 from lit_sft.errors import UserError
 
-# Left unset, the library prints a warning in every forked loader worker. The workers never tokenise.
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+# Left unset, the library prints a warning in every forked loader worker. Those never tokenise. A user's own
+# may, and does so without threads: it would wait for ever for the library's, which aren't in a fork.
+if "TOKENIZERS_PARALLELISM" not in os.environ:
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    if hasattr(os, "register_at_fork"):  # not on Windows
+        os.register_at_fork(after_in_child=lambda: os.environ.update(TOKENIZERS_PARALLELISM="false"))
 
 PAD = "<pad>"
 UNK = "<unk>"
