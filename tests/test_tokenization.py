@@ -72,6 +72,18 @@ def test_other_pieces_are_those_of_gpt2(language: str) -> None:
     assert [piece for piece, _ in ours.pre_tokenize_str(texts[language])] == [piece for piece, _ in expected]
 
 
+def test_a_long_run_is_several_pieces(bpe: Tokenizer) -> None:
+    """Merges are learned in time that grows with the square of a piece's length: hours for a long text in one piece."""
+    splitter = tokenizers.Tokenizer.from_str(bpe.to_json()).pre_tokenizer
+    for run in ("漢" * 600, " " + "a" * 600, "7" * 600, "-" * 600, " " * 600):
+        pieces = [end - start for _, (start, end) in splitter.pre_tokenize_str(run)]
+        assert pieces == ([257, 256, 88] if run[:2] == " a" else [256, 256, 88])
+        assert bpe.decode(bpe.encode_batch([run])[0]) == run
+    assert [end - start for _, (start, end) in splitter.pre_tokenize_str(" " * 257 + "word " + "=" * 256)] == [
+        *(256, 5, 257)
+    ]
+
+
 def test_a_fork_after_tokenising_can_tokenise() -> None:
     script = """
 import os, signal

@@ -32,10 +32,12 @@ SPECIAL_TOKENS = (PAD, UNK, EOS)
 NO_LIMIT = 1 << 32
 _WORD = r"(?<!\S)<({})>(?!\S)"  # a special token that stands alone
 # Byte pairs are merged within a piece. These are GPT-2's (Radford et al. 2019), but marks (the vowel signs of Indic
-# scripts, accents without a composed form) and the two joiners belong to their word, which else falls into letters.
+# scripts, accents without a composed form) and the two joiners belong to their word, which else falls into letters. A
+# run goes on in a next piece after 256 characters: learning merges takes time that grows with a piece's square, and
+# a text without blanks and punctuation could be one piece.
 _PIECES = (
     r"'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}\p{M}\u200C\u200D]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}\u200C\u200D]+|\s+(?!\S)|\s+"
-)
+).replace("+", "{1,256}")
 TokenizerKind = Literal["bpe", "word", "whitespace"]
 KINDS = get_args(TokenizerKind)
 
