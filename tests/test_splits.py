@@ -172,10 +172,24 @@ def test_a_sample_equals_a_loop_and_has_about_the_size_asked_for() -> None:
     size = sum(len(text) for text in texts)
     for share in (0.01, 0.2, 0.9):
         chosen = sample(texts, int(share * size))
-        assert chosen == [t for t in texts if slow_hash(int(content_keys([t])[0]), -1) < share * 2**64]
-        assert abs(sum(len(text) for text in chosen) / size - share) < 0.02
+        expected, missing = set(), int(share * size)
+        for text in sorted(texts, key=lambda t: slow_hash(int(content_keys([t])[0]), -1)):
+            if missing > 0:
+                expected.add(text)
+                missing -= len(text)
+        assert chosen == [text for text in texts if text in expected]
+        assert 0 <= sum(len(text) for text in chosen) - int(share * size) < 100
     assert sample(texts, size) == texts
     assert sample([], 0) == []
+
+
+def test_a_sample_of_few_large_texts_has_the_size_too() -> None:
+    """Merges are learned from it, and neither nothing nor a small text alone will do, where large ones are above it."""
+    for start in range(20):
+        texts = [f"{start + i} " * 1000 for i in range(3)] + ["small"]
+        for size in (1, 1500, 4000):
+            assert sum(map(len, sample(texts, size))) >= size
+            assert len(sample(texts, size)) < 4
 
 
 def test_a_sample_is_unrelated_to_a_split() -> None:

@@ -66,12 +66,13 @@ def hold_out(documents: Documents, fraction: float, seed: int) -> tuple[Document
 
 
 def sample(texts: Sequence[str], num_bytes: int) -> Sequence[str]:
-    """About ``num_bytes`` of the texts, in their order: those of low hash, whatever stands beside them. All of less."""
-    size = int(bytes_of(texts).sum())
-    if size <= num_bytes:
+    """The texts of lowest hash, in their order: as many as it takes to have ``num_bytes``. All of less."""
+    lengths = bytes_of(texts)
+    if lengths.sum() <= num_bytes:
         return texts
-    chosen = seeded_hash(content_keys(texts), SAMPLE_SEED) < np.uint64(num_bytes / size * 2.0**64)
-    return selected(texts, np.flatnonzero(chosen))
+    order = np.argsort(seeded_hash(content_keys(texts), SAMPLE_SEED), kind="stable")
+    last = int(np.searchsorted(np.cumsum(lengths[order]), num_bytes))
+    return selected(texts, np.sort(order[: last + 1]))
 
 
 def _label_table(documents: Documents, sources: np.ndarray, num_sources: int) -> np.ndarray:
