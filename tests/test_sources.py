@@ -17,8 +17,10 @@ from refusals import refused
 
 from lit_sft.data.corpus import load_corpus
 from lit_sft.data.corpus_config import CorpusConfig
+from lit_sft.data.datamodule import TextDataModule
 from lit_sft.data.readers import iter_rows, read_documents
 from lit_sft.data.sources import FORMATS, SUFFIXES, parse_source
+from lit_sft.data.tokenization import Tokenizer
 from lit_sft.errors import UserError
 
 
@@ -47,6 +49,19 @@ def test_a_name_is_a_path_a_format_and_a_path_or_a_data_set_of_the_hub(
     assert parse_source(Path("csv:b.txt")).place == "csv:b.txt"
     with pytest.raises(UserError, match="csv:: nothing stands behind the colon"):
         parse_source("csv:")
+
+
+def test_a_tilde_without_such_a_user_is_a_name_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "~old.txt", "a text\n")
+    for name in ("~old.txt", "txt:~old.txt"):
+        assert read(name, labeled=False) == [("a text", None)]
+    with pytest.raises(UserError, match=r"~older\.txt: no such file; did you mean '~old\.txt'"):
+        read("~older.txt", labeled=False)
+    with pytest.raises(UserError, match=r"tokenizer file ~own\.json does not exist"):
+        Tokenizer.from_file("~own.json")
+    data = TextDataModule(labeled="~old.txt", cache_dir="~kept")
+    assert data.preparation.cache_dir == Path("~kept")
 
 
 def test_a_format_before_the_colon_beats_the_suffix(tmp_path: Path) -> None:

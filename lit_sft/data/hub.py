@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from lit_sft.data.columnar import BATCH_ROWS, check_text_type, column_values, decoded, is_string
 from lit_sft.data.label_fields import label_of
 from lit_sft.data.rows import Row, RowOptions, choose_columns
-from lit_sft.data.sources import HUB, Source
+from lit_sft.data.sources import HUB, Source, expanded
 from lit_sft.errors import UserError
 
 PROBE_SECONDS = 5.0
@@ -59,7 +59,7 @@ def open_hub(source: Source, default_split: str) -> HubData:
     """
     datasets = _library()
     name, extras = _taken_apart(source.place)
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if folder.is_file():
         raise UserError(f"{source.name}: is a file; write {name}")
     local = folder.resolve() if folder.is_dir() else None
@@ -83,7 +83,7 @@ def _taken_apart(place: str) -> tuple[str, list[str]]:
     """The name, and up to two words behind it; a folder's own colons belong to its name."""
     for count in range(3):
         name, *extras = place.rsplit(":", count)
-        if Path(name).expanduser().is_dir():
+        if expanded(name).is_dir():
             return name, extras
     name, *extras = place.split(":", 2)
     return name, extras

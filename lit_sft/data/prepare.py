@@ -28,6 +28,7 @@ from lit_sft.data.corpus import Corpus, load_corpus
 from lit_sft.data.corpus_config import CorpusConfig
 from lit_sft.data.extension import EXTEND, NO_BASE, extended
 from lit_sft.data.labels import from_plain, label_array, to_plain
+from lit_sft.data.sources import expanded
 from lit_sft.data.splits import sample
 from lit_sft.data.texts import joined
 from lit_sft.data.tokenization import KINDS, Tokenizer, TokenizerKind
@@ -232,7 +233,7 @@ def default_cache_dir() -> Path:
     """``LIT_SFT_CACHE``, else ``lit_sft`` in the user's cache folder."""
     named = os.environ.get("LIT_SFT_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(named or Path(base) / "lit_sft").expanduser()
+    return expanded(named or Path(base) / "lit_sft")
 
 
 def _key(*parts: Any) -> str:

@@ -37,7 +37,7 @@ class Source:
     @property
     def path(self) -> Path:
         """The file or folder."""
-        return Path(self.place).expanduser()
+        return expanded(self.place)
 
 
 def parse_source(source: str | Path) -> Source:
@@ -55,9 +55,17 @@ def parse_source(source: str | Path) -> Source:
 
 def _exists(name: str) -> bool:
     try:
-        return Path(name).expanduser().exists()
-    except (OSError, ValueError, RuntimeError):  # a name too long, with a NUL, of an unknown user
+        return expanded(name).exists()
+    except (OSError, ValueError):  # a name too long, with a NUL
         return False
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with the home folder that ``~`` or ``~NAME`` stands for; where there is no such user, as it is."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def is_gzip(path: PurePath) -> bool:

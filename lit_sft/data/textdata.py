@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +15,7 @@ from lit_sft.data.corpus_config import CorpusConfig, Sources
 from lit_sft.data.fed import Food
 from lit_sft.data.labels import label_array, label_counts
 from lit_sft.data.prepare import Preparation, Prepared, default_cache_dir
+from lit_sft.data.sources import expanded
 from lit_sft.data.splits import low_shot
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.data.tokens import TokenArray
@@ -134,7 +134,7 @@ class TextData:
         positive |= {"max_tokens": max_tokens, "max_documents": max_documents}
         _check_at_least(1, **positive, max_unlabeled_documents=max_unlabeled_documents)
         _check_at_least(0, num_workers=num_workers)
-        cache = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
+        cache = expanded(cache_dir) if cache_dir else default_cache_dir()
         options = (vocab_size, lowercase, min_frequency, replace or {}, cache)
         self.preparation = Preparation(self.corpus_config, tokenizer, *options)
         self.direction: Direction = direction or "forward"

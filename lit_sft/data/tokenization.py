@@ -16,6 +16,7 @@ import numpy as np
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
+from lit_sft.data.sources import expanded
 from lit_sft.errors import UserError
 
 # Left unset, the library prints a warning in every forked loader worker. Those never tokenise. A user's own
@@ -130,7 +131,7 @@ class Tokenizer:
         Raises:
             UserError: there is no such file, or it holds something else.
         """
-        path = Path(path).expanduser()
+        path = expanded(path)
         if not path.is_file():
             problem = "is not a file" if path.exists() else "does not exist"
             raise UserError(f"tokenizer file {path} {problem}")
