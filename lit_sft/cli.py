@@ -29,7 +29,7 @@ from lit_sft.measuring import check_measured, choose_measured, is_whole
 from lit_sft.mistakes import mistake_in, refusal_in
 from lit_sft.module import LitSFT
 from lit_sft.options import check_trainer, explain, read_config_file, values_of
-from lit_sft.processes import ending_together
+from lit_sft.processes import check_launched, ending_together
 from lit_sft.resume import check_folder, check_resumable, last_checkpoint, read_resumable
 from lit_sft.runs import discard_run, resume_run, run_folder_of, run_name, start_run
 from lit_sft.starting import Source, check_direction, start_from
@@ -243,6 +243,7 @@ class LitCLI(LightningCLI):
         return super().instantiate_trainer(**options)
 
     def after_instantiate_classes(self) -> None:
+        check_launched(self.trainer.num_devices * self.trainer.num_nodes)  # type: ignore[attr-defined]
         self.datamodule = self.prepared_data
         self._dump_config()
         plain = self.config_dump
@@ -258,10 +259,9 @@ class LitCLI(LightningCLI):
             callbacks.append(ShowData())
         elif self.source is not None:
             self.model.objective = objective_of(self.source)
-        if self.subcommand != "fit" or self.folder is None:
-            return
-        callbacks.append(RunRecord(self.folder, plain, self.resumed))
-        place_saving(callbacks, self.folder / "checkpoints")
+        if self.subcommand == "fit" and self.folder is not None:
+            callbacks.append(RunRecord(self.folder, plain, self.resumed))
+            place_saving(callbacks, self.folder / "checkpoints")
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:

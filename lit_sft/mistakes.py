@@ -46,6 +46,8 @@ def mistake_in(error: Exception, folder: Path | None, source: Path | None) -> Us
         return UserError(reason(error))
     if isinstance(error, ValueError) and "val_check_interval" in str(error):  # Lightning's word: longer than an epoch
         return UserError(f"trainer: {reason(error)}")
+    if isinstance(error, ValueError) and str(error).startswith("You set `"):  # its own, of processes that don't add up
+        return UserError(f"trainer: {reason(error)}")
     if isinstance(error, RuntimeError) and "Early stopping conditioned on" in str(error):  # a figure that isn't logged
         return UserError(reason(error))
     if isinstance(error, RuntimeError) and "does not allow for gradient clipping" in str(error):

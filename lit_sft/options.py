@@ -226,6 +226,11 @@ def check_trainer(trainer: Any, command: str) -> None:
         raise UserError("--trainer.use_distributed_sampler must stay false: the data module shares the batches out")
     if trainer.reload_dataloaders_every_n_epochs:
         raise UserError("--trainer.reload_dataloaders_every_n_epochs must stay 0: each epoch is drawn anew in any case")
+    if not isinstance(trainer.val_check_interval, int | float | None):
+        raise UserError(
+            f"--trainer.val_check_interval {trainer.val_check_interval}: a run that validates by the clock can't be "
+            "resumed exactly, and of several processes each has its own: give it in batches, or as a share of an epoch"
+        )
     callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
     if any(str(getattr(c, "class_path", "")).endswith(".GradientAccumulationScheduler") for c in callbacks):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Processes that others start: a stage's gets the signals that its recipe gets, a run's others end with its first."""
+"""Processes that others start: how many, and that they get the signals, or the end, of the one that starts them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,36 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from lit_sft.errors import SickRun
+from lit_sft.errors import SickRun, UserError
 
 # Ctrl-C, a scheduler's end of time, and the warning before it: a fit saves, then stops.
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 STARTED_BY = "LIT_SFT_STARTED_BY"  # a run's first process, for those that Lightning's launcher starts from it
+
+
+def launched() -> int:
+    """How many processes a launcher has started for this command, this one among them: torchrun, srun, or Lightning's.
+
+    In an interactive job of SLURM (Lightning knows it by these names) the step is the shell's, and a command is one.
+    """
+    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    tasks = None if interactive else os.environ.get("SLURM_STEP_NUM_TASKS")
+    return int(os.environ.get("WORLD_SIZE") or tasks or 1)
+
+
+def check_launched(wanted: int) -> None:
+    """Raise a UserError where a launcher has started other processes than the Trainer is one of: ``wanted`` many.
+
+    Of more than that, each would be a training of its own, in one folder. Fewer may start the others themselves, but
+    for those of torchrun, which would wait for them.
+    """
+    started = launched()
+    if started > wanted or (started < wanted and "TORCHELASTIC_RUN_ID" in os.environ):
+        count = "1 process was" if started == 1 else f"{started} processes were"
+        raise UserError(
+            f"{count} started, and --trainer.devices times --trainer.num_nodes is {wanted}: give these as torchrun or "
+            "srun starts them, or start one process alone"
+        )
 
 
 def run_process(command: list[str]) -> int:

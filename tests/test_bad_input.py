@@ -1,7 +1,9 @@
 """Bad input on the command line: exit code 2, one clear line that names the thing, and nothing left behind."""
 
 import json
+import shutil
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,9 @@ import pytest
 import torch
 from conftest import Command, Fit, Trained, labeled_rows, write_csv
 from refusals import refused
+
+from lit_sft.errors import UserError
+from lit_sft.processes import check_launched
 
 GOOD = "text,label\n" + "".join(f"{text},{label}\n" for text, label in labeled_rows(4, 9))
 
@@ -155,6 +160,8 @@ SUPERVISED = ["--model.objective", "Supervised"]
             ["changes the number of steps", "use --trainer.accumulate_grad_batches"],
         ),
         (["--trainer.val_check_interval", "1000"], ["trainer: ", "val_check_interval"]),
+        (["--trainer.val_check_interval", "00:00:15:00"], ["--trainer.val_check_interval 00:00:15:00: ", "in batches"]),
+        (["--trainer.val_check_interval", "{minutes: 15}"], ["--trainer.val_check_interval 0:15:00: "]),
         (["--trainer.devices", "0"], ["trainer: ", "devices"]),
         (["--trainer.max_time", "soon"], ["trainer: ", "soon"]),
         (["--run_dir", "/dev/null/run"], ["--run_dir /dev/null/run: can't be made"]),
@@ -162,6 +169,53 @@ SUPERVISED = ["--model.objective", "Supervised"]
 )
 def test_a_model_or_trainer_option_out_of_range(flags: list[str], parts: list[str], fit: Fit) -> None:
     refused(fit(*flags), *parts)
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test"])
+def test_processes_of_a_launcher_that_would_each_train_alone(
+    command: str, fit: Fit, cli: Command, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(trained.finetune, Path("run"))
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = fit("--run_dir", "new") if command == "fit" else cli(command, "--ckpt_path", run)
+    refused(result, "2 processes were started, and --trainer.devices times --trainer.num_nodes is 1")
+    assert not Path("new").exists()
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("variables", "wanted", "right"),
+    [
+        ({}, 2, True),  # Lightning starts the second
+        ({"WORLD_SIZE": "2"}, 2, True),
+        ({"WORLD_SIZE": "4"}, 2, False),
+        ({"WORLD_SIZE": "2"}, 4, True),  # of another launcher, one a machine, each of which starts another
+        ({"WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}, 4, False),
+        ({"WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "x"}, 2, False),
+        ({"WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "x"}, 1, True),
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_NAME": "mine"}, 1, False),
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_NAME": "bash"}, 1, True),  # of srun --pty bash
+        ({"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "mine"}, 1, True),  # sbatch's own step
+        ({"SLURM_STEP_NUM_TASKS": "1", "WORLD_SIZE": "2"}, 2, True),  # torchrun in it
+    ],
+)
+def test_how_many_processes_a_launcher_has_started(
+    variables: dict[str, str], wanted: int, right: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WORLD_SIZE", "TORCHELASTIC_RUN_ID", "SLURM_STEP_NUM_TASKS", "SLURM_JOB_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with nullcontext() if right else pytest.raises(UserError, match=f"num_nodes is {wanted}: give these as"):
+        check_launched(wanted)
+
+
+def test_a_number_of_processes_that_lightning_refuses(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = {"NTASKS": 4, "NTASKS_PER_NODE": 4, "PROCID": 0, "LOCALID": 0, "NODEID": 0, "JOB_NAME": "mine"}
+    for name, value in variables.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    refused(fit("--trainer.devices", "2"), "trainer: You set `devices=2`", "Set `devices=4`")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="16-mixed is right where there is a GPU")

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -36,7 +35,7 @@ from lit_sft.cli import check
 from lit_sft.data.corpus_config import PYDOCS
 from lit_sft.errors import UserError, nearest
 from lit_sft.options import read_yaml, values_of
-from lit_sft.processes import run_process
+from lit_sft.processes import launched, run_process
 from lit_sft.recipes.check import check_starts
 from lit_sft.recipes.file import Recipe, Stage, flags_of
 from lit_sft.recipes.record import joined_record
@@ -143,7 +142,7 @@ def _recipe_options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]
     options, flags = parser.parse_known_args(arguments)
     if options.ckpt_path not in (None, "last"):
         raise UserError("a recipe resumes with --ckpt_path last; to start from a checkpoint use --model.init_from")
-    if int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1:
+    if launched() > 1:
         raise UserError(
             "a recipe is one process, which starts others itself (--trainer.devices): a launcher's processes "
             "take the stages one by one, fit --config STAGE.yaml --run_dir FOLDER"
