@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from lightning.pytorch.cli import OptimizerCallable
@@ -14,15 +15,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
 from lit_sft.building import Blueprint, check_stage_and_labels
-from lit_sft.checkpoints import NETWORK, InitFrom, contents, read_checkpoint, resolve
+from lit_sft.checkpoints import NETWORK, InitFrom, checkpoint_in, contents, read_checkpoint, resolve
 from lit_sft.data.adopted import Adopted
-from lit_sft.data.buckets import DocumentBatch
 from lit_sft.data.extension import EXTEND
-from lit_sft.data.streams import StreamBatch
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.errors import UserError
+from lit_sft.evaluated import Batch, Evaluated
 from lit_sft.evaluation.passes import Evaluation
-from lit_sft.evaluation.tested import Tested, clean_targets, gather
 from lit_sft.first_look import see_documents, see_frequencies
 from lit_sft.models import Encoder, LSTMEncoder, LSTMState, Network
 from lit_sft.objectives import MLE, Objective, Supervised
@@ -37,10 +36,9 @@ from lit_sft.transfer import first_misfit, load_pretrained
 from lit_sft.watch import Watcher, bar_needs_loss
 
 Stage = Literal["pretrain", "finetune"]
-Batch = StreamBatch | DocumentBatch
 
 
-class LitSFT(StepRates):
+class LitSFT(Evaluated, StepRates):
     """An LSTM that is pretrained on unlabeled text or fine-tuned on labels, one stage a run.
 
     The network is built in ``configure_model``, when the data module knows the vocabulary and the labels.
@@ -99,8 +97,7 @@ class LitSFT(StepRates):
         self.network: Network | None = None
         self.tokenizer: Tokenizer | None = None
         self.label_names, self.multilabel = list[str](), False
-        self.tested: Tested | None = None  # what the last test measured, over all processes
-        self._loaded: Adopted | None = None  # of load_from_checkpoint: what its data take over
+        self._own: Adopted | None = None  # of a network that has weights: what its data take over
         self._state: LSTMState | None = None  # carried from one training batch of the stream to the next
         self._random: dict[str, Any] | None = None  # the states that a resumed run goes on from
         self._initialized = False  # whether init_from was dealt with: it must not undo a training in this process
@@ -131,13 +128,16 @@ class LitSFT(StepRates):
 
     def configure_model(self) -> None:
         """Build the network for the data's vocabulary; not in ``setup``, before which weight averaging copies it."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.network is None:
-            data = self.trainer.datamodule  # type: ignore[attr-defined]
             self.build(data.tokenizer, data.label_names, data.multilabel)
+        data.check_fits(self._own or Adopted(self.tokenizer))
+        if self._own is None or self.trainer.state.fn == "fit":
+            self._own = data.handed_on(with_labels=self.stage == "finetune")
 
     def adopted(self, tokenizer: str) -> Adopted:
-        """What data with this ``data.tokenizer`` take over from ``init_from``: its own tokenizer, mostly."""
-        return self._loaded or adopted_from(read_sources(self.init_from), tokenizer == EXTEND, self.remap_vocabulary)
+        """What data with this ``data.tokenizer`` take over of a trained network, or of ``init_from``."""
+        return self._own or adopted_from(read_sources(self.init_from), tokenizer == EXTEND, self.remap_vocabulary)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, **options: Any) -> Self:  # type: ignore[override]
@@ -152,7 +152,7 @@ class LitSFT(StepRates):
         network = stored_network(checkpoint, module.blueprint, module.objective)
         module._keep(network, checkpoint.tokenizer(), checkpoint.label_names, checkpoint.multilabel)
         module.evaluation.thresholds = checkpoint.thresholds
-        module._loaded, module._initialized = checkpoint.adopted(), True
+        module._own, module._initialized = checkpoint.adopted(), True
         return module
 
     def on_fit_start(self) -> None:
@@ -161,18 +161,12 @@ class LitSFT(StepRates):
         if not self.trainer.ckpt_path and not self._initialized:
             see_frequencies(self.net, data)
             if self.init_from:
-                remap = self.remap_vocabulary or data.preparation.kind == EXTEND
-                load_pretrained(self.net, read_sources(self.init_from), data.tokenizer, remap, self.label_names)
+                remap, sources = self.remap_vocabulary or data.preparation.kind == EXTEND, read_sources(self.init_from)
+                data.check_fits(adopted_from(sources, remap=True))  # their direction: the tokenizer may be another
+                load_pretrained(self.net, sources, data.tokenizer, remap, self.label_names)
         self._initialized = True
         with self.trainer.precision_plugin.train_step_context():
             see_documents(self.objective, self.net, data)
-
-    @property
-    def net(self) -> Network:
-        """The network; a RuntimeError where it isn't built yet."""
-        if self.network is None:
-            raise RuntimeError("the network is built in configure_model; without a Trainer, call build()")
-        return self.network
 
     # ---- training
 
@@ -239,41 +233,7 @@ class LitSFT(StepRates):
         if changed := take_options(scheduler, self._fresh_groups):
             rank_zero_info("resumed with changed options: " + "; ".join(changed))
 
-    # ---- evaluation
-
-    def on_validation_epoch_start(self) -> None:
-        self.evaluation.start(keep=self.trainer.state.fn == "validate")
-
-    def on_test_epoch_start(self) -> None:
-        self.evaluation.start(keep=True)
-
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.evaluation.add(self.net, batch)
-
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        dataset = self.trainer.test_dataloaders[dataloader_idx].dataset  # type: ignore[index]
-        clean = clean_targets(dataset, batch_idx, self.trainer.datamodule.test_is_clean)  # type: ignore[attr-defined]
-        self.evaluation.add(self.net, batch, clean)
-
-    def on_validation_epoch_end(self) -> None:
-        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            self.evaluation.tune()
-        self._log_metrics("val")
-
-    def on_test_epoch_end(self) -> None:
-        figures = self._log_metrics("test")
-        self.tested = gather(self.trainer, self.evaluation, figures, self.label_names)
-        self._log_figures("test_clean", self.tested.clean_figures)
-
-    def _log_metrics(self, split: Literal["val", "test"]) -> dict[str, float]:
-        figures = self.evaluation.figures(self.trainer.datamodule.bytes_per_target(split))  # type: ignore[attr-defined]
-        self._log_figures(split, figures)
-        return figures
-
-    def _log_figures(self, split: Literal["val", "test", "test_clean"], figures: dict[str, float]) -> None:
-        shown, several = {"loss", "perplexity", "accuracy", "macro_f1"}, self.trainer.world_size > 1
-        for name, value in figures.items():
-            self.log(f"{split}/{name}", value, prog_bar=split == "val" and name in shown, sync_dist=several)
+    # ---- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         assert self.tokenizer is not None
@@ -297,4 +257,6 @@ class LitSFT(StepRates):
             checkpoint["state_dict"] = {name: found[name] for name in found if name.startswith(NETWORK)}
         if misfit := first_misfit(self.state_dict(), checkpoint["state_dict"]):
             raise UserError(f"the checkpoint doesn't fit the model: {misfit}; give --model the options of its run")
+        found = checkpoint_in(checkpoint, Path(str(self.trainer.ckpt_path)))
+        self.trainer.datamodule.check_fits(found.adopted())  # type: ignore[attr-defined]
         self.evaluation.thresholds = checkpoint["lit_sft"].get("thresholds")

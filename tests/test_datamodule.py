@@ -173,6 +173,15 @@ def test_bytes_a_target_are_those_of_text_over_tokens_and_ends(files: Files, sha
     assert data.bytes_per_target("val") == sum(len(text.encode()) for text in texts) / targets
 
 
+def test_lightning_may_not_share_the_batches_out_once_more(files: Files, shared_cache: Path, tmp_path: Path) -> None:
+    data = ready(files, shared_cache)
+    data.trainer = trainer_of(tmp_path, devices=2)
+    with pytest.raises(UserError, match="give the Trainer use_distributed_sampler=False"):
+        data.document_loader("train")
+    data.trainer = trainer_of(tmp_path, devices=2, use_distributed_sampler=False)
+    assert len(data.document_loader("train")) > 0
+
+
 def test_use_before_setup_is_an_error_of_the_caller(files: Files, shared_cache: Path) -> None:
     data = data_of(files, shared_cache)
     for use in (lambda: data.tokenizer, lambda: data.stream_loader("val"), lambda: data.bytes_per_target("val")):

@@ -88,6 +88,67 @@ def test_lightning_s_own_way_of_loading_gives_the_module_back(tmp_path: Path, fi
         trainer_of(tmp_path).test(found, datamodule=data_of(files, cache, **others))
 
 
+def test_data_that_were_set_up_for_one_model_serve_no_other(tmp_path: Path, files: Files) -> None:
+    """Its ids would be other tokens, its classes others, its documents begin at the other end."""
+    cache, trainer = tmp_path / "cache", trainer_of(tmp_path)
+    data = data_of(files, cache)
+    first = fitted(tmp_path / "first.ckpt", module_of("finetune"), data, max_steps=1)
+    names = {"sea": "water", "sky": "air", "wood": "land"}
+    others = {
+        "tokenizer": {"vocab_size": 290},
+        "direction": {"direction": "backward"},
+        "labels": {"label_names": names},
+    }
+    for other, options in others.items():
+        path = fitted(tmp_path / f"{other}.ckpt", module_of("finetune"), data_of(files, cache, **options), max_steps=1)
+        with pytest.raises(lit_sft.errors.UserError, match=f"(another|have the) {other}"):
+            trainer.test(lit_sft.LitSFT.load_from_checkpoint(path), datamodule=data, verbose=False)
+    trainer.test(lit_sft.LitSFT.load_from_checkpoint(first), datamodule=data, verbose=False)
+
+    start = fitted(tmp_path / "lm.ckpt", module_of("pretrain"), data_of(files, cache), max_steps=1)
+    read_backward = data_of(files, cache, direction="backward")
+    read_backward.prepare_data()
+    read_backward.setup()
+    with pytest.raises(lit_sft.errors.UserError, match="another direction"):
+        trainer_of(tmp_path).fit(module_of("finetune", init_from=str(start)), datamodule=read_backward)
+
+
+@pytest.mark.filterwarnings("ignore:transductive")
+def test_new_data_take_over_the_tokenizer_and_the_history_of_a_model_that_was_just_trained(
+    tmp_path: Path, files: Files
+) -> None:
+    module, data = module_of("finetune"), data_of(files, tmp_path / "cache", direction="backward")
+    fitted(tmp_path / "c.ckpt", module, data, max_steps=1)
+    new = data_of(files, tmp_path / "cache", tokenizer="word", vocab_size=0)
+    found = [trainer_of(tmp_path).test(module, datamodule=one, verbose=False) for one in (data, new)]
+    assert found[0] == found[1]
+    assert new.tokenizer.digest == data.tokenizer.digest
+    assert new.direction == "backward"
+    seen = data_of(files, tmp_path / "cache", labeled=str(files.val), val=None, test=str(files.train))
+    trainer_of(tmp_path).test(module, datamodule=seen, verbose=False)
+    assert any("text of the run that the weights come from" in why for why in seen.contamination["why"])
+
+
+def test_a_checkpoint_that_means_other_tokens_or_classes_is_no_ckpt_path(tmp_path: Path, files: Files) -> None:
+    """Though every weight has the right shape."""
+    cache, options = tmp_path / "cache", {"ckpt_path": tmp_path / "c.ckpt", "weights_only": True}
+    path = fitted(tmp_path / "c.ckpt", module_of("finetune"), data_of(files, cache), max_steps=1)
+    text = files.train.read_text(encoding="utf-8")
+    (tmp_path / "other.csv").write_text(text.replace("the", "thy"), encoding="utf-8")
+    size = read_checkpoint(path).tokenizer().vocab_size
+    others = {
+        "another tokenizer": {"labeled": str(tmp_path / "other.csv"), "vocab_size": size},
+        "another direction": {"direction": "backward"},
+        "have the labels": {"label_names": {"wood": "wood", "sky": "sky", "sea": "sea"}},
+    }
+    for message, given in others.items():
+        for use in ("test", "fit"):
+            data, module = data_of(files, cache, **given), module_of("finetune")
+            with pytest.raises(lit_sft.errors.UserError, match=message):
+                getattr(trainer_of(tmp_path), use)(module, datamodule=data, **options)
+    trainer_of(tmp_path).test(module_of("finetune"), datamodule=data_of(files, cache), verbose=False, **options)
+
+
 def test_the_command_line_measures_such_a_checkpoint(tmp_path: Path, files: Files, cli: Command) -> None:
     path = fitted(tmp_path / "c.ckpt", module_of("finetune"), data_of(files, tmp_path / "cache"), max_epochs=3)
     result = cli("test", "--ckpt_path", path)

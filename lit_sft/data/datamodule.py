@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -56,6 +57,23 @@ class TextDataModule(TextData, L.LightningDataModule):
         if self.trainer is not None and self._prepared is None and self._adopted == Adopted():
             module: Any = self.trainer.lightning_module
             self.adopt(module.adopted(self.preparation.kind))
+
+    def handed_on(self, with_labels: bool) -> Adopted:
+        """What other data take over for a model that was trained on these; ``with_labels``: a classifier."""
+        found = Adopted(self.tokenizer, fed=self.fed, direction=self.direction)
+        return replace(found, label_names=self.label_names, multilabel=self.multilabel) if with_labels else found
+
+    def check_fits(self, model: Adopted) -> None:
+        """Raise a UserError where a model has another tokenizer, direction or labels than these data, as set up."""
+        other = "tokenizer" if model.tokenizer and model.tokenizer.digest != self.tokenizer.digest else None
+        if model.direction not in (None, self.direction):
+            other = "direction"
+        if other is not None:
+            raise UserError(
+                f"these data were set up with another {other} than the model or checkpoint has: make a new "
+                "TextDataModule, which takes over that of its model; LitSFT.load_from_checkpoint makes a checkpoint's"
+            )
+        model.check_labels(self.label_names, self.multilabel)
 
     def stream_loader(self, split: Split) -> StatefulLoader:
         """Contiguous streams of the split's text; ``train`` is all unlabeled text, documents reshuffled each epoch."""
@@ -167,6 +185,10 @@ class TextDataModule(TextData, L.LightningDataModule):
     def _loader(self, dataset: StreamDataset | DocumentDataset) -> StatefulLoader:
         if self.trainer is not None and self.trainer.world_size > 1:
             dataset.shard(self.trainer.global_rank, self.trainer.world_size)
+            if self.trainer._accelerator_connector.use_distributed_sampler:  # which it says nowhere else
+                raise UserError(
+                    "give the Trainer use_distributed_sampler=False: the data module shares the batches out itself"
+                )
         pinned = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return StatefulLoader(dataset, self.num_workers, pinned, self._epoch_ends_here)
 

@@ -1,0 +1,65 @@
+"""What a LightningModule does in validation and test: which batches are measured, and what is logged."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import lightning as L
+
+from lit_sft.data.buckets import DocumentBatch
+from lit_sft.data.streams import StreamBatch
+from lit_sft.evaluation.passes import Evaluation
+from lit_sft.evaluation.tested import Tested, clean_targets, gather
+from lit_sft.models import Network
+
+Batch = StreamBatch | DocumentBatch
+
+
+class Evaluated(L.LightningModule):
+    """Measures its network's heads by an :class:`Evaluation`, which it has when the network is built."""
+
+    network: Network | None  # no default here, which torch would find before the one that is set
+    evaluation: Evaluation
+    label_names: list[str]
+    tested: Tested | None = None  # what the last test measured, over all processes
+
+    @property
+    def net(self) -> Network:
+        """The network; a RuntimeError where it isn't built yet."""
+        if self.network is None:
+            raise RuntimeError("the network is built in configure_model; without a Trainer, call build()")
+        return self.network
+
+    def on_validation_epoch_start(self) -> None:
+        self.evaluation.start(keep=self.trainer.state.fn == "validate")
+
+    def on_test_epoch_start(self) -> None:
+        self.evaluation.start(keep=True)
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.evaluation.add(self.net, batch)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        dataset = self.trainer.test_dataloaders[dataloader_idx].dataset  # type: ignore[index]
+        clean = clean_targets(dataset, batch_idx, self.trainer.datamodule.test_is_clean)  # type: ignore[attr-defined]
+        self.evaluation.add(self.net, batch, clean)
+
+    def on_validation_epoch_end(self) -> None:
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self.evaluation.tune()
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        figures = self._log_metrics("test")
+        self.tested = gather(self.trainer, self.evaluation, figures, self.label_names)
+        self._log_figures("test_clean", self.tested.clean_figures)
+
+    def _log_metrics(self, split: Literal["val", "test"]) -> dict[str, float]:
+        figures = self.evaluation.figures(self.trainer.datamodule.bytes_per_target(split))  # type: ignore[attr-defined]
+        self._log_figures(split, figures)
+        return figures
+
+    def _log_figures(self, split: Literal["val", "test", "test_clean"], figures: dict[str, float]) -> None:
+        shown, several = {"loss", "perplexity", "accuracy", "macro_f1"}, self.trainer.world_size > 1
+        for name, value in figures.items():
+            self.log(f"{split}/{name}", value, prog_bar=split == "val" and name in shown, sync_dist=several)
