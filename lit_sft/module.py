@@ -140,12 +140,29 @@ class LitSFT(Evaluated, StepRates):
         return self._own or adopted_from(read_sources(self.init_from), tokenizer == EXTEND, self.remap_vocabulary)
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, **options: Any) -> Self:  # type: ignore[override]
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **options: Any,
+    ) -> Self:
         """The module of a run or checkpoint, read as data, to measure or train on; data take its tokenizer and labels.
 
-        ``options``: what only a fit or a measurement needs, such as ``optimizer`` and ``metrics``; an ``encoder`` of
-        your own as for :func:`lit_sft.load`, whose errors this has, too.
+        Args:
+            checkpoint_path: the run or checkpoint.
+            map_location: a device; by default the CPU. The Trainer moves it to its own in any case.
+            hparams_file, strict, weights_only: Lightning's; there is one way to load.
+            options: what only a fit or a measurement needs, such as ``optimizer`` and ``metrics``; an ``encoder`` of
+                your own as for :func:`lit_sft.load`, whose errors this has, too.
         """
+        if hparams_file is not None or strict is False or weights_only is False:
+            raise UserError(
+                "load_from_checkpoint: a checkpoint has its options in it, and is read whole and as data: leave out "
+                "hparams_file, strict=False and weights_only=False"
+            )
         checkpoint, encoder = read_checkpoint(resolve(checkpoint_path, "ckpt_path")), options.pop("encoder", None)
         module = cls(checkpoint.stage, **{"objective": objective_of(checkpoint)} | options)
         module.blueprint = stored_blueprint(checkpoint, encoder)
@@ -153,7 +170,7 @@ class LitSFT(Evaluated, StepRates):
         module._keep(network, checkpoint.tokenizer(), checkpoint.label_names, checkpoint.multilabel)
         module.evaluation.thresholds = checkpoint.thresholds
         module._own, module._initialized = checkpoint.adopted(), True
-        return module
+        return module if map_location is None else module.to(map_location)
 
     def on_fit_start(self) -> None:
         """Load ``init_from``, unless the run is resumed (``setup`` can't tell); show the objective the documents."""

@@ -74,6 +74,12 @@ def test_lightning_s_own_way_of_loading_gives_the_module_back(tmp_path: Path, fi
     assert loaded == resumed
     assert loaded["test/accuracy"] > 0.4
 
+    theirs = {"strict": True, "weights_only": True, "hparams_file": None}  # what Lightning's own takes
+    assert lit_sft.LitSFT.load_from_checkpoint(path, map_location="meta", **theirs).device.type == "meta"
+    for wrong in ({"strict": False}, {"weights_only": False}, {"hparams_file": "hparams.yaml"}):
+        with pytest.raises(lit_sft.errors.UserError, match="has its options in it, and is read whole and as data"):
+            lit_sft.LitSFT.load_from_checkpoint(path, **wrong)
+
     start = {name: weight.clone() for name, weight in found.net.state_dict().items()}
     optimizer = partial(torch.optim.SGD, lr=1e-6)
     going_on = lit_sft.LitSFT.load_from_checkpoint(path, optimizer=optimizer)
