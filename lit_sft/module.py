@@ -19,6 +19,7 @@ from lit_sft.checkpoints import NETWORK, InitFrom, checkpoint_in, contents, read
 from lit_sft.data.adopted import Adopted
 from lit_sft.data.extension import EXTEND
 from lit_sft.data.tokenization import Tokenizer
+from lit_sft.diagnostics import log_measured
 from lit_sft.errors import UserError
 from lit_sft.evaluated import Batch, Evaluated
 from lit_sft.evaluation.passes import Evaluation
@@ -201,6 +202,8 @@ class LitSFT(Evaluated, StepRates):
         self.log("train/loss", mean, batch_size=size, prog_bar=bar_needs_loss(self._trainer))
         if len(loss.parts) > 1:
             self.log_dict({f"train/{name}": value for name, value in loss.parts.items()}, batch_size=size)
+        if loss.measured:
+            log_measured(self.trainer, {f"train/{name}": value for name, value in loss.measured.items()})
         return total * self.share_of_step(batch_idx) if self._watcher.accepts(self.trainer, mean) else None
 
     def configure_gradient_clipping(

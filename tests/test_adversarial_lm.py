@@ -9,8 +9,10 @@ import pytest
 import torch
 from conftest import Files
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy_network import batch, build
-from training import Losses, check_resumes, data_of, module_of, trainer_of, weights
+from training import Losses, check_resumes, data_of, module_of, step_of, trainer_of, weights
 
 from lit_sft import transfer
 from lit_sft.callbacks import GradualUnfreezing, LastCheckpoint
@@ -143,13 +145,38 @@ def test_a_training_with_several_loaders_goes_on_exactly(
     check_resumes(fit, tmp_path, least=10, every=3)
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_what_is_measured_now_and_then_is_logged_at_its_step_alone(
+    accumulate: int, files: Files, shared_cache: Path, tmp_path: Path
+) -> None:
+    """Also where that is no step at which Lightning logs, and in a run that is resumed between two such steps."""
+    found: list[dict[str, list[tuple[int, float]]]] = []
+    for name in ("whole", "rest"):
+        path = next((file for file in (tmp_path / "whole").glob("*.ckpt") if step_of(file) == 3), None)
+        saving, log = LastCheckpoint(every_steps=1, keep=100), TensorBoardLogger(tmp_path, name=name, version="")
+        saving.dirpath = str(tmp_path / name)
+        options: dict[str, Any] = {"max_steps": 8, "accumulate_grad_batches": accumulate, "log_every_n_steps": 2}
+        trainer = trainer_of(tmp_path, logger=log, callbacks=[saving], max_epochs=-1, **options)
+        module = module_of("finetune", objective=Mixed([VAT()], diagnose_every=3))
+        data = data_of(files, shared_cache, labels_per_class=10, max_documents=4)
+        trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+        assert "train/vat_kl_ratio" in trainer.callback_metrics
+        events = EventAccumulator(str(tmp_path / name)).Reload()
+        tags = ("train/loss", "train/vat_kl_ratio", "train/unlabeled_share")
+        found.append({tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags})
+    whole, rest = found
+    assert [step for step, _ in whole["train/vat_kl_ratio"]] == [2, 5]
+    assert {step for step, _ in whole["train/loss"]} == {1, 3, 5, 7}
+    assert rest == {tag: [event for event in events if event[0] >= 3] for tag, events in whole.items()}
+
+
 def test_a_run_goes_on_with_the_batches_that_its_objective_read(
     files: Files, shared_cache: Path, tmp_path: Path
 ) -> None:
     last = LastCheckpoint()
     last.dirpath = str(tmp_path)
     trainer = trainer_of(tmp_path, max_steps=3, callbacks=[last])
-    trainer.fit(module_of("finetune"), data_of(files, shared_cache))
+    trainer.fit(module_of("finetune"), data_of(files, shared_cache, unlabeled=str(files.unlabeled)))
     with pytest.raises(UserError, match="read labeled, and this one reads labeled, unlabeled_documents: go on"):
         trainer_of(tmp_path, max_steps=6).fit(
             module_of("finetune", objective=Mixed([VAT()])),
@@ -164,7 +191,7 @@ def test_a_run_goes_on_with_the_batches_that_its_objective_read(
     data = data_of(files, shared_cache, unlabeled=str(files.unlabeled))
     trainer.fit(module_of("finetune", objective=Mixed([VAT()])), data)
     tester = trainer_of(tmp_path)
-    tester.test(module_of("finetune"), data_of(files, shared_cache), tmp_path / "vat" / "last.ckpt", weights_only=True)
+    tester.test(module_of("finetune"), data, tmp_path / "vat" / "last.ckpt", weights_only=True)
 
 
 @pytest.mark.filterwarnings("ignore:GradualUnfreezing. the training ends")

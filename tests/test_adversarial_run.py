@@ -59,8 +59,7 @@ def test_every_term_from_a_config_to_a_tested_model(
     for name in ("supervised", "at", "vat", "entmin", "lm"):
         assert len(logged[f"train/{name}"]) == 6
     for name in ("vat_kl_ratio", "unlabeled_share", "predicted_0", "predicted_1", "predicted_2"):
-        assert len(logged[f"train/{name}"]) == 5  # each measured at every other step, and shown until the next time
-        assert logged[f"train/{name}"][:4:2] == logged[f"train/{name}"][1:4:2]
+        assert len(logged[f"train/{name}"]) == 3  # each measured at every other step
     assert "val/lm_perplexity" in logged
     chosen = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["model"]["objective"]["init_args"][
         "terms"

@@ -106,7 +106,7 @@ def test_the_ratio_that_vat_logs_is_that_of_two_sums_over_documents(
             by_chance += kl_at(network, document, 0.8 * move[row : row + 1, :length]).item()
             counted += 1
     assert counted == 7
-    assert step.parts["vat_kl_ratio"].item() == pytest.approx(ours / by_chance, rel=1e-9)
+    assert step.measured["vat_kl_ratio"].item() == pytest.approx(ours / by_chance, rel=1e-9)
     assert ours > 2 * by_chance
 
 
@@ -152,7 +152,7 @@ def test_the_diagnostics_are_shares_of_gradient_and_of_documents() -> None:
     mixed = Mixed([AT(norm=0.5), EntMin(weight=3.0)], diagnose_every=2)
     mixed.step = 5
     given = {"labeled": labeled, "unlabeled_documents": other}
-    parts = mixed(network, given, None).parts
+    measured = mixed(network, given, None).measured
     step = step_of(network, labeled, other)
     losses = (3.0 * value(EntMin(), step), Supervised()(network, given, None).total + value(AT(norm=0.5), step))
     parameters = [p for p in network.parameters() if p.requires_grad]
@@ -160,12 +160,12 @@ def test_the_diagnostics_are_shares_of_gradient_and_of_documents() -> None:
     for loss in losses:
         gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
         norms.append(math.sqrt(sum(g.square().sum().item() for g in gradients if g is not None)))
-    assert parts["unlabeled_share"].item() == pytest.approx(norms[0] / sum(norms), rel=1e-5)
+    assert measured["unlabeled_share"].item() == pytest.approx(norms[0] / sum(norms), rel=1e-5)
     choices = [p.argmax().item() for p in predicted(network, other)]
     for number in range(3):
-        assert parts[f"predicted_{number}"].item() == pytest.approx(choices.count(number) / 3)
+        assert measured[f"predicted_{number}"].item() == pytest.approx(choices.count(number) / 3)
     mixed.step = 6
-    assert "unlabeled_share" not in mixed(network, given, None).parts
+    assert mixed(network, given, None).measured == {}
 
 
 @pytest.mark.parametrize("tail", [1, 2, 4, 9])

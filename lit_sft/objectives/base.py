@@ -18,11 +18,14 @@ class Loss:
     """The result of one step."""
 
     total: Tensor  # scalar, to be minimised
-    parts: dict[str, Tensor] = field(default_factory=dict)  # detached scalars to be logged, by name
-    weight: Tensor | None = None  # scalar, what `total` is a mean over (tokens, documents): shares of several processes
+    parts: dict[str, Tensor] = field(default_factory=dict)  # detached scalars to be logged, by name; the same each step
+    # scalar, what `total` is a mean over (tokens, documents): by it several processes weigh their shares of a batch,
+    # which may be uneven; None weighs them alike, so that two processes train otherwise than one
+    weight: Tensor | None = None
     state: LSTMState | None = None  # detached, to be handed to the next step on the same stream
     # where `total` is a sum of means over different things: each of them, and what it is a mean over
     shares: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
+    measured: dict[str, Tensor] = field(default_factory=dict)  # as `parts`, what not every step has
 
 
 class Objective(ABC):

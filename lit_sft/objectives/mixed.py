@@ -67,7 +67,7 @@ class Mixed(Supervised):
     def __call__(self, network: Network, batch: Mapping[str, Any], state: LSTMState | None) -> Loss:
         """`batch["labeled"]` as for `Supervised`, and an entry for each other kind in `batches`."""
         documents = batch[LABELED]
-        diagnose = self.diagnose_every > 0 and (self.step + 1) % self.diagnose_every == 0  # as Lightning logs
+        diagnose = self.diagnose_every > 0 and (self.step + 1) % self.diagnose_every == 0
         step = Step(network, batch, state, lambda logits: self.loss(logits, documents.labels), diagnose)
         reading = step.reading(LABELED)
         found = [term(step) for term in self.terms]  # before the supervised loss, whose gradients they may make known
@@ -82,11 +82,12 @@ class Mixed(Supervised):
             loss.shares.append((value, count))
             (unlabeled if term.batches else rest).append(value)
         if diagnose and unlabeled:
-            step.parts["unlabeled_share"] = share_of_gradient(sum_of(unlabeled), sum_of(rest), network.parameters())
+            step.measured["unlabeled_share"] = share_of_gradient(sum_of(unlabeled), sum_of(rest), network.parameters())
         if diagnose and DOCUMENTS in self.batches and not network.multilabel:
-            step.parts |= predicted_shares(step.reading(DOCUMENTS))
+            step.measured |= predicted_shares(step.reading(DOCUMENTS))
         loss.total, loss.state = sum_of([*rest, *unlabeled]), step.state
         loss.parts |= step.parts
+        loss.measured = step.measured
         return loss
 
 

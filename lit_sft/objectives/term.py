@@ -37,6 +37,7 @@ class Step:
     ) -> None:
         self.network, self.batch, self.state, self.loss, self.diagnose = network, batch, state, loss, diagnose
         self.parts: dict[str, Tensor] = {}  # detached scalars to be logged, by name
+        self.measured: dict[str, Tensor] = {}  # the same of what is measured where `diagnose` asks for it
         self._readings: dict[str, Reading] = {}
         self._supervised: Tensor | None = None
         self._gradient: Tensor | None = None

@@ -66,7 +66,7 @@ class VAT(Term):
         readings = [step.reading(kind) for kind in sorted({LABELED, *self.batches})]
         directions = [self.towards(reading) for reading in readings]
         if step.diagnose and self.direction == "adversarial":
-            step.parts["vat_kl_ratio"] = self._kl_ratio(readings, directions)
+            step.measured["vat_kl_ratio"] = self._kl_ratio(readings, directions)
         multilabel = step.network.multilabel
         moved = [reading.perturbed(self.norm * d) for reading, d in zip(readings, directions, strict=True)]
         clean = torch.cat([reading.logits.detach() for reading in readings])
