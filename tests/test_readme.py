@@ -2,14 +2,20 @@
 
 import json
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import Command, Files, read
 from kill import logged
 from readmes import ROOT, block
+from test_adversarial import sharp
+from toy_network import Batch, batch
+
+from lit_sft.objectives import Mixed
 
 
 def tiny(files: Files, stage: str) -> list[str]:
@@ -63,6 +69,23 @@ def test_your_own_objective_changes_the_training_and_as_a_term_in_the_same_way(
     assert np.abs(supervised - plain).max() > 1e-3
     assert abs(losses["own"] - losses["plain"]) > 1e-3
     assert losses["term"] == pytest.approx(losses["own"], rel=1e-5)
+
+
+def test_your_own_objective_and_term_are_means_over_documents_by_which_processes_weigh_them(
+    example: Callable[[str], None],
+) -> None:
+    """The last row stands for no document, as where several processes share fewer than they are."""
+    example("my_objective.py")
+    example("my_term.py")
+    own = import_module("my_objective").ConfidencePenalty(0.2)
+    network, documents = sharp().eval(), batch()
+    documents.labels[3], documents.indices[3] = -1, -1
+    there = Batch(**{name: value[:3] for name, value in vars(documents).items() if name != "first"})
+    for objective in (own, Mixed([import_module("my_term").ConfidencePenalty(0.2)])):
+        found, expected = (objective(network, {"labeled": given}, None) for given in (documents, there))
+        torch.testing.assert_close(found.total, expected.total)
+        assert found.weight == expected.weight == 3
+        assert all(count == 3 for _, count in found.shares)
 
 
 def test_the_adversarial_example_trains(cli: Command, files: Files) -> None:
