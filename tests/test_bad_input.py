@@ -161,7 +161,7 @@ SUPERVISED = ["--model.objective", "Supervised"]
         ),
         (["--trainer.val_check_interval", "1000"], ["trainer: ", "val_check_interval"]),
         (["--trainer.val_check_interval", "00:00:15:00"], ["--trainer.val_check_interval 00:00:15:00: ", "in batches"]),
-        (["--trainer.val_check_interval", "{minutes: 15}"], ["--trainer.val_check_interval 0:15:00: "]),
+        (["--trainer.val_check_interval", "{minutes: 15}"], ["--trainer.val_check_interval ", "by the clock"]),
         (["--trainer.devices", "0"], ["trainer: ", "devices"]),
         (["--trainer.max_time", "soon"], ["trainer: ", "soon"]),
         (["--run_dir", "/dev/null/run"], ["--run_dir /dev/null/run: can't be made"]),
