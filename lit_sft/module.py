@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
 from lit_sft.building import Blueprint, check_stage_and_labels
+from lit_sft.built_trainer import checked_data
 from lit_sft.checkpoints import NETWORK, InitFrom, checkpoint_in, contents, read_checkpoint, resolve
 from lit_sft.data.adopted import Adopted
 from lit_sft.data.extension import EXTEND
@@ -129,10 +130,11 @@ class LitSFT(Evaluated, StepRates):
 
     def configure_model(self) -> None:
         """Build the network for the data's vocabulary; not in ``setup``, before which weight averaging copies it."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = checked_data(self.trainer)
         if self.network is None:
             self.build(data.tokenizer, data.label_names, data.multilabel)
-        data.check_fits(self._own or Adopted(self.tokenizer))
+        names = self.label_names if self.stage == "finetune" else None  # of a network that was built by hand, too
+        data.check_fits(self._own or Adopted(self.tokenizer, names, self.multilabel))
         if self._own is None or self.trainer.state.fn == "fit":
             self._own = data.handed_on(with_labels=self.stage == "finetune")
 

@@ -211,32 +211,50 @@ def check_trainer(trainer: Any, command: str) -> None:
     split = {"validate": "val", "test": "test"}.get(command)
     if split and trainer[f"limit_{split}_batches"] == 0:
         raise UserError(f"--trainer.limit_{split}_batches 0: there is nothing to measure")
+    callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
+    names = [str(getattr(callback, "class_path", "")).rpartition(".")[2] for callback in callbacks]
     precision, accelerator = str(trainer.precision), str(trainer.accelerator)
+    check_everywhere(precision, trainer.reload_dataloaders_every_n_epochs, names)
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
-    if precision in ("bf16-true", "16-true"):
-        raise UserError(
-            f"--trainer.precision {precision} also sums up the figures of a validation in half precision, and the best "
-            f"checkpoint is chosen by them: use {precision.replace('true', 'mixed')}"
-        )
     if precision in ("16", "16-mixed") and on_cpu:
         raise UserError(
             f"--trainer.precision {precision} needs a GPU: the CPU has no float16 LSTM; use 32-true or bf16-mixed"
         )
     if trainer.use_distributed_sampler:
         raise UserError("--trainer.use_distributed_sampler must stay false: the data module shares the batches out")
-    if trainer.reload_dataloaders_every_n_epochs:
-        raise UserError("--trainer.reload_dataloaders_every_n_epochs must stay 0: each epoch is drawn anew in any case")
     if not isinstance(trainer.val_check_interval, int | float | None):
         raise UserError(
             f"--trainer.val_check_interval {trainer.val_check_interval}: a run that validates by the clock can't be "
             "resumed exactly, and of several processes each has its own: give it in batches, or as a share of an epoch"
         )
-    callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
-    if any(str(getattr(c, "class_path", "")).endswith(".GradientAccumulationScheduler") for c in callbacks):
+    for name, least in (("accumulate_grad_batches", 1), ("gradient_clip_val", 0)):
+        if trainer[name] is not None and trainer[name] < least:
+            raise UserError(f"--trainer.{name} {trainer[name]} must be at least {least}")
+
+
+def check_everywhere(precision: str, reload_every: int, callbacks: Iterable[str]) -> None:
+    """The same for what a Trainer that is made in Python may be given, too.
+
+    Args:
+        precision: the Trainer's.
+        reload_every: its ``reload_dataloaders_every_n_epochs``.
+        callbacks: names of its callbacks' classes.
+    """
+    if precision in ("bf16-true", "16-true"):
+        raise UserError(
+            f"--trainer.precision {precision} also sums up the figures of a validation in half precision, and the best "
+            f"checkpoint is chosen by them: use {precision.replace('true', 'mixed')}"
+        )
+    if reload_every:
+        raise UserError("--trainer.reload_dataloaders_every_n_epochs must stay 0: each epoch is drawn anew in any case")
+    given = set(callbacks)
+    if "GradientAccumulationScheduler" in given:
         raise UserError(
             "trainer.callbacks: GradientAccumulationScheduler changes the number of steps, which schedules count "
             "before it begins: use --trainer.accumulate_grad_batches"
         )
-    for name, least in (("accumulate_grad_batches", 1), ("gradient_clip_val", 0)):
-        if trainer[name] is not None and trainer[name] < least:
-            raise UserError(f"--trainer.{name} {trainer[name]} must be at least {least}")
+    if "StochasticWeightAveraging" in given:
+        raise UserError(
+            "trainer.callbacks: StochasticWeightAveraging copies the model before its network is built, and averages "
+            "nothing: use lit_sft.callbacks.ExponentialAveraging or NonMonotonicAveraging"
+        )

@@ -159,6 +159,10 @@ SUPERVISED = ["--model.objective", "Supervised"]
             ["--trainer.callbacks+=GradientAccumulationScheduler", "--trainer.callbacks.scheduling={0: 4}"],
             ["changes the number of steps", "use --trainer.accumulate_grad_batches"],
         ),
+        (
+            ["--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.1"],
+            ["averages nothing", "use lit_sft.callbacks.ExponentialAveraging"],
+        ),
         (["--trainer.val_check_interval", "1000"], ["trainer: ", "val_check_interval"]),
         (["--trainer.val_check_interval", "00:00:15:00"], ["--trainer.val_check_interval 00:00:15:00: ", "in batches"]),
         (["--trainer.val_check_interval", "{minutes: 15}"], ["--trainer.val_check_interval ", "by the clock"]),

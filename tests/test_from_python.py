@@ -6,16 +6,19 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import Command, Files
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from torch import nn
 from training import data_of, module_of, trainer_of
 
 import lit_sft
 from lit_sft.building import Blueprint
 from lit_sft.checkpoints import read_checkpoint
+from lit_sft.errors import UserError
 from lit_sft.models import LSTMEncoder
 
 TEXTS = ["the whale near a reef", "moss under the oak", "one comet above"]
@@ -77,7 +80,7 @@ def test_lightning_s_own_way_of_loading_gives_the_module_back(tmp_path: Path, fi
     theirs = {"strict": True, "weights_only": True, "hparams_file": None}  # what Lightning's own takes
     assert lit_sft.LitSFT.load_from_checkpoint(path, map_location="meta", **theirs).device.type == "meta"
     for wrong in ({"strict": False}, {"weights_only": False}, {"hparams_file": "hparams.yaml"}):
-        with pytest.raises(lit_sft.errors.UserError, match="has its options in it, and is read whole and as data"):
+        with pytest.raises(UserError, match="has its options in it, and is read whole and as data"):
             lit_sft.LitSFT.load_from_checkpoint(path, **wrong)
 
     start = {name: weight.clone() for name, weight in found.net.state_dict().items()}
@@ -90,7 +93,7 @@ def test_lightning_s_own_way_of_loading_gives_the_module_back(tmp_path: Path, fi
     assert any((moved[name] != start[name]).any() for name in start)
     (tmp_path / "two.csv").write_text("text,label\n" + "the oak,tree\nthe owl,bird\n" * 30)
     others = dict.fromkeys(("labeled", "val", "test"), str(tmp_path / "two.csv"))
-    with pytest.raises(lit_sft.errors.UserError, match="the data have the labels"):
+    with pytest.raises(UserError, match="the data have the labels"):
         trainer_of(tmp_path).test(found, datamodule=data_of(files, cache, **others))
 
 
@@ -107,7 +110,7 @@ def test_data_that_were_set_up_for_one_model_serve_no_other(tmp_path: Path, file
     }
     for other, options in others.items():
         path = fitted(tmp_path / f"{other}.ckpt", module_of("finetune"), data_of(files, cache, **options), max_steps=1)
-        with pytest.raises(lit_sft.errors.UserError, match=f"(another|have the) {other}"):
+        with pytest.raises(UserError, match=f"(another|have the) {other}"):
             trainer.test(lit_sft.LitSFT.load_from_checkpoint(path), datamodule=data, verbose=False)
     trainer.test(lit_sft.LitSFT.load_from_checkpoint(first), datamodule=data, verbose=False)
 
@@ -115,7 +118,7 @@ def test_data_that_were_set_up_for_one_model_serve_no_other(tmp_path: Path, file
     read_backward = data_of(files, cache, direction="backward")
     read_backward.prepare_data()
     read_backward.setup()
-    with pytest.raises(lit_sft.errors.UserError, match="another direction"):
+    with pytest.raises(UserError, match="another direction"):
         trainer_of(tmp_path).fit(module_of("finetune", init_from=str(start)), datamodule=read_backward)
 
 
@@ -150,7 +153,7 @@ def test_a_checkpoint_that_means_other_tokens_or_classes_is_no_ckpt_path(tmp_pat
     for message, given in others.items():
         for use in ("test", "fit"):
             data, module = data_of(files, cache, **given), module_of("finetune")
-            with pytest.raises(lit_sft.errors.UserError, match=message):
+            with pytest.raises(UserError, match=message):
                 getattr(trainer_of(tmp_path), use)(module, datamodule=data, **options)
     trainer_of(tmp_path).test(module_of("finetune"), datamodule=data_of(files, cache), verbose=False, **options)
 
@@ -162,12 +165,57 @@ def test_the_command_line_measures_such_a_checkpoint(tmp_path: Path, files: File
     assert "test/accuracy" in result.out
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "bf16-true"}, "use bf16-mixed"),
+        ({"reload_dataloaders_every_n_epochs": 1}, "must stay 0: each epoch is drawn anew"),
+        ({"callbacks": [GradientAccumulationScheduler({0: 2})]}, "use --trainer.accumulate_grad_batches"),
+        ({"callbacks": [StochasticWeightAveraging(0.1)]}, "averages nothing: use .*ExponentialAveraging"),
+    ],
+)
+@pytest.mark.parametrize("use", ["fit", "test"])
+def test_what_the_command_line_refuses_of_a_trainer_is_refused_here_too(
+    use: str, options: dict[str, Any], message: str, tmp_path: Path, files: Files, shared_cache: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        getattr(trainer_of(tmp_path, **options), use)(module_of("finetune"), datamodule=data_of(files, shared_cache))
+
+
+def test_loaders_without_their_data_module_are_refused(tmp_path: Path, files: Files, shared_cache: Path) -> None:
+    data = data_of(files, shared_cache)
+    data.prepare_data()
+    data.setup()
+    loader = data.document_loader("val")
+    with pytest.raises(UserError, match="give datamodule=, not dataloaders"):
+        trainer_of(tmp_path).fit(module_of("finetune"), train_dataloaders=loader, val_dataloaders=loader)
+    with pytest.raises(UserError, match="give datamodule=, not dataloaders"):
+        trainer_of(tmp_path).validate(module_of("finetune"), dataloaders=loader)
+
+
+def test_a_network_that_was_built_by_hand_is_trained_on_its_own_labels_alone(
+    tmp_path: Path, files: Files, shared_cache: Path
+) -> None:
+    data = data_of(files, shared_cache)
+    data.prepare_data()
+    data.setup()
+    for stage in ("finetune", "pretrain"):
+        module = module_of(stage)
+        module.build(data.tokenizer, ["wood", "sky", "sea"])
+        trainer = trainer_of(tmp_path, max_steps=1)
+        if stage == "pretrain":  # a language model's labels are of no account
+            trainer.fit(module, datamodule=data)
+        else:
+            with pytest.raises(UserError, match=r"the data have the labels \['sea', 'sky', 'wood'\]"):
+                trainer.fit(module, datamodule=data)
+
+
 def test_an_encoder_that_is_a_function_is_named_again(tmp_path: Path, files: Files) -> None:
     module = module_of("finetune")
     options = {"embedding_size": 8, "hidden_size": 12}
     module.blueprint = Blueprint(lambda size: LSTMEncoder(size, **options), *list(vars(module.blueprint).values())[1:])
     path = fitted(tmp_path / "c.ckpt", module, data_of(files, tmp_path / "cache"))
-    with pytest.raises(lit_sft.errors.UserError, match="can't be built from its own options"):
+    with pytest.raises(UserError, match="can't be built from its own options"):
         lit_sft.load(path)
     loaded = lit_sft.load(path, encoder=partial(LSTMEncoder, **options))
     assert all(row is not None for row in loaded.predict(TEXTS))
