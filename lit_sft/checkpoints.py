@@ -13,6 +13,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -235,12 +236,16 @@ def saved(path: Path) -> list[Path]:
     return sorted((file for file in numbers if file.is_file()), key=numbers.__getitem__)
 
 
-def names_in(given: InitFrom) -> list[str]:
+def names_in(given: InitFrom | PathLike[str]) -> list[str]:
     """The runs or checkpoints that an option names: a list, also in one text, or names with commas between them.
+
+    A path, which only Python can give, is one.
 
     Raises:
         UserError: a text that names none, or with nothing between two commas.
     """
+    if isinstance(given, PathLike):
+        return [fspath(given)]
     if not isinstance(given, str):
         return list(given or [])
     with contextlib.suppress(OSError):  # longer than a path can be

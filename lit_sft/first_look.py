@@ -1,15 +1,30 @@
-"""What a fit shows its network and its objective of the training data, before the first step."""
+"""What a network starts with, and what a fit shows it and its objective of the training data, before the first step."""
 
 from __future__ import annotations
 
 import torch
 
+from lit_sft.checkpoints import InitFrom
 from lit_sft.data.datamodule import TextDataModule
+from lit_sft.data.extension import EXTEND
 from lit_sft.data.textdata import TextData
 from lit_sft.errors import UserError
 from lit_sft.models import Network
 from lit_sft.models.normalised import NormalisedEmbedding
 from lit_sft.objectives import Objective
+from lit_sft.starting import adopted_from, read_sources
+from lit_sft.transfer import load_pretrained
+
+
+def start_network(
+    network: Network, data: TextDataModule, init_from: InitFrom, remap_vocabulary: bool, label_names: list[str]
+) -> None:
+    """Show a new network the data, as far as it looks at them, and load ``init_from`` where that is given."""
+    see_frequencies(network, data)
+    if init_from:
+        remap, sources = remap_vocabulary or data.preparation.kind == EXTEND, read_sources(init_from)
+        data.check_fits(adopted_from(sources, remap=True))  # their direction: the tokenizer may be another
+        load_pretrained(network, sources, data.tokenizer, remap, label_names)
 
 
 def see_frequencies(network: Network, data: TextData) -> None:

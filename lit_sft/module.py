@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
@@ -24,7 +26,7 @@ from lit_sft.diagnostics import log_measured
 from lit_sft.errors import UserError
 from lit_sft.evaluated import Batch, Evaluated
 from lit_sft.evaluation.passes import Evaluation
-from lit_sft.first_look import see_documents, see_frequencies
+from lit_sft.first_look import see_documents, start_network
 from lit_sft.models import Encoder, LSTMEncoder, LSTMState, Network
 from lit_sft.objectives import MLE, Objective, Supervised
 from lit_sft.optim import Schedule, WarmupCosine, build_optimizer, clip_gradients, steps_of_fit, take_options, unscales
@@ -32,9 +34,9 @@ from lit_sft.random_states import go_on_drawing, random_states
 from lit_sft.ranks import of_all_ranks, of_this_rank, weighted
 from lit_sft.starting import adopted_from, read_sources
 from lit_sft.step_rates import StepRates
-from lit_sft.stored_network import stored_blueprint, stored_network
+from lit_sft.stored_network import stored_blueprint, stored_network, with_options
 from lit_sft.stored_options import objective_of
-from lit_sft.transfer import first_misfit, load_pretrained
+from lit_sft.transfer import first_misfit, load_rest
 from lit_sft.watch import Watcher, bar_needs_loss
 
 Stage = Literal["pretrain", "finetune"]
@@ -142,7 +144,7 @@ class LitSFT(Evaluated, StepRates):
         """What data with this ``data.tokenizer`` take over of a trained network, or of ``init_from``."""
         return self._own or adopted_from(read_sources(self.init_from), tokenizer == EXTEND, self.remap_vocabulary)
 
-    @classmethod
+    @_restricted_classmethod  # Lightning's own: called on a module, which it would not change, it says so
     def load_from_checkpoint(
         cls,
         checkpoint_path: Any,
@@ -158,8 +160,8 @@ class LitSFT(Evaluated, StepRates):
             checkpoint_path: the run or checkpoint.
             map_location: a device; by default the CPU. The Trainer moves it to its own in any case.
             hparams_file, strict, weights_only: Lightning's; there is one way to load.
-            options: what only a fit or a measurement needs, such as ``optimizer`` and ``metrics``; an ``encoder`` of
-                your own as for :func:`lit_sft.load`, whose errors this has, too.
+            options: what the weights don't decide, such as ``optimizer``, ``metrics`` and ``head_dropout``; an
+                ``encoder`` of your own as for :func:`lit_sft.load`, whose errors this has, too.
         """
         if hparams_file is not None or strict is False or weights_only is False:
             raise UserError(
@@ -167,26 +169,36 @@ class LitSFT(Evaluated, StepRates):
                 "hparams_file, strict=False and weights_only=False"
             )
         checkpoint, encoder = read_checkpoint(resolve(checkpoint_path, "ckpt_path")), options.pop("encoder", None)
+        blueprint = with_options(stored_blueprint(checkpoint, encoder), options)
         module = cls(checkpoint.stage, **{"objective": objective_of(checkpoint)} | options)
-        module.blueprint = stored_blueprint(checkpoint, encoder)
+        module.blueprint = blueprint
         network = stored_network(checkpoint, module.blueprint, module.objective)
         module._keep(network, checkpoint.tokenizer(), checkpoint.label_names, checkpoint.multilabel)
         module.evaluation.thresholds = checkpoint.thresholds
         module._own, module._initialized = checkpoint.adopted(), True
+        load_rest(module, checkpoint)
         return module if map_location is None else module.to(map_location)
 
-    def on_fit_start(self) -> None:
-        """Load ``init_from``, unless the run is resumed (``setup`` can't tell); show the objective the documents."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+    def _start(self) -> None:
+        """Load ``init_from``, unless the weights are a checkpoint's (``setup`` can't tell) or were trained already."""
         if not self.trainer.ckpt_path and not self._initialized:
-            see_frequencies(self.net, data)
-            if self.init_from:
-                remap, sources = self.remap_vocabulary or data.preparation.kind == EXTEND, read_sources(self.init_from)
-                data.check_fits(adopted_from(sources, remap=True))  # their direction: the tokenizer may be another
-                load_pretrained(self.net, sources, data.tokenizer, remap, self.label_names)
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            start_network(self.net, data, self.init_from, self.remap_vocabulary, self.label_names)
         self._initialized = True
+
+    def on_fit_start(self) -> None:
+        """Load ``init_from``, unless the run is resumed; show the objective the documents."""
+        self._start()
         with self.trainer.precision_plugin.train_step_context():
-            see_documents(self.objective, self.net, data)
+            see_documents(self.objective, self.net, self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def on_validation_start(self) -> None:
+        """What is measured before a fit is ``init_from``, too."""
+        if self.init_from and self.trainer.state.fn != "fit":
+            with torch.inference_mode(False):  # a fit may follow
+                self._start()
+
+    on_test_start = on_validation_start
 
     # ---- training
 
@@ -274,9 +286,9 @@ class LitSFT(Evaluated, StepRates):
         if self.trainer.state.fn == "fit":
             own = of_this_rank(self.trainer, checkpoint["lit_sft"]["ranks"])
             self._state, self._random = own["state"], own["random"]
-        else:  # evaluation takes the network's weights alone; Lightning would ask for these callbacks
-            checkpoint["callbacks"], found = {}, checkpoint["state_dict"]
-            checkpoint["state_dict"] = {name: found[name] for name in found if name.startswith(NETWORK)}
+        else:  # evaluation takes no objective's weights; Lightning would ask for these callbacks
+            checkpoint["callbacks"], found, own = {}, checkpoint["state_dict"], self.state_dict()
+            checkpoint["state_dict"] = {n: w for n, w in found.items() if n.startswith(NETWORK) or n in own}
         if misfit := first_misfit(self.state_dict(), checkpoint["state_dict"]):
             raise UserError(f"the checkpoint doesn't fit the model: {misfit}; give --model the options of its run")
         found = checkpoint_in(checkpoint, Path(str(self.trainer.ckpt_path)))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,13 @@ from lit_sft.models import Encoder, LSTMEncoder, Network
 from lit_sft.objectives import Objective
 from lit_sft.options import one_line
 from lit_sft.stored_options import class_path_of, objective_of, own_encoder, stored_config
+
+# Options of a LitSFT: those of a training, that no weight tells, and those that a checkpoint has decided.
+CHOSEN = ("head_dropout", "backprop_tokens", "loss_chunk")
+DECIDED = (
+    *("stage", "init_from", "remap_vocabulary"),
+    *("pooling", "head_hidden_size", "tie_weights_up_to", "adaptive_cutoffs"),
+)
 
 
 def stored_blueprint(checkpoint: Checkpoint, encoder: Callable[..., Encoder] | None = None) -> Blueprint:
@@ -36,6 +43,17 @@ def stored_blueprint(checkpoint: Checkpoint, encoder: Callable[..., Encoder] | N
         make = partial(kind, **spec["init_args"])
     known = [one.name for one in fields(Blueprint)]
     return Blueprint(make, **{name: options[name] for name in known if name in options})
+
+
+def with_options(blueprint: Blueprint, options: Mapping[str, Any]) -> Blueprint:
+    """A checkpoint's blueprint with those options of a ``LitSFT`` that are of a training, and that no weight tells.
+
+    Raises:
+        UserError: an option that the checkpoint has decided.
+    """
+    if decided := ", ".join(name for name in DECIDED if name in options):
+        raise UserError(f"load_from_checkpoint: {decided}: this is the checkpoint's own: leave it out")
+    return replace(blueprint, **{name: options[name] for name in CHOSEN if name in options})
 
 
 def stored_network(checkpoint: Checkpoint, blueprint: Blueprint, objective: Objective | None = None) -> Network:

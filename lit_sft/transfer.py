@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 
-from lit_sft.checkpoints import Checkpoint
+from lit_sft.checkpoints import NETWORK, Checkpoint
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.errors import UserError
 from lit_sft.models import Network
@@ -16,6 +16,7 @@ from lit_sft.starting import Source, check_start
 from lit_sft.vocabulary import remapped
 
 ENCODER, CLASSIFIER, LM_HEAD = "encoder.", "classifier.", "lm_head."
+OBJECTIVE = "objective."  # where the LightningModule keeps one that has weights
 HEADS = {  # what to call a head, and the options that decide its shape
     LM_HEAD: ("LM head", "model.tie_weights_up_to and model.adaptive_cutoffs"),
     CLASSIFIER: ("classifier", "model.pooling and model.head_hidden_size"),
@@ -83,6 +84,23 @@ def load_pretrained(
     paths = " and ".join(str(source.path) for source in sources)
     rank_zero_info(f"init_from {paths}: loaded {len(kept)} tensors, {len(own) - len(kept)} start fresh")
     return len(kept), len(own) - len(kept)
+
+
+def load_rest(module: nn.Module, checkpoint: Checkpoint) -> None:
+    """Copy what a module has beside its network, layers of a subclass's own, from a checkpoint.
+
+    An objective with weights may be another one than the checkpoint's: its weights start fresh where these don't fit.
+
+    Raises:
+        UserError: a layer that isn't the same in the checkpoint.
+    """
+    own = {name: weight for name, weight in module.state_dict().items() if not name.startswith(NETWORK)}
+    theirs = {name: weight for name, weight in checkpoint.state_dict.items() if name in own}
+    if first_misfit(own, theirs, OBJECTIVE):
+        own, theirs = ({n: w for n, w in one.items() if not n.startswith(OBJECTIVE)} for one in (own, theirs))
+    if misfit := first_misfit(own, theirs):
+        raise UserError(f"{checkpoint.path} doesn't fit {type(module).__name__}: {misfit}; load it with its own class")
+    module.load_state_dict(theirs, strict=False)
 
 
 def first_misfit(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], prefix: str = "") -> str | None:

@@ -13,7 +13,7 @@ import torch
 from conftest import Command, Files
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from torch import nn
-from training import data_of, module_of, trainer_of
+from training import data_of, equal, module_of, trainer_of, weights
 
 import lit_sft
 from lit_sft.building import Blueprint
@@ -21,6 +21,7 @@ from lit_sft.checkpoints import read_checkpoint
 from lit_sft.errors import UserError
 from lit_sft.models import LSTMEncoder
 
+SMALL = partial(LSTMEncoder, embedding_size=8, hidden_size=12)
 TEXTS = ["the whale near a reef", "moss under the oak", "one comet above"]
 
 
@@ -62,6 +63,63 @@ def test_a_fine_tuning_takes_the_tokenizer_and_the_weights_of_what_it_starts_fro
     moved = (after.network_weights()[weight] - before.network_weights()[weight]).abs().max()
     assert 0 < moved <= 0.011  # one step of AdamW at 0.01
     assert set(before.fed["digests"]) <= set(after.fed["digests"])
+
+
+@pytest.mark.parametrize("use", ["validate", "test"])
+def test_what_is_measured_before_a_fit_is_what_the_fit_starts_from(
+    use: str, tmp_path: Path, files: Files, shared_cache: Path
+) -> None:
+    start = fitted(tmp_path / "lm.ckpt", module_of("pretrain"), data_of(files, shared_cache), max_epochs=2)
+
+    def measured(module: lit_sft.LitSFT) -> Any:
+        trainer = trainer_of(tmp_path, limit_val_batches=1.0)
+        return getattr(trainer, use)(module, datamodule=data_of(files, shared_cache), verbose=False)
+
+    module = module_of("pretrain", init_from=start)  # a path, too
+    assert measured(module) == measured(lit_sft.LitSFT.load_from_checkpoint(start))
+    for one in (module, other := module_of("pretrain", init_from=str(start))):
+        trainer_of(tmp_path, max_steps=2).fit(one, datamodule=data_of(files, shared_cache))
+    assert equal(weights(module), weights(other))
+    before = measured(module)
+    assert measured(module) == before  # the start is not loaded once more
+    assert before != measured(lit_sft.LitSFT.load_from_checkpoint(start))
+
+
+class WithLayer(lit_sft.LitSFT):
+    """A subclass with weights beside the network's."""
+
+    def __init__(self, *args: Any, size: int = 3, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.own = nn.Linear(size, 1)
+
+
+def test_a_layer_of_a_subclass_is_loaded_with_the_network(tmp_path: Path, files: Files, shared_cache: Path) -> None:
+    module, data = WithLayer("finetune", encoder=SMALL), data_of(files, shared_cache)
+    path = fitted(tmp_path / "c.ckpt", module, data, max_steps=1)
+    loaded = WithLayer.load_from_checkpoint(path)
+    assert torch.equal(loaded.own.weight, module.own.weight)
+    lit_sft.LitSFT.load_from_checkpoint(path)  # does without
+    with pytest.raises(UserError, match=r"fit WithLayer: own.weight is \(1, 4\) here and \(1, 3\) there"):
+        WithLayer.load_from_checkpoint(path, size=4)
+    fresh, options = WithLayer("finetune", encoder=SMALL), {"ckpt_path": path, "weights_only": True}
+    trainer_of(tmp_path).test(fresh, datamodule=data_of(files, shared_cache), verbose=False, **options)
+    assert torch.equal(fresh.own.weight, module.own.weight)
+
+
+def test_loading_takes_the_options_of_a_training_and_refuses_those_of_the_checkpoint(
+    tmp_path: Path, files: Files, shared_cache: Path
+) -> None:
+    module = module_of("finetune", pooling="max")
+    path = fitted(tmp_path / "c.ckpt", module, data_of(files, shared_cache), max_steps=1)
+    loaded = lit_sft.LitSFT.load_from_checkpoint(path, head_dropout=0.25, backprop_tokens=5)
+    assert (loaded.blueprint.head_dropout, loaded.net.backprop_tokens) == (0.25, 5)
+    assert loaded.net.classifier is not None
+    assert (loaded.net.classifier.dropout, loaded.net.classifier.pooling) == (0.25, "max")
+    for wrong in ({"pooling": "mean"}, {"stage": "finetune"}, {"init_from": "lm.ckpt"}):
+        with pytest.raises(UserError, match=f"load_from_checkpoint: {next(iter(wrong))}: this is the checkpoint's own"):
+            lit_sft.LitSFT.load_from_checkpoint(path, **wrong)
+    with pytest.raises(TypeError, match="cannot be called on an instance"):
+        module.load_from_checkpoint(path)
 
 
 def test_lightning_s_own_way_of_loading_gives_the_module_back(tmp_path: Path, files: Files) -> None:
