@@ -13,8 +13,10 @@ def checked_data(trainer: Any) -> TextDataModule:
     """The data of a Trainer, which has what the module can work with.
 
     Raises:
-        UserError: it was given no data module, or an option or callback that it can't be trained with.
+        UserError: it predicts, has no data module, or an option or callback that the module can't be trained with.
     """
+    if trainer.state.fn == "predict":
+        raise UserError("Trainer.predict: new text is for lit_sft.load(RUN_OR_CKPT).predict(texts)")
     if trainer.datamodule is None:
         raise UserError(
             "LitSFT takes its vocabulary and labels from a TextDataModule: give datamodule=, not dataloaders"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NoReturn
 
 import lightning as L
 
@@ -43,6 +43,10 @@ class Evaluated(L.LightningModule):
         dataset = self.trainer.test_dataloaders[dataloader_idx].dataset  # type: ignore[index]
         clean = clean_targets(dataset, batch_idx, self.trainer.datamodule.test_is_clean)  # type: ignore[attr-defined]
         self.evaluation.add(self.net, batch, clean)
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> NoReturn:
+        """Never called: it is here so that Lightning comes to where a Trainer's ``predict`` is refused."""
+        raise NotImplementedError
 
     def on_validation_epoch_end(self) -> None:
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:

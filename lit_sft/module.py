@@ -263,7 +263,8 @@ class LitSFT(Evaluated, StepRates):
         self._random = None
         self._watcher = Watcher.among(self.trainer.callbacks)  # type: ignore[attr-defined]
         scheduler = self.lr_schedulers()
-        assert isinstance(scheduler, LambdaLR)
+        if not isinstance(scheduler, LambdaLR):
+            raise UserError("LitSFT resumes and logs the schedule of its own: for another give model.schedule")
         if changed := take_options(scheduler, self._fresh_groups):
             rank_zero_info("resumed with changed options: " + "; ".join(changed))
 

@@ -33,6 +33,15 @@ EXPECTED = re.compile(r"Expected an? (?:<class '([\w.]+)'>|typing\.Literal\[(.*?
 VALUE = re.compile(r"(?:Got|Given) value: ([^\[{(]{1,80}?)\.?(?= - | Got value|$)")
 REASON = re.compile(r"Errors: - (.+?)(?: - (?:Expected an?|Not a valid subclass) .*| Given value type.*)?$")
 
+# Lightning's callbacks that can't work here, and why.
+UNFIT = {
+    "GradientAccumulationScheduler": "changes the number of steps, which schedules count before it begins: use "
+    "--trainer.accumulate_grad_batches",
+    "StochasticWeightAveraging": "copies the model before its network is built, and averages nothing: use "
+    "lit_sft.callbacks.ExponentialAveraging or NonMonotonicAveraging",
+    "LearningRateFinder": "puts its own schedule in the place of the model's: use scripts/lr_range.py",
+}
+
 
 def values_of(arguments: list[str], *names: str) -> list[str]:
     """Every value given to an option on the command line, in order, as ``--name value`` or ``--name=value``."""
@@ -247,14 +256,6 @@ def check_everywhere(precision: str, reload_every: int, callbacks: Iterable[str]
         )
     if reload_every:
         raise UserError("--trainer.reload_dataloaders_every_n_epochs must stay 0: each epoch is drawn anew in any case")
-    given = set(callbacks)
-    if "GradientAccumulationScheduler" in given:
-        raise UserError(
-            "trainer.callbacks: GradientAccumulationScheduler changes the number of steps, which schedules count "
-            "before it begins: use --trainer.accumulate_grad_batches"
-        )
-    if "StochasticWeightAveraging" in given:
-        raise UserError(
-            "trainer.callbacks: StochasticWeightAveraging copies the model before its network is built, and averages "
-            "nothing: use lit_sft.callbacks.ExponentialAveraging or NonMonotonicAveraging"
-        )
+    for name in callbacks:
+        if name in UNFIT:
+            raise UserError(f"trainer.callbacks: {name} {UNFIT[name]}")

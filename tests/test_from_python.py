@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import Command, Files
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
+from lightning.pytorch.tuner import Tuner
 from torch import nn
 from training import data_of, equal, module_of, trainer_of, weights
 
@@ -91,6 +92,13 @@ class WithLayer(lit_sft.LitSFT):
     def __init__(self, *args: Any, size: int = 3, **options: Any) -> None:
         super().__init__(*args, **options)
         self.own = nn.Linear(size, 1)
+
+
+class OtherSchedule(lit_sft.LitSFT):
+    """A subclass whose schedule the module would not know of."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 def test_a_layer_of_a_subclass_is_loaded_with_the_network(tmp_path: Path, files: Files, shared_cache: Path) -> None:
@@ -249,6 +257,18 @@ def test_loaders_without_their_data_module_are_refused(tmp_path: Path, files: Fi
         trainer_of(tmp_path).fit(module_of("finetune"), train_dataloaders=loader, val_dataloaders=loader)
     with pytest.raises(UserError, match="give datamodule=, not dataloaders"):
         trainer_of(tmp_path).validate(module_of("finetune"), dataloaders=loader)
+
+
+def test_what_lightning_has_and_lit_sft_does_otherwise_is_told(
+    tmp_path: Path, files: Files, shared_cache: Path
+) -> None:
+    module, data = module_of("pretrain"), data_of(files, shared_cache)
+    with pytest.raises(UserError, match=r"LearningRateFinder .*: use scripts/lr_range\.py"):
+        Tuner(trainer_of(tmp_path)).lr_find(module, datamodule=data, num_training=3)
+    with pytest.raises(UserError, match=r"for another give model\.schedule"):
+        trainer_of(tmp_path).fit(OtherSchedule("pretrain", encoder=SMALL), datamodule=data)
+    with pytest.raises(UserError, match=r"is for lit_sft\.load\(RUN_OR_CKPT\)\.predict\(texts\)"):
+        trainer_of(tmp_path).predict(module, datamodule=data)
 
 
 def test_a_network_that_was_built_by_hand_is_trained_on_its_own_labels_alone(
