@@ -23,7 +23,7 @@ from training import data_of, equal, module_of, trainer_of, weights
 
 from lit_sft.callbacks import BestCheckpoint, Health, LastCheckpoint
 from lit_sft.data.datamodule import TextDataModule
-from lit_sft.errors import SickRun
+from lit_sft.errors import SickRun, UserError
 from lit_sft.mistakes import mistake_in
 from lit_sft.module import LitSFT
 
@@ -273,6 +273,25 @@ def test_a_collapse_to_one_class_stops_the_run(
     with pytest.raises(SickRun, match=message + r".*; start again with a lower --model\.optimizer\.lr \(now 0\.01\)"):
         fit(module, data, tmp_path, *callbacks, max_epochs=5)
     assert (tmp_path / "last.ckpt").is_file() is (epochs > 1)  # the validation that ends the run saves nothing
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+def test_without_figures_no_collapse_is_looked_for(data: TextDataModule, tmp_path: Path) -> None:
+    for stage, patience in (("finetune", 3), ("finetune", 0), ("pretrain", 3)):
+        trainer = L.Trainer(
+            accelerator="cpu",
+            barebones=True,
+            max_steps=1,
+            val_check_interval=1,
+            limit_val_batches=1,
+            default_root_dir=tmp_path,
+            callbacks=[Health(collapse_patience=patience)],
+        )
+        if stage == "finetune" and patience:
+            with pytest.raises(UserError, match=r"a collapse in figures .*: give it collapse_patience=0"):
+                trainer.fit(module_of(stage), datamodule=data)
+        else:
+            trainer.fit(module_of(stage), datamodule=data)
 
 
 def test_after_a_collapse_the_best_checkpoint_before_it_is_named(data: TextDataModule, tmp_path: Path) -> None:

@@ -103,6 +103,11 @@ class Health(L.Callback, Watcher):
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         if stage == "fit" and self.skip_spikes and trainer.world_size > 1:
             raise UserError("--health.skip_spikes works in one process only: each would decide for itself")
+        if stage == "fit" and trainer.barebones and self.collapse_patience and module.stage == "finetune":
+            raise UserError(
+                "Health looks for a collapse in figures that Trainer(barebones=True) doesn't keep: give it "
+                "collapse_patience=0, or leave barebones out"
+            )
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._unread, self._error = [], None
