@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import Trainer
 
 from lit_sft.checkpoints import older, saved
 from lit_sft.errors import UserError
@@ -51,6 +52,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise UserError(f"{path}: can't be written: {error.strerror or error}; {what_now(path.parent)}") from error
+
+
+def check_unused(trainer: Trainer, path: Path) -> None:
+    """Raise a UserError where a fit begins that would write over the last checkpoint of one before."""
+    if saved(path) and not trainer.ckpt_path and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        raise UserError(
+            f"{path} is of a fit before this one, which begins anew and would write over it: go on from it with "
+            f"ckpt_path={str(path)!r} (of 'last' Lightning asks its own callbacks alone), or give another "
+            "default_root_dir"
+        )
 
 
 def what_now(folder: Path) -> str:

@@ -26,7 +26,7 @@ from training import PowerCut, data_of, module_of, trainer_of
 from lit_sft.callbacks import LastCheckpoint
 from lit_sft.callbacks import saving as module
 from lit_sft.callbacks.saving import StopOnSignal
-from lit_sft.errors import SickRun
+from lit_sft.errors import SickRun, UserError
 from lit_sft.processes import STARTED_BY, STOPPING, Stopped, ending_together, run_process
 
 
@@ -74,6 +74,25 @@ def test_the_last_checkpoint_is_saved_by_the_clock_and_by_steps(
     trainer = trainer_of(tmp_path, max_epochs=1, limit_val_batches=0, log_every_n_steps=1, callbacks=[clock, saving])
     trainer.fit(module_of("finetune"), data_of(files, shared_cache))
     assert saving.steps == steps
+
+
+@pytest.mark.filterwarnings("ignore:.*there is no last checkpoint available")
+def test_a_fit_in_python_does_not_write_over_the_last_checkpoint_of_one_before(
+    files: Files, shared_cache: Path, tmp_path: Path
+) -> None:
+    def fit(last: LastCheckpoint, **options: Any) -> None:
+        trainer = trainer_of(tmp_path, max_steps=options.pop("max_steps", 1), callbacks=[last])
+        trainer.fit(module_of("pretrain"), data_of(files, shared_cache), **options)
+
+    path, own = tmp_path / "checkpoints" / "last.ckpt", LastCheckpoint()
+    fit(own)
+    before = path.read_bytes()
+    for options in ({}, {"ckpt_path": "last"}):
+        with pytest.raises(UserError, match=rf"{path} is of a fit before this one, .* go on from it with ckpt_path="):
+            fit(LastCheckpoint(), **options)
+    assert path.read_bytes() == before
+    fit(LastCheckpoint(), max_steps=2, ckpt_path=path, weights_only=True)
+    fit(own)  # its own from before
 
 
 @pytest.mark.parametrize("signaled", [False, True])

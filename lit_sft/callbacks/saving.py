@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from lit_sft.callbacks.stopping import mode_of
-from lit_sft.checkpoint_io import AtomicCheckpointIO
+from lit_sft.checkpoint_io import AtomicCheckpointIO, check_unused
 from lit_sft.evaluation.metrics import better
 from lit_sft.processes import STOPPING, Stopped
 from lit_sft.ranks import agreed
@@ -109,10 +109,11 @@ class LastCheckpoint(Checkpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        if self.dirpath is None:  # outside the command line
-            self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.dirpath is None:  # outside the command line
+            self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
+            check_unused(trainer, Path(self.dirpath) / "last.ckpt")
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
 
     def on_train_batch_end(
