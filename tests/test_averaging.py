@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from functools import partial
 from pathlib import Path
@@ -248,11 +249,46 @@ def test_a_falling_rate_is_told_to_leave_a_mean_nothing_to_do(files: Files, shar
         trainer.fit(module_of("pretrain", schedule=WarmupCosine()), datamodule=data_of(files, shared_cache))
 
 
+def test_a_trainer_that_logs_nothing_is_refused_where_a_figure_is_waited_for(
+    files: Files, shared_cache: Path, tmp_path: Path
+) -> None:
+    options = {"barebones": True, "log_every_n_steps": None, "limit_val_batches": 1}
+    trainer = trainer_of(tmp_path, callbacks=[NonMonotonicAveraging()], **options)
+    with pytest.raises(UserError, match=r"waits for val/loss, and Trainer\(barebones=True\) logs nothing"):
+        trainer.fit(module_of("pretrain"), datamodule=data_of(files, shared_cache))
+
+
 @pytest.mark.parametrize("other", [NonMonotonicAveraging, EMAWeightAveraging])
 def test_two_averages_are_refused(other: Any, files: Files, shared_cache: Path, tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, callbacks=[ExponentialAveraging(), other()])
     with pytest.raises(UserError, match=f"ExponentialAveraging and {other.__name__} both average"):
         trainer.fit(module_of("pretrain"), datamodule=data_of(files, shared_cache))
+
+
+def test_an_average_of_one_module_is_no_start_of_another(files: Files, shared_cache: Path, tmp_path: Path) -> None:
+    """As where a loop over seeds makes its list of callbacks once."""
+    kinds: list[Any] = [partial(NonMonotonicAveraging, nonmono=0), partial(ExponentialAveraging, 0.7)]
+    options: dict[str, Any] = {"max_epochs": 2, "val_check_interval": 1}
+    for number, kind in enumerate(kinds):
+        alone, again = kind(), kind()
+        fresh = train(files, shared_cache, tmp_path / f"fresh{number}", alone, **options)
+        train(files, shared_cache, tmp_path / f"first{number}", again, **options)
+        second = train(files, shared_cache, tmp_path / f"second{number}", again, **options)
+        assert alone.count == again.count > 1
+        assert second["losses"] == fresh["losses"]
+        assert equal(weights(second["module"]), weights(fresh["module"]))
+
+
+def test_a_second_fit_of_the_same_module_goes_on_with_its_average(
+    files: Files, shared_cache: Path, tmp_path: Path
+) -> None:
+    averaging, module, seen = ExponentialAveraging(0.7), module_of("pretrain", optimizer=SGD), [Watch(), Watch()]
+    for watch in seen:
+        trainer = trainer_of(tmp_path, callbacks=[averaging, watch], max_steps=3)
+        trainer.fit(module, datamodule=data_of(files, shared_cache))
+    assert equal(seen[1].weights[0], seen[0].weights[-1])
+    assert averaging.count == 7  # the start and six steps
+    assert pickle.loads(pickle.dumps(averaging)).count == 7
 
 
 # the command line

@@ -110,6 +110,20 @@ def test_a_resumed_run_is_drawn_to_the_same_weights(
         assert equal(weights(rest), weights(whole))
 
 
+def test_a_second_module_is_drawn_to_its_own_start(
+    pretrained: str, files: Files, shared_cache: Path, tmp_path: Path
+) -> None:
+    other, pull = str(tmp_path / "other.ckpt"), L2Start(1.0)
+    trainer = trainer_of(tmp_path, max_epochs=2)
+    trainer.fit(module_of("pretrain"), datamodule=data_of(files, shared_cache))
+    trainer.save_checkpoint(other)
+    for source in (pretrained, other):
+        trainer = trainer_of(tmp_path, callbacks=[pull], max_steps=1)
+        trainer.fit(module_of("finetune", init_from=source), datamodule=data_of(files, shared_cache))
+        start = torch.load(source, weights_only=True)["state_dict"]
+        assert all(torch.equal(w0, start[f"network.encoder.{name}"]) for name, w0 in pull.state_dict()["start"].items())
+
+
 def test_frozen_weights_are_left_alone(pretrained: str, files: Files, shared_cache: Path, tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, max_steps=4, max_epochs=-1, callbacks=[L2Start(1.0)])
     module = module_of("finetune", init_from=pretrained, optimizer=SGD)

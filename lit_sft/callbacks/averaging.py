@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from lit_sft.callbacks.one_module import OfOneModule
 from lit_sft.callbacks.stopping import check_interval
 from lit_sft.errors import UserError
 from lit_sft.evaluation.metrics import better
@@ -18,7 +19,7 @@ from lit_sft.optim import Constant
 TRAINED = "current_model_state"  # where a checkpoint keeps the weights that training goes on from; Lightning's name
 
 
-class WeightMean(L.Callback):
+class WeightMean(OfOneModule):
     """A mean of the weights, kept beside them from the moment a subclass begins it.
 
     Until then nothing is averaged, copied or exchanged: validation and checkpoints have the weights as they are. (So
@@ -33,12 +34,16 @@ class WeightMean(L.Callback):
     """
 
     def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
         self.count = 0  # weights in the mean; 0 before it is begun
         self._mean: list[Tensor] = []  # one a parameter of the module
         self._step = 0  # optimizer steps that were seen
         self._exchanged = False  # whether the module has the mean, and `_mean` the trained weights
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, module, stage)
         kinds = [type(c).__name__ for c in trainer.callbacks if isinstance(c, (WeightMean, WeightAveraging))]  # type: ignore[attr-defined]
         if stage == "fit" and len(kinds) > 1:
             raise UserError(f"trainer.callbacks: {' and '.join(kinds)} both average the weights: give one of them")
@@ -133,7 +138,7 @@ class NonMonotonicAveraging(WeightMean):
 
     Raises:
         ValueError: ``nonmono`` below 0; a figure of which more is better.
-        UserError: the same of one of the user's own, which the module's metrics tell.
+        UserError: the same of one of the user's own, which the module's metrics tell; a Trainer that logs no figure.
     """
 
     def __init__(self, monitor: str = "val/loss", nonmono: int = 5) -> None:
@@ -143,6 +148,9 @@ class NonMonotonicAveraging(WeightMean):
         if better(monitor) == "max":
             raise ValueError(f"monitor={monitor} must be a figure of which less is better, such as val/loss")
         self.monitor, self.nonmono = monitor, nonmono
+
+    def forget(self) -> None:
+        super().forget()
         self.figures: list[float] = []  # of the validations up to the trigger
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
@@ -150,6 +158,11 @@ class NonMonotonicAveraging(WeightMean):
         if stage == "fit" and better(self.monitor, getattr(module, "metrics", None)) == "max":
             raise UserError(
                 f"NonMonotonicAveraging: of monitor {self.monitor} more is better: give one such as val/loss"
+            )
+        if stage == "fit" and trainer.barebones:
+            raise UserError(
+                f"NonMonotonicAveraging waits for {self.monitor}, and Trainer(barebones=True) logs nothing: leave one "
+                "of them out"
             )
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lit_sft.callbacks.one_module import OfOneModule
 from lit_sft.errors import UserError
 from lit_sft.optim import unscales
 
 
-class L2Start(L.Callback):
+class L2Start(OfOneModule):
     """L2-SP (Li et al. 2018, eq. 2): strength / 2 * ||w - w0||^2 over the encoder's weights, w0 those of ``init_from``.
 
     Its gradient, strength * (w - w0), is added once a step, before clipping, so that the loss is reported without it;
@@ -34,6 +35,9 @@ class L2Start(L.Callback):
         if not strength >= 0:
             raise ValueError(f"strength={strength} must be at least 0")
         self.strength = strength
+        self.forget()
+
+    def forget(self) -> None:
         self._start: dict[str, Tensor] = {}  # the encoder's weights by name
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
