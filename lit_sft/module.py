@@ -20,6 +20,7 @@ from lit_sft.building import Blueprint, check_stage_and_labels
 from lit_sft.built_trainer import checked_data
 from lit_sft.checkpoints import NETWORK, InitFrom, checkpoint_in, contents, read_checkpoint, resolve
 from lit_sft.data.adopted import Adopted
+from lit_sft.data.datamodule import TextDataModule
 from lit_sft.data.extension import EXTEND
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.diagnostics import log_measured
@@ -102,6 +103,7 @@ class LitSFT(Evaluated, StepRates):
         self.tokenizer: Tokenizer | None = None
         self.label_names, self.multilabel = list[str](), False
         self._own: Adopted | None = None  # of a network that has weights: what its data take over
+        self._data: TextDataModule | None = None  # that it was trained on last
         self._state: LSTMState | None = None  # carried from one training batch of the stream to the next
         self._random: dict[str, Any] | None = None  # the states that a resumed run goes on from
         self._initialized = False  # whether init_from was dealt with: it must not undo a training in this process
@@ -137,7 +139,7 @@ class LitSFT(Evaluated, StepRates):
             self.build(data.tokenizer, data.label_names, data.multilabel)
         names = self.label_names if self.stage == "finetune" else None  # of a network that was built by hand, too
         data.check_fits(self._own or Adopted(self.tokenizer, names, self.multilabel))
-        if self._own is None or self.trainer.state.fn == "fit":
+        if self._own is None:
             self._own = data.handed_on(with_labels=self.stage == "finetune")
 
     def adopted(self, tokenizer: str) -> Adopted:
@@ -257,6 +259,8 @@ class LitSFT(Evaluated, StepRates):
 
     def on_train_start(self) -> None:
         """After a resume the config's optimizer options win over the checkpoint's; what changed is printed."""
+        self._data = data = self.trainer.datamodule  # type: ignore[attr-defined]
+        self._own = data.handed_on(with_labels=self.stage == "finetune")  # now they know of init_from and of a resume
         if self._state is not None:
             self._state = tuple(tuple(t.to(self.device) for t in layer) for layer in self._state)
         go_on_drawing(self._random, self.trainer.global_rank)  # only now: building the model has drawn
@@ -270,15 +274,23 @@ class LitSFT(Evaluated, StepRates):
 
     # ---- checkpoints
 
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_data": None}  # a copy of the module has no copy of its data
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add our part: after a test of other data, and where its own serve another model now, as it was trained."""
         assert self.tokenizer is not None
+        assert self._own is not None
         self._watcher.before_saving(self.trainer)
         ranks = of_all_ranks(self.trainer, {"state": self._state, "random": random_states()})
-        labels = (self.label_names, self.multilabel, self.evaluation.thresholds)
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        labels, fed = (self.label_names, self.multilabel, self.evaluation.thresholds), dict(self._own.before)
+        data: TextDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self._data is not None and self.trainer.state.fn != "fit":
+            data = self._data
+            checkpoint[type(data).__qualname__] = data.state_dict()
         model, trainer = {"stage": self.stage, **self.blueprint.plain()}, {"precision": self.trainer.precision}
         config = (self.config or {"model": model, "data": data.plain_options()}) | {"trainer": trainer}
-        checkpoint["lit_sft"] = contents(self.stage, self.tokenizer.to_json(), *labels, data.fed, config, ranks)
+        checkpoint["lit_sft"] = contents(self.stage, self.tokenizer.to_json(), *labels, fed, config, ranks)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the carried state; a checkpoint of another shape is the user's mistake, named here and not by torch."""

@@ -1,5 +1,6 @@
 """A training that is written in Python, without the command line: its checkpoints are those of any run."""
 
+import copy
 import runpy
 import shutil
 import warnings
@@ -186,6 +187,32 @@ def test_data_that_were_set_up_for_one_model_serve_no_other(tmp_path: Path, file
     read_backward.setup()
     with pytest.raises(UserError, match="another direction"):
         trainer_of(tmp_path).fit(module_of("finetune", init_from=str(start)), datamodule=read_backward)
+
+
+@pytest.mark.filterwarnings("ignore:transductive")
+def test_a_checkpoint_that_is_saved_after_a_test_of_other_data_is_of_its_own(tmp_path: Path, files: Files) -> None:
+    trainer, module = trainer_of(tmp_path, max_steps=3), module_of("finetune")
+    trainer.fit(module, datamodule=data_of(files, tmp_path / "cache"))
+    for name in ("before", "after"):
+        trainer.save_checkpoint(tmp_path / f"{name}.ckpt")
+        other = data_of(files, tmp_path / "cache", max_length=5, truncation="tail", labeled=str(files.test), val=None)
+        trainer.test(module, datamodule=other, verbose=False)
+    before, after = (torch.load(tmp_path / f"{name}.ckpt", weights_only=True) for name in ("before", "after"))
+    for part in ("config", "fed"):
+        assert after["lit_sft"][part] == before["lit_sft"][part]
+    assert before["TextDataModule"]["labeled"]["served"] == 3
+    assert after["TextDataModule"] == before["TextDataModule"]
+    assert lit_sft.load(tmp_path / "after.ckpt").max_length == 32
+    assert copy.deepcopy(module)._data is None
+
+
+def test_an_option_that_is_set_after_the_constructor_is_that_of_the_checkpoint(tmp_path: Path, files: Files) -> None:
+    data = data_of(files, tmp_path / "cache")
+    data.max_length, data.max_documents = 6, 5  # Lightning's Tuner sets sizes like this
+    path = fitted(tmp_path / "c.ckpt", module_of("finetune"), data, max_steps=1)
+    config = read_checkpoint(path).config["data"]
+    assert (config["max_length"], config["max_documents"], config["batch_size"]) == (6, 5, 4)
+    assert lit_sft.load(path).max_length == 6
 
 
 @pytest.mark.filterwarnings("ignore:transductive")

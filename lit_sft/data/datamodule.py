@@ -20,6 +20,19 @@ from lit_sft.data.tokens import TokenArray
 from lit_sft.errors import UserError
 
 APART = 2**32  # to a seed, beyond those that a user gives
+# What loaders read when they are made: options that may be set after the constructor, as Lightning's Tuner does.
+READ_BY_LOADERS = (
+    "max_length",
+    "truncation",
+    "batch_size",
+    "bptt",
+    "random_bptt",
+    "max_tokens",
+    "max_documents",
+    "max_unlabeled_documents",
+    "seed",
+    "num_workers",
+)
 
 
 class TextDataModule(TextData, L.LightningDataModule):
@@ -37,10 +50,11 @@ class TextDataModule(TextData, L.LightningDataModule):
         self._positions: dict[str, Any] = {}
 
     def plain_options(self) -> dict[str, Any]:
-        """The options that it was made with, as a config has them, and the direction that it reads in."""
+        """The options that it was made with, as a config has them, and what it serves by: some may be set later."""
         self._given.apply_defaults()
-        options: dict[str, Any] = json.loads(json.dumps(self._given.arguments, default=str))  # a path is a text
-        return options | {"direction": self.direction}
+        now = {name: getattr(self, name) for name in ("direction", *READ_BY_LOADERS)}
+        options: dict[str, Any] = json.loads(json.dumps(self._given.arguments | now, default=str))  # a path is a text
+        return options
 
     def prepare_data(self) -> None:
         """As the base class, with the tokenizer of what the module starts from."""
