@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Files, labeled_rows, write_csv
-from training import data_of, module_of, trainer_of
+from lightning.pytorch.callbacks import Callback
+from training import PowerCut, data_of, module_of, trainer_of
 
 from lit_sft.data.adopted import Adopted
 from lit_sft.data.datamodule import TextDataModule
@@ -156,6 +157,30 @@ def test_a_stage_gets_the_loaders_that_its_objective_and_heads_need(
     assert len(data.val_dataloader()) == len(data.test_dataloader()) == 1
     batch = next(iter(data.val_dataloader()[0]))
     assert type(batch) is type(next(iter(data.train_dataloader()[kind])))
+
+
+class EndsAtOnce(Callback):
+    """Ends a fit between its checkpoint, which is read, and its first batch."""
+
+    def on_fit_start(self, trainer: Any, module: Any) -> None:
+        raise PowerCut
+
+
+def test_a_position_is_that_of_the_fit_alone(files: Files, shared_cache: Path, tmp_path: Path) -> None:
+    """Not of a resume that failed before, and not of a loader that is looked at."""
+    data = data_of(files, shared_cache)
+    trainer = trainer_of(tmp_path, max_steps=3)
+    trainer.fit(module_of("finetune"), datamodule=data)
+    stood = data.state_dict()
+    assert stood["labeled"]["served"] == 3
+    next(iter(data.train_dataloader()["labeled"]))
+    assert data.state_dict() == stood
+    trainer.save_checkpoint(tmp_path / "c.ckpt")
+    options = {"ckpt_path": tmp_path / "c.ckpt", "weights_only": True}
+    with pytest.raises(PowerCut):
+        trainer_of(tmp_path, callbacks=[EndsAtOnce()]).fit(module_of("finetune"), datamodule=data, **options)
+    trainer_of(tmp_path, max_steps=2).fit(module_of("finetune"), datamodule=data)
+    assert data.state_dict()["labeled"]["served"] == 2
 
 
 def test_a_repeated_batch_is_never_drawn_anew(files: Files, shared_cache: Path, tmp_path: Path) -> None:

@@ -62,9 +62,10 @@ class TextDataModule(TextData, L.LightningDataModule):
         super().prepare_data()
 
     def setup(self, stage: str | None = None) -> None:
-        """As the base class, with the tokenizer of what the module starts from."""
+        """As the base class, with the tokenizer of what the module starts from, and from the first batch on."""
         self._start_as_module()
         super().setup(stage)
+        self._positions = {}  # of a fit that ended before it asked for loaders; Lightning restores one after this
 
     def _start_as_module(self) -> None:
         """In a training from Python the module alone knows what it starts from; the command line has looked before."""
@@ -126,13 +127,17 @@ class TextDataModule(TextData, L.LightningDataModule):
         return DocumentDataset(array, eos, pad, *kept, self.max_tokens, max_documents, *order, self.direction)
 
     def train_dataloader(self) -> dict[str, StatefulLoader]:
-        """A loader for each kind of batch that the objective needs; after ``load_state_dict`` they go on from there."""
-        self._training = self._train_loaders()
-        for kind, position in self._positions.items():
-            if kind in self._training:
-                self._training[kind].load_state_dict(position)
-        self._positions = {}
-        return self._training
+        """A loader for each kind of batch that the objective needs; after ``load_state_dict`` they go on from there.
+
+        A checkpoint says where those stand that Lightning asks for, and not where those do that are looked at by hand.
+        """
+        loaders = self._train_loaders()
+        if self.trainer is not None and self.trainer.training:
+            for kind, position in self._positions.items():
+                if kind in loaders:
+                    loaders[kind].load_state_dict(position)
+            self._training, self._positions = loaders, {}
+        return loaders
 
     def train_batches(self) -> int:
         """Batches of a training epoch: as many as the longest loader has."""
