@@ -304,6 +304,6 @@ class LitSFT(Evaluated, StepRates):
             checkpoint["state_dict"] = {n: w for n, w in found.items() if n.startswith(NETWORK) or n in own}
         if misfit := first_misfit(self.state_dict(), checkpoint["state_dict"]):
             raise UserError(f"the checkpoint doesn't fit the model: {misfit}; give --model the options of its run")
-        found = checkpoint_in(checkpoint, Path(str(self.trainer.ckpt_path)))
-        self.trainer.datamodule.check_fits(found.adopted())  # type: ignore[attr-defined]
+        self._own = checkpoint_in(checkpoint, Path(str(self.trainer.ckpt_path))).adopted()
+        self.trainer.datamodule.check_fits(self._own)  # type: ignore[attr-defined]
         self.evaluation.thresholds = checkpoint["lit_sft"].get("thresholds")

@@ -216,6 +216,47 @@ def test_an_option_that_is_set_after_the_constructor_is_that_of_the_checkpoint(t
 
 
 @pytest.mark.filterwarnings("ignore:transductive")
+def test_data_that_are_set_up_already_learn_what_their_model_was_fed_with(tmp_path: Path, files: Files) -> None:
+    cache, module, fed = tmp_path / "cache", module_of("finetune"), {}
+    reads_test = data_of(files, cache, labeled=str(files.test), val=None, test=None)
+    start = fitted(tmp_path / "start.ckpt", module, reads_test, max_steps=1)
+    (tmp_path / "tok.json").write_text(reads_test.tokenizer.to_json(), encoding="utf-8")
+    data = data_of(files, cache, tokenizer=str(tmp_path / "tok.json"))
+    data.prepare_data()
+    data.setup()
+    assert not data.contamination["transductive"]
+    started, loaded = module_of("finetune", init_from=str(start)), lit_sft.LitSFT.load_from_checkpoint(start)
+    for name, model in {"init": started, "load": loaded, "same": module, "none": module_of("finetune")}.items():
+        fed[name] = read_checkpoint(fitted(tmp_path / f"{name}.ckpt", model, data, max_steps=1)).fed["transductive"]
+        assert data.contamination["transductive"] == fed[name]
+    assert fed == {"init": True, "load": True, "same": True, "none": False}
+    started.trainer.save_checkpoint(tmp_path / "late.ckpt")
+    assert read_checkpoint(tmp_path / "late.ckpt").fed["transductive"]  # though the data serve another model now
+
+    tested, trainer = module_of("finetune"), trainer_of(tmp_path)
+    trainer.test(tested, datamodule=data, ckpt_path=start, weights_only=True, verbose=False)
+    for model in (started, tested):
+        new = data_of(files, cache)
+        trainer.test(model, datamodule=new, verbose=False)
+        assert any("text of the run that the weights come from" in why for why in new.contamination["why"])
+
+
+def test_a_loaded_model_is_measured_on_new_data_alone(tmp_path: Path, files: Files) -> None:
+    cache = tmp_path / "cache"
+    path = fitted(tmp_path / "c.ckpt", module_of("finetune"), data_of(files, cache), max_steps=2)
+    trainer = trainer_of(tmp_path, limit_val_batches=1.0)
+    nothing = dict.fromkeys(("labeled", "unlabeled", "val", "test"))
+    for split, measure in (("test", trainer.test), ("val", trainer.validate)):
+        alone = data_of(files, cache, **nothing | {split: str(getattr(files, split))})
+        found = [
+            measure(lit_sft.LitSFT.load_from_checkpoint(path), datamodule=data, verbose=False)[0]
+            for data in (alone, data_of(files, cache))
+        ]
+        assert found[0] == {name: found[1][name] for name in found[0]}
+        assert f"{split}/accuracy" in found[0]
+
+
+@pytest.mark.filterwarnings("ignore:transductive")
 def test_new_data_take_over_the_tokenizer_and_the_history_of_a_model_that_was_just_trained(
     tmp_path: Path, files: Files
 ) -> None:

@@ -7,12 +7,13 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 
 from lit_sft.data.adopted import Adopted
 from lit_sft.data.buckets import DocumentBatch, DocumentDataset
+from lit_sft.data.fed import Food
 from lit_sft.data.loader import StatefulLoader
 from lit_sft.data.streams import StreamDataset
 from lit_sft.data.textdata import Split, TextData
@@ -48,6 +49,7 @@ class TextDataModule(TextData, L.LightningDataModule):
         self._given = inspect.signature(TextData).bind(*args, **kwargs)
         self._training: dict[str, StatefulLoader] = {}
         self._positions: dict[str, Any] = {}
+        self._served: Adopted | None = None  # the model that they serve now, where that is checked
 
     def plain_options(self) -> dict[str, Any]:
         """The options that it was made with, as a config has them, and what it serves by: some may be set later."""
@@ -68,10 +70,15 @@ class TextDataModule(TextData, L.LightningDataModule):
         self._positions = {}  # of a fit that ended before it asked for loaders; Lightning restores one after this
 
     def _start_as_module(self) -> None:
-        """In a training from Python the module alone knows what it starts from; the command line has looked before."""
-        if self.trainer is not None and self._prepared is None and self._adopted == Adopted():
-            module: Any = self.trainer.lightning_module
-            self.adopt(module.adopted(self.preparation.kind))
+        """From Python the module alone knows what it starts from, or measures; the command line has looked before."""
+        if self.trainer is None or self._prepared is not None or self._adopted != Adopted():
+            return
+        module: Any = self.trainer.lightning_module
+        self.adopt(module.adopted(self.preparation.kind))
+        splits: dict[Any, Literal["val", "test"]] = {"validate": "val", "test": "test"}
+        split, config = splits.get(self.trainer.state.fn), self.corpus_config
+        if split and self._adopted.tokenizer and not (config.labeled or config.unlabeled):
+            self.read_only(split)
 
     def handed_on(self, with_labels: bool) -> Adopted:
         """What other data take over for a model that was trained on these; ``with_labels``: a classifier."""
@@ -89,6 +96,13 @@ class TextDataModule(TextData, L.LightningDataModule):
                 "TextDataModule, which takes over that of its model; LitSFT.load_from_checkpoint makes a checkpoint's"
             )
         model.check_labels(self.label_names, self.multilabel)
+        self._served = model
+
+    @property
+    def food(self) -> Food:
+        """As the base class; set up for one model, they may serve another, which was fed with something else before."""
+        found = super().food
+        return replace(found, before=self._served.fed) if self._served and self._served.fed else found
 
     def stream_loader(self, split: Split) -> StatefulLoader:
         """Contiguous streams of the split's text; ``train`` is all unlabeled text, documents reshuffled each epoch."""
