@@ -35,7 +35,7 @@ from lit_sft.random_states import go_on_drawing, random_states
 from lit_sft.ranks import of_all_ranks, of_this_rank, weighted
 from lit_sft.starting import adopted_from, read_sources
 from lit_sft.step_rates import StepRates
-from lit_sft.stored_network import stored_blueprint, stored_network, with_options
+from lit_sft.stored_network import stored_blueprint, stored_network, take_out_lightnings, with_options
 from lit_sft.stored_options import objective_of
 from lit_sft.transfer import first_misfit, load_rest
 from lit_sft.watch import Watcher, bar_needs_loss
@@ -147,29 +147,16 @@ class LitSFT(Evaluated, StepRates):
         return self._own or adopted_from(read_sources(self.init_from), tokenizer == EXTEND, self.remap_vocabulary)
 
     @_restricted_classmethod  # Lightning's own: called on a module, which it would not change, it says so
-    def load_from_checkpoint(
-        cls,
-        checkpoint_path: Any,
-        map_location: Any = None,
-        hparams_file: Any = None,
-        strict: bool | None = None,
-        weights_only: bool | None = None,
-        **options: Any,
-    ) -> Self:
+    def load_from_checkpoint(cls, checkpoint_path: Any, map_location: Any = None, **options: Any) -> Self:  # type: ignore[override]
         """The module of a run or checkpoint, read as data, to measure or train on; data take its tokenizer and labels.
 
         Args:
             checkpoint_path: the run or checkpoint.
             map_location: a device; by default the CPU. The Trainer moves it to its own in any case.
-            hparams_file, strict, weights_only: Lightning's; there is one way to load.
             options: what the weights don't decide, such as ``optimizer``, ``metrics`` and ``head_dropout``; an
                 ``encoder`` of your own as for :func:`lit_sft.load`, whose errors this has, too.
         """
-        if hparams_file is not None or strict is False or weights_only is False:
-            raise UserError(
-                "load_from_checkpoint: a checkpoint has its options in it, and is read whole and as data: leave out "
-                "hparams_file, strict=False and weights_only=False"
-            )
+        take_out_lightnings(options)
         checkpoint, encoder = read_checkpoint(resolve(checkpoint_path, "ckpt_path")), options.pop("encoder", None)
         blueprint = with_options(stored_blueprint(checkpoint, encoder), options)
         module = cls(checkpoint.stage, **{"objective": objective_of(checkpoint)} | options)

@@ -45,6 +45,16 @@ def stored_blueprint(checkpoint: Checkpoint, encoder: Callable[..., Encoder] | N
     return Blueprint(make, **{name: options[name] for name in known if name in options})
 
 
+def take_out_lightnings(options: dict[str, Any]) -> None:
+    """Take out Lightning's own arguments of ``load_from_checkpoint``; a UserError where they ask for another way."""
+    for name, done in (("hparams_file", None), ("strict", True), ("weights_only", True)):
+        if options.pop(name, None) not in (None, done):
+            raise UserError(
+                "load_from_checkpoint: a checkpoint has its options in it, and is read whole and as data: leave out "
+                "hparams_file, strict=False and weights_only=False"
+            )
+
+
 def with_options(blueprint: Blueprint, options: Mapping[str, Any]) -> Blueprint:
     """A checkpoint's blueprint with those options of a ``LitSFT`` that are of a training, and that no weight tells.
 
