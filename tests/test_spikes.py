@@ -177,7 +177,7 @@ def test_another_window_keeps_the_last_losses() -> None:
 
 def test_several_processes_are_refused(tmp_path: Path) -> None:
     class Trainer:
-        world_size = 2
+        world_size, barebones = 2, False
 
     with pytest.raises(UserError, match="one process only"):
         Health(skip_spikes=6).setup(Trainer(), None, "fit")  # type: ignore[arg-type]
