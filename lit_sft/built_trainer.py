@@ -6,6 +6,7 @@ from typing import Any
 
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.errors import UserError
+from lit_sft.evaluated import NO_PREDICT
 from lit_sft.options import check_everywhere
 
 
@@ -16,7 +17,7 @@ def checked_data(trainer: Any) -> TextDataModule:
         UserError: it predicts, has no data module, or an option or callback that the module can't be trained with.
     """
     if trainer.state.fn == "predict":
-        raise UserError("Trainer.predict: new text is for lit_sft.load(RUN_OR_CKPT).predict(texts)")
+        raise UserError(NO_PREDICT)
     if trainer.datamodule is None:
         raise UserError(
             "LitSFT takes its vocabulary and labels from a TextDataModule: give datamodule=, not dataloaders"

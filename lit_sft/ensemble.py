@@ -21,7 +21,8 @@ from lit_sft.evaluation.tested import OwnFigures, tested_by
 from lit_sft.evaluation.thresholds import column_order
 from lit_sft.options import values_of, without
 from lit_sft.runs import TESTED, numbered, package_versions, run_name, told, write_record
-from lit_sft.stored_options import class_path_of, own_encoder
+from lit_sft.stored_network import encoder_name
+from lit_sft.stored_options import own_encoder
 from lit_sft.testing import read_in_part, validated
 
 
@@ -144,7 +145,7 @@ def _checked_members(checkpoints: Sequence[str]) -> list[bool]:
         if one.stage == "pretrain":
             raise UserError(f"{one.path}: a pretraining checkpoint can't classify: an ensemble needs fine-tuned ones")
         column_order(found[0].label_names, one.label_names)
-    return [own_encoder(str(class_path_of(one.config.get("model", {}).get("encoder")))) is not None for one in found]
+    return [own_encoder(encoder_name(one)) is not None for one in found]
 
 
 def _figures(predictions: Predictions, thresholds: list[float] | None) -> tuple[dict[str, float], dict[str, Any]]:

@@ -8,11 +8,13 @@ import lightning as L
 
 from lit_sft.data.buckets import DocumentBatch
 from lit_sft.data.streams import StreamBatch
+from lit_sft.errors import UserError
 from lit_sft.evaluation.passes import Evaluation
 from lit_sft.evaluation.tested import Tested, clean_targets, gather
 from lit_sft.models import Network
 
 Batch = StreamBatch | DocumentBatch
+NO_PREDICT = "Trainer.predict: new text is for lit_sft.load(RUN_OR_CKPT).predict(texts)"
 
 
 class Evaluated(L.LightningModule):
@@ -45,8 +47,8 @@ class Evaluated(L.LightningModule):
         self.evaluation.add(self.net, batch, clean)
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> NoReturn:
-        """Never called: it is here so that Lightning comes to where a Trainer's ``predict`` is refused."""
-        raise NotImplementedError
+        """Refuses, as built_trainer.py does before: it is here since Lightning asks for it earlier still."""
+        raise UserError(NO_PREDICT)
 
     def on_validation_epoch_end(self) -> None:
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:

@@ -23,7 +23,7 @@ def start_network(
     see_frequencies(network, data)
     if init_from:
         remap, sources = remap_vocabulary or data.preparation.kind == EXTEND, read_sources(init_from)
-        data.check_fits(adopted_from(sources, remap=True))  # their direction: the tokenizer may be another
+        data.serve(adopted_from(sources, remap=True))  # their direction: the tokenizer may be another
         load_pretrained(network, sources, data.tokenizer, remap, label_names)
 
 

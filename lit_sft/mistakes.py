@@ -44,9 +44,8 @@ def mistake_in(error: Exception, folder: Path | None, source: Path | None) -> Us
         return UserError(f"{full.filename or folder or 'a file'}: can't be written: {full.strerror}; {now}")
     if isinstance(error, MisconfigurationException):
         return UserError(reason(error))
-    if isinstance(error, ValueError) and "val_check_interval" in str(error):  # Lightning's word: longer than an epoch
-        return UserError(f"trainer: {reason(error)}")
-    if isinstance(error, ValueError) and str(error).startswith("You set `"):  # its own, of processes that don't add up
+    # Lightning's words: of an interval longer than an epoch, and of processes that don't add up
+    if isinstance(error, ValueError) and ("val_check_interval" in str(error) or str(error).startswith("You set `")):
         return UserError(f"trainer: {reason(error)}")
     if isinstance(error, RuntimeError) and "Early stopping conditioned on" in str(error):  # a figure that isn't logged
         return UserError(reason(error))

@@ -138,7 +138,7 @@ class LitSFT(Evaluated, StepRates):
         if self.network is None:
             self.build(data.tokenizer, data.label_names, data.multilabel)
         names = self.label_names if self.stage == "finetune" else None  # of a network that was built by hand, too
-        data.check_fits(self._own or Adopted(self.tokenizer, names, self.multilabel))
+        data.serve(self._own or Adopted(self.tokenizer, names, self.multilabel))
         if self._own is None:
             self._own = data.handed_on(with_labels=self.stage == "finetune")
 
@@ -292,5 +292,5 @@ class LitSFT(Evaluated, StepRates):
         if misfit := first_misfit(self.state_dict(), checkpoint["state_dict"]):
             raise UserError(f"the checkpoint doesn't fit the model: {misfit}; give --model the options of its run")
         self._own = checkpoint_in(checkpoint, Path(str(self.trainer.ckpt_path))).adopted()
-        self.trainer.datamodule.check_fits(self._own)  # type: ignore[attr-defined]
+        self.trainer.datamodule.serve(self._own)  # type: ignore[attr-defined]
         self.evaluation.thresholds = checkpoint["lit_sft"].get("thresholds")

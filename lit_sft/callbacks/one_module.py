@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import weakref
+from abc import ABC, abstractmethod
 from typing import Any
 
 import lightning as L
 
 
-class OfOneModule(L.Callback):
+class OfOneModule(L.Callback, ABC):
     """Forgets its state where a fit trains another module than the one before: the same object, in a loop over seeds.
 
     Several fits of one module go on with it; so does a resumed run, as Lightning hands it the checkpoint's after this.
@@ -16,9 +17,9 @@ class OfOneModule(L.Callback):
 
     _module: weakref.ref[L.LightningModule] | None = None  # whose the state is
 
+    @abstractmethod
     def forget(self) -> None:
         """Make the state that of a new object."""
-        raise NotImplementedError
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         if stage != "fit":

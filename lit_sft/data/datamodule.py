@@ -49,7 +49,7 @@ class TextDataModule(TextData, L.LightningDataModule):
         self._given = inspect.signature(TextData).bind(*args, **kwargs)
         self._training: dict[str, StatefulLoader] = {}
         self._positions: dict[str, Any] = {}
-        self._served: Adopted | None = None  # the model that they serve now, where that is checked
+        self._served: Adopted | None = None  # the model that they serve now
 
     def plain_options(self) -> dict[str, Any]:
         """The options that it was made with, as a config has them, and what it serves by: some may be set later."""
@@ -85,8 +85,12 @@ class TextDataModule(TextData, L.LightningDataModule):
         found = Adopted(self.tokenizer, fed=self.fed, direction=self.direction)
         return replace(found, label_names=self.label_names, multilabel=self.multilabel) if with_labels else found
 
-    def check_fits(self, model: Adopted) -> None:
-        """Raise a UserError where a model has another tokenizer, direction or labels than these data, as set up."""
+    def serve(self, model: Adopted) -> None:
+        """From now on these data, as set up, are a model's: what it was fed with before goes into :attr:`food`.
+
+        Raises:
+            UserError: it has another tokenizer, direction or labels than they have.
+        """
         other = "tokenizer" if model.tokenizer and model.tokenizer.digest != self.tokenizer.digest else None
         if model.direction not in (None, self.direction):
             other = "direction"
