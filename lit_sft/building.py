@@ -73,9 +73,12 @@ class Blueprint:
 
 def check_stage_and_labels(objective: Objective, stage: str, num_labels: int, multilabel: bool) -> None:
     """Raise a UserError where the objective is of the other stage, or a classifier has no labels."""
-    if ("classifier" in objective.heads) != (stage == "finetune"):
+    if objective.stage != stage:
         kind = type(objective).__name__
         hint = f"in a recipe, --STAGE.model.objective {kind} is for one stage"
         raise UserError(f"model.stage {stage} doesn't go with model.objective {kind}; {hint}")
     if "classifier" in objective.heads and num_labels < (1 if multilabel else 2):
-        raise UserError("fine-tuning needs labeled data: give --data.labeled a file with a label column")
+        raise UserError(
+            "fine-tuning needs labeled data: give --data.labeled a file with a label column; prompts with responses "
+            "(data.response_column) are for --model.objective Completion"
+        )

@@ -22,7 +22,7 @@ from lit_sft.evaluation.thresholds import column_order
 from lit_sft.options import values_of, without
 from lit_sft.runs import TESTED, numbered, package_versions, run_name, told, write_record
 from lit_sft.stored_network import encoder_name
-from lit_sft.stored_options import own_encoder
+from lit_sft.stored_options import objective_of, own_encoder
 from lit_sft.testing import read_in_part, validated
 
 
@@ -142,8 +142,9 @@ def _checked_members(checkpoints: Sequence[str]) -> list[bool]:
     """
     found = [read_checkpoint(resolve(path, "ckpt_path")) for path in checkpoints]
     for one in found:
-        if one.stage == "pretrain":
-            raise UserError(f"{one.path}: a pretraining checkpoint can't classify: an ensemble needs fine-tuned ones")
+        if one.stage == "pretrain" or "classifier" not in objective_of(one).heads:
+            kind = "a pretraining checkpoint" if one.stage == "pretrain" else "a model that answers prompts"
+            raise UserError(f"{one.path}: {kind} can't classify: an ensemble needs fine-tuned classifiers")
         column_order(found[0].label_names, one.label_names)
     return [own_encoder(encoder_name(one)) is not None for one in found]
 

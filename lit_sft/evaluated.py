@@ -10,7 +10,8 @@ from lit_sft.data.buckets import DocumentBatch
 from lit_sft.data.streams import StreamBatch
 from lit_sft.errors import UserError
 from lit_sft.evaluation.passes import Evaluation
-from lit_sft.evaluation.tested import Tested, clean_targets, gather
+from lit_sft.evaluation.responses import Responses
+from lit_sft.evaluation.tested import Tested, clean_targets, gather, gathered_responses
 from lit_sft.models import Network
 
 Batch = StreamBatch | DocumentBatch
@@ -24,6 +25,7 @@ class Evaluated(L.LightningModule):
     evaluation: Evaluation
     label_names: list[str]
     tested: Tested | None = None  # what the last test measured, over all processes
+    responses: Responses | None = None  # what the last validate by itself has of a model that answers prompts
 
     @property
     def net(self) -> Network:
@@ -54,10 +56,15 @@ class Evaluated(L.LightningModule):
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             self.evaluation.tune()
         self._log_metrics("val")
+        if self.trainer.state.fn == "validate":
+            self.responses = gathered_responses(self.trainer, self.evaluation, "val")
+            if self.responses is not None:
+                self._log_figures("val", self.responses.scored())
 
     def on_test_epoch_end(self) -> None:
         figures = self._log_metrics("test")
         self.tested = gather(self.trainer, self.evaluation, figures, self.label_names)
+        self._log_figures("test", {n: v for n, v in self.tested.figures.items() if n not in figures})
         self._log_figures("test_clean", self.tested.clean_figures)
 
     def _log_metrics(self, split: Literal["val", "test"]) -> dict[str, float]:

@@ -68,6 +68,7 @@ class LitSFT(Evaluated, StepRates):
             goes on for up to a quarter more): long documents for the memory of short ones (BPT3C). None: all.
         remap_vocabulary: use ``data.tokenizer`` and not that of ``init_from``: tokens that both have take over their
             vectors, new ones start from the mean. ``data.tokenizer: extend`` implies it.
+        num_beams: of the search for responses to prompts (``Completion``), in ``validate``, ``test`` and ``predict``.
         metrics: figures of your own by their names, of validation and test: any torchmetrics metric that takes
             probabilities (documents, classes) and labels, those of all documents at once.
     """
@@ -89,10 +90,12 @@ class LitSFT(Evaluated, StepRates):
         layer_decay: float = 1.0,
         backprop_tokens: int | None = None,
         remap_vocabulary: bool = False,
+        num_beams: int = 1,
         metrics: dict[str, Metric] | None = None,
     ) -> None:
         super().__init__()
-        self.stage, self.init_from, self.remap_vocabulary = stage, init_from, remap_vocabulary
+        self.stage, self.num_beams = stage, num_beams
+        self.init_from, self.remap_vocabulary = init_from, remap_vocabulary
         head = (pooling, head_dropout, head_hidden_size, backprop_tokens)
         self.blueprint = Blueprint(encoder, *head, tie_weights_up_to, adaptive_cutoffs, loss_chunk)
         self.make_optimizer, self.layer_decay, self.metrics = optimizer, layer_decay, metrics or {}
@@ -128,8 +131,8 @@ class LitSFT(Evaluated, StepRates):
         return self._keep(network, tokenizer, label_names, multilabel)
 
     def _keep(self, network: Network, tokenizer: Tokenizer, label_names: list[str], multilabel: bool) -> Network:
-        self.network, self.evaluation = network, Evaluation(network, label_names, self.metrics)
-        self.tokenizer, self.label_names, self.multilabel = tokenizer, list(label_names), multilabel
+        self.evaluation = Evaluation(network, label_names, self.metrics, tokenizer.eos_id, self.num_beams)
+        self.network, self.tokenizer, self.multilabel, self.label_names = network, tokenizer, multilabel, [*label_names]
         return network
 
     def configure_model(self) -> None:
@@ -275,7 +278,8 @@ class LitSFT(Evaluated, StepRates):
         if self._data is not None and self.trainer.state.fn != "fit":
             data = self._data
             checkpoint[type(data).__qualname__] = data.state_dict()
-        model, trainer = {"stage": self.stage, **self.blueprint.plain()}, {"precision": self.trainer.precision}
+        model = {"stage": self.stage, "num_beams": self.num_beams, **self.blueprint.plain()}
+        trainer = {"precision": self.trainer.precision}
         config = (self.config or {"model": model, "data": data.plain_options()}) | {"trainer": trainer}
         checkpoint["lit_sft"] = contents(self.stage, self.tokenizer.to_json(), *labels, fed, config, ranks)
 

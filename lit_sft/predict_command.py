@@ -19,7 +19,8 @@ from lit_sft.checkpoints import names_in
 from lit_sft.data.formats import STREAM_ROWS
 from lit_sft.data.readers import iter_rows
 from lit_sft.errors import UserError, nearest
-from lit_sft.predictor import CHARACTERS_AT_ONCE, TEXTS_AT_ONCE, load
+from lit_sft.predictor import load
+from lit_sft.text_classifier import CHARACTERS_AT_ONCE, TEXTS_AT_ONCE
 
 MOMENT = 0.01  # seconds: what another process writes without a pause is there by then
 

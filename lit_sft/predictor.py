@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -17,79 +16,15 @@ from lit_sft.data.buckets import DocumentBatch, DocumentDataset, Truncation, tru
 from lit_sft.data.encoding import chunks
 from lit_sft.data.tokens import TokenArray
 from lit_sft.errors import UserError
-from lit_sft.evaluation.thresholds import applying, column_order, mean_thresholds
+from lit_sft.evaluation.thresholds import column_order, mean_thresholds
 from lit_sft.models import Encoder, Network
+from lit_sft.models.generation import respond
 from lit_sft.stored_network import encoder_name, stored_blueprint, stored_network
 from lit_sft.stored_options import own_encoder
+from lit_sft.text_classifier import TEXTS_AT_ONCE, TextClassifier, in_chunks
 
-TEXTS_AT_ONCE = 2048  # sorted by length together; memory stays at this many, whatever the input's size,
-CHARACTERS_AT_ONCE = 16 << 20  # or at fewer texts, where they are far longer than usual
 TOKENS_AT_ONCE = 16_384
 MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # a run in one of these is tested in it, too
-
-
-class TextClassifier(ABC):
-    """What :func:`load` makes: texts in, labels and probabilities out."""
-
-    @property
-    @abstractmethod
-    def label_names(self) -> list[str]:
-        """The classes, in the order of the probabilities."""
-
-    @property
-    @abstractmethod
-    def thresholds(self) -> list[float] | None:
-        """From which probability on each label applies; None where a document has one label, the most probable."""
-
-    @abstractmethod
-    def probabilities(self, texts: Iterable[str | None]) -> Iterator[Tensor | None]:
-        """The probability of each class, (classes,) on the CPU, of each text in order; None for a blank one."""
-
-    def predict(self, texts: Sequence[str | None]) -> list[dict[str, Any] | None]:
-        """The label and all probabilities of each text, in their order; None for a blank text, or for None.
-
-        Returns:
-            ``{"label": name, "probabilities": {name: probability, ...}}`` for each text; of a multi-label model
-            ``{"labels": [name, ...], "probabilities": {...}}`` with the labels whose probability reaches their
-            threshold, which was chosen in validation.
-
-        Raises:
-            UserError: a checkpoint is of pretraining and has no classifier; what is given is no list of texts.
-        """
-        return list(self.predict_iter(texts))
-
-    def predict_iter(self, texts: Iterable[str | None]) -> Iterator[dict[str, Any] | None]:
-        """As :meth:`predict`, over an input of any length: memory doesn't grow with it."""
-        names, thresholds = self.label_names, self.thresholds
-        for probabilities in self.probabilities(texts):
-            if probabilities is None:
-                yield None
-                continue
-            by_name = dict(zip(names, probabilities.tolist(), strict=True))
-            if thresholds is None:
-                yield {"label": names[int(probabilities.argmax())], "probabilities": by_name}
-                continue
-            chosen = applying(probabilities, thresholds).tolist()
-            yield {"labels": [n for n, applies in zip(names, chosen, strict=True) if applies], "probabilities": by_name}
-
-
-def _chunks(texts: Iterable[str | None]) -> Iterator[list[str | None]]:
-    """Some texts at a time, taken as they are asked for."""
-    if isinstance(texts, (str, bytes, Mapping)):  # whose characters or keys would pass for texts
-        raise UserError(f"give a list of texts, not {'a dict' if isinstance(texts, Mapping) else 'one text'}")
-    chunk: list[str | None] = []
-    size = 0
-    for place, text in enumerate(texts):
-        if text is not None and not isinstance(text, str):
-            what = f"text {place} of the list is of type {type(text).__name__}"
-            raise UserError(f"{what}, not str: decode bytes, and give None where a text is missing")
-        chunk.append(text)
-        size += len(text or "")
-        if len(chunk) == TEXTS_AT_ONCE or size >= CHARACTERS_AT_ONCE:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
 
 
 class Predictor(TextClassifier):
@@ -111,6 +46,9 @@ class Predictor(TextClassifier):
         self.max_length = data.get("max_length") or 400
         self.truncation: Truncation = data.get("truncation") or "head"
         self.direction: Direction = checkpoint.direction
+        self.answers = checkpoint.stage == "finetune" and network.classifier is None
+        self.max_response_length = data.get("max_response_length") or 200
+        self.num_beams = checkpoint.config.get("model", {}).get("num_beams") or 1
         self._label_names, self._thresholds = list(checkpoint.label_names), checkpoint.thresholds
 
     @property
@@ -130,8 +68,42 @@ class Predictor(TextClassifier):
             UserError: the checkpoint is of pretraining and has no classifier.
         """
         if self.network.classifier is None:
-            raise UserError("a pretraining checkpoint can't classify: predict needs a fine-tuned one")
+            kind = "a model that answers prompts" if self.answers else "a pretraining checkpoint"
+            raise UserError(f"{kind} can't classify: predict needs a fine-tuned one")
         return self._in_order(texts, self._probabilities)
+
+    def predict_iter(self, texts: Iterable[str | None]) -> Iterator[dict[str, Any] | None]:
+        """As in the base class; of a model that answers prompts, ``{"response": text}`` for each."""
+        if not self.answers:
+            yield from super().predict_iter(texts)
+            return
+        for response in self.respond(texts):
+            yield None if response is None else {"response": response}
+
+    def respond(
+        self, prompts: Iterable[str | None], max_new_tokens: int | None = None, num_beams: int | None = None
+    ) -> Iterator[str | None]:
+        """What a language model holds the most likely response to each prompt; None for a blank one.
+
+        Args:
+            prompts: of any number; memory doesn't grow with it.
+            max_new_tokens: of a response, at most; by default ``data.max_response_length`` of the run.
+            num_beams: of the search; by default ``model.num_beams`` of the run.
+
+        Raises:
+            UserError: a checkpoint that was not fine-tuned on prompts with responses; a number below 1.
+        """
+        if not self.answers:
+            raise UserError("this checkpoint can't answer: respond needs one fine-tuned on prompts with responses")
+        limit, beams = max_new_tokens or self.max_response_length, num_beams or self.num_beams
+        if min(limit, beams) < 1:
+            raise UserError(f"max_new_tokens {limit} and num_beams {beams} must be at least 1")
+
+        def compute(batch: DocumentBatch) -> Tensor:
+            return respond(self.network, batch, batch.lengths, self.tokenizer.eos_id, limit, beams)
+
+        for ids in self._in_order(prompts, compute):
+            yield None if ids is None else self.tokenizer.decode(ids[ids >= 0].tolist()).strip()
 
     def encode(self, texts: Sequence[str | None]) -> np.ndarray:
         """Document vectors, float32 of shape (texts, units): pooled as for the classifier; NaN for a blank text."""
@@ -150,7 +122,7 @@ class Predictor(TextClassifier):
     ) -> Iterator[Tensor | None]:
         """A row of ``compute``'s result for each text: a chunk is batched by length, then put back in order."""
         tokenizer = self.tokenizer
-        for chunk in _chunks(texts):
+        for chunk in in_chunks(texts):
             filled = [(place, text) for place, text in enumerate(chunk) if text and text.strip()]
             rows: list[Tensor | None] = [None] * len(chunk)
             if filled:
@@ -200,8 +172,9 @@ class Ensemble(TextClassifier):
 
     def __init__(self, members: Sequence[Predictor]) -> None:
         self.members = list(members)
-        if any(member.network.classifier is None for member in members):
-            raise UserError("a pretraining checkpoint can't classify: an ensemble is of fine-tuned ones")
+        if other := [member for member in members if member.network.classifier is None]:
+            kind = "a model that answers prompts" if other[0].answers else "a pretraining checkpoint"
+            raise UserError(f"{kind} can't classify: an ensemble is of fine-tuned classifiers")
         self._columns = [column_order(members[0].label_names, member.label_names) for member in members]
         if len({member.thresholds is None for member in members}) > 1:
             raise UserError("an ensemble is of models with one label a document, or of models with any number")
@@ -218,7 +191,7 @@ class Ensemble(TextClassifier):
 
     def probabilities(self, texts: Iterable[str | None]) -> Iterator[Tensor | None]:
         """The mean of the models' probabilities, as in the base class."""
-        for chunk in _chunks(texts):  # one for all members: none runs ahead of the others
+        for chunk in in_chunks(texts):  # one for all members: none runs ahead of the others
             for rows in zip(*(member.probabilities(chunk) for member in self.members), strict=True):
                 found = [row[order] for row, order in zip(rows, self._columns, strict=True) if row is not None]
                 yield torch.stack(found).double().mean(0).float() if found else None

@@ -22,13 +22,15 @@ from lit_sft.errors import UserError
 
 LOGS = Path("logs")
 RECORD = "metrics.json"
-MAIN = ("accuracy", "macro_f1", "perplexity", "loss")  # the figures that are told in one line
+MAIN = ("accuracy", "macro_f1", "bleu", "rougeL", "exact_match", "perplexity", "loss")  # told in one line
 SHARED = "LIT_SFT_RUN_DIR"  # the run's folder, for the processes that its first one starts
 # Which documents are measured, what a network sees of them, and in what text their copies are looked for.
 MEASURED = (
     *("test", "text_column", "label_column", "header", "encoding", "separator", "label_pattern", "label_separator"),
     *("label_names", "max_length", "truncation", "labeled", "unlabeled", "val", "remove_test_copies"),
+    *("response_column", "max_response_length"),
 )
+ADDED = {"max_response_length": 200}  # options that the configs of older runs lack, and what stands for them
 TESTED = (*MEASURED, "batch_size")  # of streams, which begin anywhere in a document; other sizes change no figure
 # A validation's own documents may be held out of the labeled ones; what is kept of it, a classifier said of documents.
 VALIDATED = (*MEASURED, "val_fraction", "split_seed", "val_labels_per_class")
@@ -231,7 +233,11 @@ def is_best(checkpoint: Path) -> bool:
 
 def same_data(data: Any, other: dict[str, Any], options: Iterable[str]) -> bool:
     """Whether these data options, as mappings, have the same values in both; two ways to write a path are one."""
-    return all(_located(data.get(key)) == _located(other.get(key)) for key in options)
+
+    def value(of: Any, key: str) -> Any:
+        return ADDED.get(key) if of.get(key) is None else _located(of.get(key))
+
+    return all(value(data, key) == value(other, key) for key in options)
 
 
 def numbered(folder: Path, stem: str) -> Iterator[Path]:

@@ -10,12 +10,13 @@ from typing import Any
 from lit_sft.checkpoints import Checkpoint
 from lit_sft.errors import UserError
 from lit_sft.models import Encoder
-from lit_sft.objectives import MLE, Objective, Supervised
+from lit_sft.objectives import MLE, Completion, Objective, Supervised
 
 # What of a stranger's config is followed: plain values of our own options, and the encoder. Objective, optimizer and
 # schedule are not: only a fit needs them; nor what belongs to the machine: seed, cache and worker processes.
 MODEL_OPTIONS = (
     *("stage", "pooling", "head_dropout", "head_hidden_size", "tie_weights_up_to", "adaptive_cutoffs", "loss_chunk"),
+    "num_beams",
 )
 LOCAL_DATA_OPTIONS = ("seed", "cache_dir", "num_workers")
 OWN_PACKAGE = "lit_sft."
@@ -51,7 +52,7 @@ def objective_of(checkpoint: Checkpoint) -> Objective:
     """
     parts = {name.split(".", 1)[0] for name in checkpoint.network_weights()}
     if "classifier" not in parts:
-        return MLE()
+        return Completion() if checkpoint.stage == "finetune" else MLE()
     objective = Supervised()
     if "lm_head" in parts:
         objective.heads = frozenset({"lm", "classifier"})

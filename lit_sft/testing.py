@@ -14,6 +14,9 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lit_sft.checkpoints import Checkpoint, stage_folders
 from lit_sft.evaluation.predictions import FILE, VAL_FILE, Predictions, gathered, predictions_in
+from lit_sft.evaluation.responses import FILE as RESPONSES
+from lit_sft.evaluation.responses import VAL_FILE as VAL_RESPONSES
+from lit_sft.evaluation.responses import Responses
 from lit_sft.module import LitSFT
 from lit_sft.ranks import of_all_ranks
 from lit_sft.runs import RECORD, is_best, read_record, record_of_test, told, write_test
@@ -55,6 +58,8 @@ def keep_test(
         return
     if tested.predictions is not None:
         tested.predictions.write(path.with_name(FILE) if path.name == RECORD else path.with_suffix(".parquet"))
+    if tested.responses is not None:
+        tested.responses.write(path.with_name(RESPONSES) if path.name == RECORD else path.with_suffix(".parquet"))
     logged = {k.removeprefix("test/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
     record = tested.record()
     record["test"] = {**logged, **tested.figures}  # a callback of the user's own may have logged more
@@ -92,11 +97,13 @@ def keep_validation(
     One file for a run: of its best checkpoint, and of all its own validation data. Every process must call it.
     """
     predictions = validated(trainer, module)
-    if predictions is None or not trainer.is_global_zero:
+    found = module.responses if predictions is None else predictions
+    if found is None or not trainer.is_global_zero:
         return
-    whole = len(predictions) == len(trainer.datamodule.val)  # type: ignore[attr-defined]
+    path = folder / (VAL_RESPONSES if isinstance(found, Responses) else VAL_FILE)
+    whole = len(found) == len(trainer.datamodule.val)  # type: ignore[attr-defined]
     if whole and is_best(source.path) and own:
-        predictions.write(folder / VAL_FILE)
-        rank_zero_info(f"wrote {folder / VAL_FILE}")
+        found.write(path)
+        rank_zero_info(f"wrote {path}")
     else:
         rank_zero_info("not the best checkpoint on all of the run's own validation data: no predictions are written")

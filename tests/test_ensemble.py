@@ -30,7 +30,7 @@ from refusals import one_line
 from sklearn.metrics import f1_score
 
 import lit_sft
-from lit_sft import predictor
+from lit_sft import text_classifier
 from lit_sft.data.readers import iter_rows
 from lit_sft.errors import UserError
 from lit_sft.evaluation.mean_predictions import mean_predictions
@@ -118,7 +118,7 @@ def test_an_ensemble_predicts_the_mean_by_name_in_the_order_of_the_texts(
     expected = by_hand(paths, texts)
     assert np.abs(by_hand(paths[:1], texts) - expected).max() > 1e-3
     for chunk in (2048, 7):
-        monkeypatch.setattr(predictor, "TEXTS_AT_ONCE", chunk)
+        monkeypatch.setattr(text_classifier, "TEXTS_AT_ONCE", chunk)
         found = ensemble.predict(["", *texts, " "])
         assert found[0] is found[-1] is None
         rows = [row for row in found if row]
@@ -128,7 +128,7 @@ def test_an_ensemble_predicts_the_mean_by_name_in_the_order_of_the_texts(
 
 
 def test_the_input_is_read_as_it_is_needed(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predictor, "TEXTS_AT_ONCE", 5)
+    monkeypatch.setattr(text_classifier, "TEXTS_AT_ONCE", 5)
     texts = Endless()
     ensemble = lit_sft.load([runs.folder / name for name in VARIANTS], device="cpu")
     assert len(list(islice(ensemble.predict_iter(texts), 12))) == 12

@@ -25,6 +25,7 @@ from lit_sft.objectives import (
     VAT,
     AdversarialMLE,
     AuxiliaryLM,
+    Completion,
     EntMin,
     Mixed,
     Objective,
@@ -102,6 +103,11 @@ CHANGES: dict[type, dict[str, list[Change]]] = {
         "activation_penalty": [("pretrain", {"objective": SequenceAutoencoder(activation_penalty=2.0)})],
         "temporal_penalty": [("pretrain", {"objective": SequenceAutoencoder(temporal_penalty=2.0)})],
     },
+    Completion: {
+        "completion_only": finetune(objective=Completion(completion_only=False)),
+        "activation_penalty": finetune(objective=Completion(activation_penalty=2.0)),
+        "temporal_penalty": finetune(objective=Completion(temporal_penalty=2.0)),
+    },
     Mixed: {
         "terms": finetune(objective=Mixed([EntMin()])),
         "diagnose_every": [],  # what is logged: test_terms.py
@@ -165,6 +171,7 @@ CHANGES: dict[type, dict[str, list[Change]]] = {
         "schedule": finetune(schedule=WarmupCosine()),
         "layer_decay": finetune(layer_decay=0.5),
         "backprop_tokens": finetune(backprop_tokens=5),
+        "num_beams": [],  # of the search in evaluation: test_responses.py
         "metrics": [],  # it trains nothing: test_own_metrics.py
     },
 }
@@ -177,7 +184,7 @@ WIRING = {"vocab_size", "embedding", "input_size", "num_outputs", "multilabel"}
 # What an option is compared with, where it isn't the module without any.
 OF_KIND: dict[type, dict[str, Any]] = {
     **{kind: {"schedule": kind()} for kind in (WarmupCosine, OneCycle, SlantedTriangular, RangeTest)},
-    **{kind: {"objective": kind()} for kind in (Probe, AdversarialMLE, SequenceAutoencoder)},
+    **{kind: {"objective": kind()} for kind in (Probe, AdversarialMLE, SequenceAutoencoder, Completion)},
     **{kind: term(kind) for kind in (AT, VAT, EntMin, AuxiliaryLM)},
     TwoWayEncoder: {"encoder": {"kind": TwoWayEncoder}},
     Mixed: term(AT),
@@ -216,7 +223,8 @@ def losses(files: Files, shared_cache: Path, tmp_path_factory: pytest.TempPathFa
         if (key := f"{stage} {options}") not in known:
             seen = Losses()
             trainer = trainer_of(tmp_path_factory.mktemp("run"), max_epochs=2, max_steps=STEPS, callbacks=[seen])
-            trainer.fit(module_of(stage, **options), datamodule=data_of(files, shared_cache))
+            pairs = {"response_column": "label"} if isinstance(options.get("objective"), Completion) else {}
+            trainer.fit(module_of(stage, **options), datamodule=data_of(files, shared_cache, **pairs))
             known[key] = seen.values
         return known[key]
 

@@ -21,7 +21,7 @@ from conftest import SUBJECTS, Command, Configs, Endless, Files, Trained
 from lightning.pytorch.callbacks import LambdaCallback
 from refusals import one_line
 
-from lit_sft import Predictor, load, predictor
+from lit_sft import Predictor, load, predictor, text_classifier
 from lit_sft.building import Blueprint
 from lit_sft.checkpoints import read_checkpoint, resolve
 from lit_sft.data import encoding
@@ -95,7 +95,7 @@ def test_order_and_count_are_kept_over_chunks(
     model: Predictor, texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = model.predict(texts)
-    monkeypatch.setattr(predictor, "TEXTS_AT_ONCE", 7)
+    monkeypatch.setattr(text_classifier, "TEXTS_AT_ONCE", 7)
     monkeypatch.setattr(predictor, "TOKENS_AT_ONCE", 64)
     pieces = model.predict(texts)
     assert [row["label"] for row in pieces if row] == [row["label"] for row in whole if row]
@@ -131,7 +131,7 @@ def test_one_text_is_not_taken_for_many(model: Predictor, trained: Trained) -> N
 def test_what_is_no_text_in_a_list_is_told_with_its_place(
     wrong: Any, model: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predictor, "TEXTS_AT_ONCE", 2)
+    monkeypatch.setattr(text_classifier, "TEXTS_AT_ONCE", 2)
     with pytest.raises(UserError, match=f"text 3 of the list is of type {type(wrong).__name__}, not str"):
         model.predict(["the owl", None, "", wrong])
 
@@ -161,14 +161,14 @@ def test_long_texts_are_tokenised_few_at_a_time_and_not_kept(
     assert sizes == [1, 1, 2, 4]
     assert max(map(len, kept)) == model.max_length
     assert all(ids.base is None for ids in kept)
-    monkeypatch.setattr(predictor, "CHARACTERS_AT_ONCE", len(long[1]))
+    monkeypatch.setattr(text_classifier, "CHARACTERS_AT_ONCE", len(long[1]))
     found = probabilities(model.predict(given))
     assert np.abs(found - probabilities(expected)).max() < 1e-6
     assert sizes[4:] == [1, 1, 2, 1, 3]
 
 
 def test_the_input_is_read_as_it_is_needed(model: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predictor, "TEXTS_AT_ONCE", 5)
+    monkeypatch.setattr(text_classifier, "TEXTS_AT_ONCE", 5)
     texts = Endless()
     rows = model.predict_iter(texts)
     for _ in range(12):

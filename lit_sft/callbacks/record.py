@@ -19,6 +19,7 @@ from lit_sft.checkpoints import read_config
 from lit_sft.errors import UserError
 from lit_sft.evaluation.confusion import log_confusion
 from lit_sft.evaluation.predictions import VAL_FILE
+from lit_sft.evaluation.responses import VAL_FILE as VAL_RESPONSES
 from lit_sft.runs import RECORD, package_versions, write_record
 from lit_sft.tensorboard_text import log_options, log_text
 
@@ -77,7 +78,8 @@ class RunRecord(L.Callback):
         if best is None or best.check_monitor_top_k(trainer, best._monitor_candidates(trainer).get(str(best.monitor))):
             self._best = figures  # what that callback, which comes after this one, is about to save
             if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-                (self.folder / VAL_FILE).unlink(missing_ok=True)  # a `validate` in between was of the best before
+                for name in (VAL_FILE, VAL_RESPONSES):
+                    (self.folder / name).unlink(missing_ok=True)  # a `validate` in between was of the best before
             log_confusion(trainer, module, "val", trainer.global_step)
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:

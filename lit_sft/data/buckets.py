@@ -145,10 +145,14 @@ class DocumentDataset(BatchDataset[DocumentBatch]):
         self.max_length = max_length
         self.truncation: Truncation = truncation
         self.direction = direction
-        self._lengths = np.minimum(tokens.lengths, max_length) + 2  # (documents,), boundaries included
+        self._lengths = self._kept_lengths()  # (documents,), boundaries included
         self._bounds = _bucket_bounds(self._lengths)
         self._cuts = _cut(np.sort(self._bounds)[::-1], max_tokens, max_documents)
         self._arrange()
+
+    def _kept_lengths(self) -> np.ndarray:
+        kept: np.ndarray = np.minimum(self.tokens.lengths, self.max_length) + 2
+        return kept
 
     def _arrange(self) -> None:
         random = self._random()

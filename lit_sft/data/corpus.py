@@ -27,7 +27,8 @@ class Corpus:
     """The documents of every split.
 
     ``train``, ``val`` and ``test`` have labels, unless the corpus has none (language modelling alone). ``extra`` is
-    text without labels: a language model trains on ``train`` and ``extra``. ``gate`` tells of copies of test documents
+    text without labels: a language model trains on ``train`` and ``extra``. Of prompts with responses (``pairs``) the
+    texts are the prompts and the labels the responses, which are no classes. ``gate`` tells of copies of test documents
     in what was read for both, and in a validation file; None where nothing is tested, or nothing else was read.
     ``repeats``: see :func:`lit_sft.data.repeats.count_repeats`.
     """
@@ -40,6 +41,7 @@ class Corpus:
     notes: list[str]
     gate: Gate | None = None
     repeats: dict[str, int] = field(default_factory=dict)
+    pairs: bool = False
 
     @property
     def multilabel(self) -> bool:
@@ -73,6 +75,8 @@ def load_corpus(config: CorpusConfig, cache_dir: Path, gated: bool = True) -> Co
         return _measured_corpus(config, config.only, file)
     if not config.labeled and not config.unlabeled:
         raise UserError("no training text: give --data.labeled or --data.unlabeled a file, or 'pydocs'")
+    if config.pairs:
+        return _pairs_corpus(config, file, gated)
     if config.labeled:
         return _labeled_corpus(config, cache_dir, file, gated)
     return _unlabeled_corpus(config, file, gated)
@@ -101,6 +105,18 @@ def _labeled_corpus(config: CorpusConfig, cache_dir: Path, file: TextFile, gated
     return _made(config, train, val, test, extra, names, notes, gated)
 
 
+def _pairs_corpus(config: CorpusConfig, file: TextFile, gated: bool) -> Corpus:
+    """Prompts with their responses: splits and copies are told by the prompts."""
+    if not config.labeled:
+        raise UserError("data.response_column: give --data.labeled a file of prompts and responses")
+    notes: list[str] = []
+    train = _read(config, "labeled", notes, file)
+    val = _read(config, "val", notes, file) if config.val else None
+    test = _read(config, "test", notes, file) if config.test else Documents([], [])
+    extra = _read(config, "unlabeled", notes, file) if config.unlabeled else Documents([])
+    return _made(config, train, val, test, extra, [], notes, gated)
+
+
 def _unlabeled_corpus(config: CorpusConfig, file: TextFile, gated: bool) -> Corpus:
     """For language modelling alone: no document has a label."""
     notes: list[str] = []
@@ -124,24 +140,25 @@ def _made(
     table, gate, nothing = KeyTable(), None, Documents([])
     if gated and len(test):
         train, extra, val, gate = through_gate(train, extra, val, test, config.remove_test_copies, table)
-    if val is None and names:
-        train, val = hold_out(train, config.val_fraction, config.split_seed)
+    if val is None and (names or config.pairs):
+        train, val = hold_out(train, config.val_fraction, config.split_seed, by_label=not config.pairs)
     elif val is None:
         extra, val = hold_out(extra, config.val_fraction, config.split_seed)
     if gated:
         extra = without_copies(extra, val, notes, table)
-    train, extra = (train, extra) if names else (extra, nothing)
+    train, extra = (train, extra) if names or config.pairs else (extra, nothing)
     repeats = count_repeats(train, val, test, extra, table) if gated else {}
-    return Corpus(train, val, test, extra, names, notes, gate, repeats)
+    return Corpus(train, val, test, extra, names, notes, gate, repeats, config.pairs)
 
 
 def _measured_corpus(config: CorpusConfig, split: Literal["val", "test"], file: TextFile) -> Corpus:
     notes: list[str] = []
     names = list(dict.fromkeys((config.label_names or {}).values()))
-    nothing = Documents([], [] if names else None)
-    documents = _read(config, split, notes, file, config.label_names, labeled=bool(names))
+    labeled = bool(names) or config.pairs
+    nothing = Documents([], [] if labeled else None)
+    documents = _read(config, split, notes, file, None if config.pairs else config.label_names, labeled)
     val, test = (documents, nothing) if split == "val" else (nothing, documents)
-    return Corpus(nothing, val, test, Documents([]), names, notes)
+    return Corpus(nothing, val, test, Documents([]), names, notes, pairs=config.pairs)
 
 
 def _check_kind(name: str, documents: Documents | None, before: Documents | None) -> None:

@@ -40,6 +40,7 @@ class CorpusConfig:
     val_fraction: float = 0.1
     split_seed: int = 0
     remove_test_copies: bool = False
+    response_column: str | None = None
     only: Literal["val", "test"] | None = None
     names_derived: bool = False  # label_names are those of a trained model, and not the user's choice
 
@@ -53,6 +54,8 @@ class CorpusConfig:
             UserError: a ``val_fraction`` that is no fraction, label options that can't be meant.
         """
         check_label_options(*(options.get(name) for name in ("separator", "label_pattern", "label_separator")))
+        if options.get("response_column") is not None:
+            _check_pairs(_listed(labeled), {**options, "label_names": label_names})
         if not 0 < options.get("val_fraction", cls.val_fraction) < 1:
             raise UserError(f"--data.val_fraction {options['val_fraction']} must lie between 0 and 1")
         if any(isinstance(key, bool) for key in label_names or ()):
@@ -62,8 +65,12 @@ class CorpusConfig:
 
     def measuring(self, split: Literal["val", "test"], label_names: list[str]) -> CorpusConfig:
         """The sources of one split alone, whose labels are those of a trained model."""
-        names = (self.label_names or {name: name for name in label_names}) if label_names else {}
-        if set(names.values()) == set(label_names):  # the classes stand in the model's order, whatever the user's
+        names = (
+            (self.label_names or {name: name for name in label_names}) if label_names else None if self.pairs else {}
+        )
+        if names and set(names.values()) == set(
+            label_names
+        ):  # the classes stand in the model's order, whatever the user's
             names = dict(sorted(names.items(), key=lambda item: label_names.index(item[1])))
         sources: dict[str, Any] = {"labeled": [], "unlabeled": [], "val": [], "test": []}
         sources[split] = getattr(self, split)
@@ -89,16 +96,24 @@ class CorpusConfig:
         """
         digests = self.digests() if digests is None else digests
         label_order = list(self.label_names or {})  # sort_keys hides it, and it is the order of the classes
-        plain = json.dumps([FORMAT, asdict(self), label_order, digests], sort_keys=True)
+        options = asdict(self)
+        if not self.pairs:
+            del options["response_column"]  # what was prepared before there was such an option is as good as ever
+        plain = json.dumps([FORMAT, options, label_order, digests], sort_keys=True)
         return hashlib.sha256(plain.encode()).hexdigest()[:24]
 
     def _digest(self, source: str, option: str) -> str:
         if source == PYDOCS:
             return pydocs.fingerprint()
-        labeled = option != "unlabeled" and bool(self.label_names if self.only else self.labeled)
+        labeled = option != "unlabeled" and bool(self.label_names or self.pairs if self.only else self.labeled)
         return source_digest(
             source, row_options(source, labeled, **self.read_options), self.classes, HUB_SPLITS[option]
         )
+
+    @property
+    def pairs(self) -> bool:
+        """Whether the labeled documents are prompts with their responses."""
+        return self.response_column is not None
 
     @property
     def read_options(self) -> ReadOptions:
@@ -109,6 +124,15 @@ class CorpusConfig:
     def classes(self) -> list[str] | None:
         """The class folders to read, where the user has said; others are left out."""
         return None if self.label_names is None or self.names_derived else list(self.label_names)
+
+
+def _check_pairs(labeled: list[str], options: dict[str, Any]) -> None:
+    """Raise a UserError for what prompts with responses can't be read with."""
+    if PYDOCS in labeled:
+        raise UserError("--data.response_column needs --data.labeled FILE: pydocs has labels and no responses")
+    beside = ("label_column", "label_names", "label_pattern", "label_separator")
+    if given := ", ".join(f"data.{name}" for name in beside if options.get(name) is not None):
+        raise UserError(f"data.response_column is for prompts with responses, which have no labels: leave out {given}")
 
 
 def _listed(sources: Sources) -> list[str]:

@@ -10,11 +10,13 @@ from functools import partial
 from typing import Any, Literal
 
 import lightning as L
+import numpy as np
 
 from lit_sft.data.adopted import Adopted
 from lit_sft.data.buckets import DocumentBatch, DocumentDataset
 from lit_sft.data.fed import Food
 from lit_sft.data.loader import StatefulLoader
+from lit_sft.data.pairs import PairDataset
 from lit_sft.data.streams import StreamDataset
 from lit_sft.data.textdata import Split, TextData
 from lit_sft.data.tokens import TokenArray
@@ -24,6 +26,7 @@ APART = 2**32  # to a seed, beyond those that a user gives
 # What loaders read when they are made: options that may be set after the constructor, as Lightning's Tuner does.
 READ_BY_LOADERS = (
     "max_length",
+    "max_response_length",
     "truncation",
     "batch_size",
     "bptt",
@@ -40,7 +43,7 @@ class TextDataModule(TextData, L.LightningDataModule):
     """Unlabeled text as contiguous streams, labeled documents in length-bucketed batches.
 
     Which of them a run gets is what its objective declares: ``unlabeled``, ``labeled``, ``unlabeled_documents`` (the
-    text of the streams in such batches), or several. Its options are
+    text of the streams in such batches), or several; or ``pairs``, prompts with their responses. Its options are
     those of :class:`lit_sft.data.textdata.TextData`.
     """
 
@@ -113,7 +116,7 @@ class TextDataModule(TextData, L.LightningDataModule):
         array = self.prepared.unlabeled if split == "train" else self._array(split)
         self._check_not_empty(array, split)
         shuffle = split == "train" and not self._overfits()
-        eos, pad = self.tokenizer.eos_id, self.tokenizer.pad_id
+        eos, pad = self._boundaries
         sizes, order = (self.batch_size, self.bptt), (self.seed, shuffle)
         drawn = self.random_bptt and shuffle  # in evaluation, and where the same batches are repeated, it is fixed
         return self._loader(StreamDataset(array, eos, pad, *sizes, *order, self.direction, drawn))
@@ -133,6 +136,19 @@ class TextDataModule(TextData, L.LightningDataModule):
         self._check_not_empty(array, "train")
         return self._loader(self._documents(array, self.max_unlabeled_documents, not self._overfits(), apart=True))
 
+    def pair_loader(self, split: Split) -> StatefulLoader:
+        """Length-bucketed batches of the split's prompts with their responses, shuffled in training only."""
+        if not self.corpus_config.pairs:
+            raise UserError("this objective learns responses to prompts: set --data.response_column")
+        if self.direction == "backward":
+            raise UserError("a response is written from its first word on: leave out --data.direction backward")
+        array = self._array(split)
+        self._check_not_empty(array, split)
+        training, shuffle = split == "train", split == "train" and not self._overfits()
+        sizes = (self.max_tokens, self.max_documents if training else self.max_tokens)
+        kept, eos, pad = (self.max_length, self.truncation, self.max_response_length), *self._boundaries
+        return self._loader(PairDataset(array, eos, pad, *kept, *sizes, self.seed, shuffle))
+
     def train_documents(self) -> Iterator[DocumentBatch]:
         """Every training document once, in batches that are the same at each call and in each process."""
         dataset = self._documents(self.train, self.max_tokens, shuffle=False)
@@ -140,7 +156,7 @@ class TextDataModule(TextData, L.LightningDataModule):
 
     def _documents(self, array: TokenArray, max_documents: int, shuffle: bool, apart: bool = False) -> DocumentDataset:
         """``apart``: in an order that has nothing to do with that of the labeled documents."""
-        eos, pad = self.tokenizer.eos_id, self.tokenizer.pad_id
+        eos, pad = self._boundaries
         kept, order = (self.max_length, self.truncation), (self.seed + (APART if apart else 0), shuffle)
         return DocumentDataset(array, eos, pad, *kept, self.max_tokens, max_documents, *order, self.direction)
 
@@ -166,6 +182,7 @@ class TextDataModule(TextData, L.LightningDataModule):
             "unlabeled": partial(self.stream_loader, "train"),
             "labeled": partial(self.document_loader, "train"),
             "unlabeled_documents": self.unlabeled_document_loader,
+            "pairs": partial(self.pair_loader, "train"),
         }
         return {kind: loaders[kind]() for kind in sorted(self._objective().batches)}
 
@@ -201,9 +218,28 @@ class TextDataModule(TextData, L.LightningDataModule):
         return self._evaluation_loaders("test")
 
     def _evaluation_loaders(self, split: Split) -> list[StatefulLoader]:
-        """One loader for each head of the model: streams for the language model, documents for the classifier."""
+        """One loader for each head of the model: streams for the language model, documents for the classifier.
+
+        What answers prompts is measured on these.
+        """
+        if self.reads_pairs:
+            return [self.pair_loader(split)]
         loaders = {"lm": self.stream_loader, "classifier": self.document_loader}
         return [loaders[head](split) for head in sorted(self._objective().heads)]
+
+    @property
+    def reads_pairs(self) -> bool:
+        """Whether the objective of the Trainer's module reads prompts with responses."""
+        return "pairs" in self._objective().batches
+
+    def bytes_per_target(self, split: Split, chosen: np.ndarray | None = None) -> float:
+        """UTF-8 bytes of a split's documents over what is predicted there: tokens and ends; or of responses alone.
+
+        ``chosen``: bool (documents,), of these documents alone.
+        """
+        array = self._array(split)
+        array = array if chosen is None else array.select(np.flatnonzero(chosen))
+        return array.bytes_per_target(responses=self.trainer is not None and self.reads_pairs)
 
     def _objective(self) -> Any:
         if self.trainer is None:
@@ -213,6 +249,10 @@ class TextDataModule(TextData, L.LightningDataModule):
     def _overfits(self) -> bool:
         """Whether the Trainer repeats the same batches (``overfit_batches``): these must not be drawn anew."""
         return self.trainer is not None and bool(self.trainer.overfit_batches)  # type: ignore[attr-defined]
+
+    @property
+    def _boundaries(self) -> tuple[int, int]:
+        return self.tokenizer.eos_id, self.tokenizer.pad_id
 
     def _check_not_empty(self, array: TokenArray, split: Split) -> None:
         if len(array) == 0:

@@ -64,7 +64,7 @@ def parts_of(source: Source, options: RowOptions, classes: Sequence[str] | None 
     if source.kind not in (None, "file", *SUFFIXES.values()):
         raise UserError(f"{source.name}: {source.place} is a folder; give its files, a list of them if need be")
     found = list(files_below(path, source.place))
-    if options.labels and (by_class := _class_folders(found, source)):
+    if options.labels and options.response_column is None and (by_class := _class_folders(found, source)):
         return _class_parts(source, found, by_class, options, classes)
     return _plain_parts(source, found)
 

@@ -26,6 +26,7 @@ STREAM_ROWS = {
     "fasttext": fasttext_rows,
     "wikitext": wikitext_rows,
 }
+WITH_COLUMNS = ("csv", "jsonl", "parquet", "tsv")
 T = TypeVar("T")
 
 
@@ -46,7 +47,10 @@ def row_options(name: str, labels: bool | None, **options: Unpack[ReadOptions]) 
 
 
 def check_labels(kind: str, options: RowOptions) -> None:
-    """Raise a UserError where labels are wanted of a format that has none."""
+    """Raise a UserError where labels, or responses, are wanted of a format that has none."""
+    if options.labels and options.response_column is not None and kind not in WITH_COLUMNS:
+        known = ", ".join(sorted(WITH_COLUMNS))
+        raise UserError(f"{options.name}: response_column is for files with columns ({known}), and this is {kind}")
     if options.labels and kind in WITHOUT_LABELS:
         raise UserError(
             f"{options.name}: plain text has no labels; give a file with a label column, lines of LABEL and text "

@@ -31,6 +31,8 @@ def label_of(value: Any, number: int, options: RowOptions) -> Label | None:
     """
     if options.labels is False:
         return None
+    if options.response_column is not None:
+        return _response(value, number, options)
     if isinstance(value, (list, tuple)):
         if options.label_separator is not None:
             raise options.error(number, "the label is a list already; leave label_separator out")
@@ -39,6 +41,13 @@ def label_of(value: Any, number: int, options: RowOptions) -> Label | None:
     if options.label_separator is None:
         return None if name is None else _matched(name, number, options)
     return None if value is None else labels_of((name or "").split(options.label_separator), number, options)
+
+
+def _response(value: Any, number: int, options: RowOptions) -> str | None:
+    """What a prompt is answered with: text, or a number as text; None where there is none."""
+    if not (value is None or isinstance(value, (str, int, float))):
+        raise options.error(number, f"the response is a {type(value).__name__}, not text")
+    return _name(value, number, options)
 
 
 def labels_of(parts: Iterable[str | None], number: int, options: RowOptions) -> tuple[str, ...]:

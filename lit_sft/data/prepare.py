@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from lit_sft.data.corpus import Corpus, load_corpus
 from lit_sft.data.corpus_config import CorpusConfig
 from lit_sft.data.extension import EXTEND, NO_BASE, extended
 from lit_sft.data.labels import from_plain, label_array, to_plain
+from lit_sft.data.pairs import read_texts, write_texts
 from lit_sft.data.sources import expanded
 from lit_sft.data.splits import sample
 from lit_sft.data.texts import joined
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 8  # raise it when what a prepared folder holds changes
 ARRAYS = ("unlabeled", "val", "test")
+TEXTS = "texts.parquet"  # beside the array of a split of pairs
 BPE_BYTES = 100_000_000  # of text that merges are learned from: the library takes seven times that; IMDb is less
 
 
@@ -64,6 +66,11 @@ class Prepared:
     repeats: dict[str, int]
     contamination: dict[str, Any]
     clean: np.ndarray
+    folder: Path
+
+    def pair_texts(self, split: Literal["val", "test"]) -> tuple[list[str], list[str]]:
+        """The prompts and the responses of a split as they were read."""
+        return read_texts(self.folder / f"{split}-{TEXTS}")
 
 
 class Preparation:
@@ -135,7 +142,10 @@ class Preparation:
         base = [self.base.digest] if self.kind == EXTEND and self.base else []
         path = self.cache_dir / "tokenizers" / f"{_key(self.fingerprint, self.kind, *self.options, *base)}.json"
         if not path.is_file():
-            texts = joined(self.corpus.train.texts, self.corpus.extra.texts)
+            corpus = self.corpus
+            texts = joined(corpus.train.texts, corpus.extra.texts)
+            if corpus.pairs:
+                texts = joined(texts, cast(list[str], corpus.train.labels or []))
             write_atomically(path, self._trained(texts).to_json())
         return Tokenizer.from_file(path)
 
@@ -166,8 +176,12 @@ class Preparation:
         for name, documents in zip(ARRAYS, (text, corpus.val, corpus.test), strict=True):
             if (folder / name / "meta.json").is_file():
                 continue
+            of = corpus.train if name == "unlabeled" else documents
+            responses = cast(list[str], of.labels or []) if corpus.pairs else None
             try:
-                write_tokens(folder / name, documents, None if name == "unlabeled" else index, tokenizer)
+                if corpus.pairs and name != "unlabeled":
+                    write_texts(folder / f"{name}-{TEXTS}", documents)
+                write_tokens(folder / name, documents, None if name == "unlabeled" else index, tokenizer, responses)
             except OSError as error:
                 raise UserError(f"--data.cache_dir: {folder} can't be written: {error.strerror or error}") from error
         meta = {
@@ -206,6 +220,7 @@ class Preparation:
             meta["repeats"],
             meta["contamination"],
             clean,
+            folder,
         )
 
 

@@ -45,6 +45,7 @@ def iter_rows(
         label_pattern: a regular expression, searched in each label as it stands: its first group, or its whole match
             where it has none, is the label.
         label_separator: splits labels of multi-label data, which come as tuples; so do lists in JSON and Parquet.
+        response_column: what a text is to be answered with, which comes in the label's place: text, stripped.
 
     Raises:
         UserError: a missing file, a folder, an unknown suffix, format or encoding (at once); an empty source,
@@ -170,7 +171,7 @@ def _named(row: Row, label_names: dict[str, str] | None, options: RowOptions) ->
         UserError: there is no label, or ``label_names`` lacks it.
     """
     if row.label is None:
-        raise options.error(row.number, "no label")
+        raise options.error(row.number, "no label" if options.response_column is None else "no response")
     if label_names is None:
         return row.label
     parts = (row.label,) if isinstance(row.label, str) else row.label

@@ -35,13 +35,15 @@ class ReadOptions(TypedDict, total=False):
     separator: str | None
     label_pattern: str | None
     label_separator: str | None
+    response_column: str | None
 
 
 @dataclass(frozen=True)
 class RowOptions:
     """What to read, and ``name``: what an error calls the source.
 
-    ``labels``: True - there must be labels; None - read them if there are any; False - don't look at them.
+    ``labels``: True - there must be labels; None - read them if there are any; False - don't look at them. With
+    ``response_column`` a row's response stands where the label does.
     """
 
     name: str
@@ -53,6 +55,7 @@ class RowOptions:
     separator: str | None = None
     label_pattern: str | None = None
     label_separator: str | None = None
+    response_column: str | None = None
 
     def error(self, row: int, what: str) -> UserError:
         """The user's mistake in a row of this source, to be raised; row 0 is the file as a whole."""
@@ -62,10 +65,11 @@ class RowOptions:
 
 def choose_columns(names: list[str], is_text: Callable[[str], bool], options: RowOptions) -> tuple[str, str | None]:
     """The names of the text and the label column. UserError lists the columns if the choice is not clear."""
-    not_text = options.label_column or "label"
+    option = "label_column" if options.response_column is None else "response_column"
+    not_text = options.response_column or options.label_column or "label"
     label = None
     if options.labels or (options.labels is None and (options.label_column or "label" in names)):
-        label = _existing(not_text, names, "label_column", options)
+        label = _existing(not_text, names, option, options)
     text = options.text_column or ("text" if "text" in names and not_text != "text" else None)
     if text is None:
         others = [name for name in names if name != not_text]
@@ -75,7 +79,8 @@ def choose_columns(names: list[str], is_text: Callable[[str], bool], options: Ro
             raise UserError(f"{options.name}: {what}; {_listed(names)}")
         text = candidates[0]
     if text == label:
-        raise UserError(f"{options.name}: column {text!r} can't be both the text and the label")
+        other = "label" if options.response_column is None else "response"
+        raise UserError(f"{options.name}: column {text!r} can't be both the text and the {other}")
     return _existing(text, names, "text_column", options), label
 
 

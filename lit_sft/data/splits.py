@@ -38,13 +38,14 @@ def seeded_hash(keys: np.ndarray, seed: int) -> np.ndarray:
     return _mix(_mix(np.asarray(keys, dtype=np.uint64)) ^ _mix(start))
 
 
-def hold_out(documents: Documents, fraction: float, seed: int) -> tuple[Documents, Documents]:
+def hold_out(documents: Documents, fraction: float, seed: int, by_label: bool = True) -> tuple[Documents, Documents]:
     """(the rest, the held-out part): about ``fraction`` of the sources held out, both parts in reading order.
 
     What moves together is a source: the documents of one text. A source is held out when its seeded hash is below
     the fraction, so it stays where it is as data grow. Then few sources are moved so that every label has a document
     in the rest, and one in the held-out part if it has two sources that allow it (a label that lives in one source
-    stays in the rest: a model can't be tested on a class it never saw). Without labels, both parts get a source.
+    stays in the rest: a model can't be tested on a class it never saw). Without labels, or not ``by_label``, both parts
+    get a source.
 
     Raises:
         UserError: the sources are too few to hold one out.
@@ -54,7 +55,7 @@ def hold_out(documents: Documents, fraction: float, seed: int) -> tuple[Document
     keys, sources = np.unique(content_keys(documents.texts), return_inverse=True)
     hashes = seeded_hash(keys, seed)
     held = hashes < np.uint64(min(int(fraction * 2.0**64), _MASK))
-    present = _label_table(documents, sources, len(keys))
+    present = _label_table(documents if by_label else documents.unlabeled(), sources, len(keys))
     _repair(held, present, np.argsort(hashes, kind="stable"))
     if not held.any():
         raise UserError(

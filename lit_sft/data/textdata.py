@@ -28,14 +28,15 @@ class TextData:
     """The documents that a user names, prepared; :class:`lit_sft.data.datamodule.TextDataModule` makes batches of them.
 
     Args:
-        labeled: labeled training data: ``pydocs``, or sources: a file (CSV, TSV, JSONL, Parquet, also with ``.gz``
-            behind its suffix), ``FORMAT:FILE`` where the suffix doesn't tell the format (``label_text``, ``fasttext``),
-            a folder of files, a folder with a folder of text files for each class, or ``hf:NAME[:CONFIG][:SPLIT]``.
+        labeled: labeled training data: ``pydocs``, or sources: a file (CSV, TSV, JSONL, Parquet, with ``.gz`` behind
+            it, too), ``FORMAT:FILE`` where the suffix doesn't tell the format (``label_text``, ``fasttext``), a folder
+            of files, a folder with a folder of text files for each class, or ``hf:NAME[:CONFIG][:SPLIT]``.
         unlabeled: more text for the language model, which reads the labeled training documents in any case; text files
             are a document a line, ``file:PATH`` is a document a file, ``wikitext:FILE`` the articles of WikiText.
         val: validation data; without it a seeded part of ``labeled`` is held out, with every label in it.
         test: test data: ``test`` alone measures on it; a fit counts, or leaves out, its copies in the other data.
         text_column, label_column: which hold the text ("text", or the only column of strings) and the label ("label").
+        response_column: which holds the response to a prompt, that of ``text_column``; such data have no labels.
         header: whether CSV and TSV files start with column names; without them columns are "0", "1", and so on.
         encoding: of text, CSV, TSV and JSONL files.
         separator: what stands between label and text in ``label_text`` files, a tab by default.
@@ -59,7 +60,8 @@ class TextData:
         direction: ``backward`` reads every document from its last token to its first, for a language model that
             predicts each token from those after it, and a classifier on top of it. By default that of the checkpoint
             that the run starts from or goes on with, else ``forward``.
-        max_length: tokens of a document that the classifier reads.
+        max_length: tokens of a document that the classifier reads, and of a prompt.
+        max_response_length: tokens of a response that are learned, and written at most.
         truncation: which tokens of a longer one: its ``head``, ``tail``, or half from each (``head_tail``).
         batch_size: streams read side by side in pretraining, over all processes.
         bptt: tokens of each stream in a batch: gradients stop there, the hidden state goes on.
@@ -83,6 +85,7 @@ class TextData:
         test: Sources = None,
         text_column: str | None = None,
         label_column: str | None = None,
+        response_column: str | None = None,
         header: bool = True,
         encoding: str = "utf-8",
         separator: str | None = None,
@@ -99,6 +102,7 @@ class TextData:
         direction: Direction | None = None,
         replace: dict[str, str] | None = None,
         max_length: int = 400,
+        max_response_length: int = 200,
         truncation: Literal["head", "tail", "head_tail"] = "head",
         batch_size: int = 32,
         bptt: int = 64,
@@ -121,6 +125,7 @@ class TextData:
             label_names,
             text_column=text_column,
             label_column=label_column,
+            response_column=response_column,
             header=header,
             encoding=encoding,
             separator=separator,
@@ -131,14 +136,14 @@ class TextData:
             remove_test_copies=remove_test_copies,
         )
         positive = {"max_length": max_length, "batch_size": batch_size, "bptt": bptt, "min_frequency": min_frequency}
-        positive |= {"max_tokens": max_tokens, "max_documents": max_documents}
-        _check_at_least(1, **positive, max_unlabeled_documents=max_unlabeled_documents)
+        documents = {"max_documents": max_documents, "max_unlabeled_documents": max_unlabeled_documents}
+        _check_at_least(1, **positive, **documents, max_tokens=max_tokens, max_response_length=max_response_length)
         _check_at_least(0, num_workers=num_workers)
         cache = expanded(cache_dir) if cache_dir else default_cache_dir()
         options = (vocab_size, lowercase, min_frequency, replace or {}, cache)
         self.preparation = Preparation(self.corpus_config, tokenizer, *options)
         self.direction: Direction = direction or "forward"
-        self.max_length, self.truncation = max_length, truncation
+        self.max_length, self.truncation, self.max_response_length = max_length, truncation, max_response_length
         self.batch_size, self.bptt, self.random_bptt = batch_size, bptt, random_bptt
         self.max_tokens, self.max_documents = max_tokens, max_documents
         self.max_unlabeled_documents = max_unlabeled_documents
@@ -205,6 +210,8 @@ class TextData:
         self, option: str, labels: np.ndarray, keys: np.ndarray, seed: int, names: list[str]
     ) -> np.ndarray | None:
         per_class = getattr(self, option)
+        if per_class is not None and self.corpus_config.pairs:
+            raise UserError(f"--data.{option} {per_class}: prompts with responses have no classes: leave it out")
         if per_class is None or not names or len(labels) == 0:
             return None
         try:
@@ -278,16 +285,6 @@ class TextData:
     def corpus(self) -> Corpus:
         """The documents as text, for baselines that read text."""
         return self.preparation.corpus
-
-    def bytes_per_target(self, split: Split, chosen: np.ndarray | None = None) -> float:
-        """UTF-8 bytes of a split's documents over what a language model predicts there: their tokens and ends.
-
-        ``chosen``: bool (documents,), of these documents alone.
-        """
-        array = self._array(split)
-        if chosen is not None:
-            array = array.select(np.flatnonzero(chosen))
-        return int(array.num_bytes.sum()) / max(array.num_tokens + len(array), 1)
 
     def _array(self, split: Split) -> TokenArray:
         self.prepared  # noqa: B018 - raises where setup was forgotten

@@ -9,7 +9,8 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from lit_sft.errors import UserError
 ABANDONED = 24 * 3600  # seconds: nobody writes a file for so long without a change to the folder
 COUNTED_AT_ONCE = 1 << 20  # tokens: bincount takes 8 bytes for each
 _PER_DOCUMENT = ("lengths", "labels", "keys", "num_bytes")
+_OF_PAIRS = ("prompts", "response_bytes")
 
 
 @dataclass
@@ -39,7 +41,10 @@ class TokenArray:
         labels: int64 (documents,), class index, -1 without a label; multi-label: uint8 (documents, classes), 1 where
             the label applies.
         keys: uint64 (documents,), content key of the text.
-        num_bytes: int64 (documents,), length of the text in UTF-8, for bits per byte.
+        num_bytes: int64 (documents,), length of the text in UTF-8, for bits per byte; of a pair, of both its texts.
+        prompts: int64 (documents,), where documents are ``prompt <eos> response``: tokens before that ``<eos>``, -1 of
+            other text among them; no pairs at all: (0,).
+        response_bytes: likewise the length of the response in UTF-8.
         path: the file behind ``tokens``; a pickled array carries this instead of the corpus.
     """
 
@@ -50,6 +55,8 @@ class TokenArray:
     keys: np.ndarray
     num_bytes: np.ndarray
     path: Path | None = None
+    prompts: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    response_bytes: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     @classmethod
     def from_ids(
@@ -89,7 +96,14 @@ class TokenArray:
     def select(self, indices: np.ndarray | Sequence[int]) -> TokenArray:
         """The documents at ``indices``, in that order; the tokens themselves are shared."""
         chosen = np.asarray(indices, dtype=np.int64)
-        return replace(self, **{name: getattr(self, name)[chosen] for name in ("starts", *_PER_DOCUMENT)})
+        columns = ("starts", *_PER_DOCUMENT, *(_OF_PAIRS if len(self.prompts) else ()))
+        return replace(self, **{name: getattr(self, name)[chosen] for name in columns})
+
+    def bytes_per_target(self, responses: bool = False) -> float:
+        """UTF-8 bytes over what a language model predicts: tokens and ends; ``responses``: of these alone."""
+        if responses:
+            return int(self.response_bytes.sum()) / max(int((self.lengths - self.prompts).sum()), 1)
+        return int(self.num_bytes.sum()) / max(self.num_tokens + len(self), 1)
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
@@ -108,6 +122,7 @@ def write_tokens(
     documents: Documents,
     label_index: Mapping[str, int] | None,
     tokenizer: Tokenizer,
+    responses: Sequence[str] | None = None,
 ) -> TokenArray:
     """Tokenise ``documents`` into ``folder`` and return the array, mapped from there.
 
@@ -119,6 +134,7 @@ def write_tokens(
         documents: with labels or without.
         label_index: class index of each label name; None leaves all documents without a label.
         tokenizer: its digest is noted in the folder.
+        responses: of the first documents, which are prompts; None: there are no prompts.
 
     Raises:
         UserError: a label that ``label_index`` does not know.
@@ -130,13 +146,16 @@ def write_tokens(
     unfinished.mkdir()
     try:
         dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
-        lengths = _write_ids(unfinished / "tokens.bin", documents.texts, tokenizer, dtype)
+        lengths, prompts = _write_ids(unfinished / "tokens.bin", documents.texts, responses or (), tokenizer, dtype)
         columns = {
             "lengths": lengths,
             "labels": labels,
             "keys": content_keys(documents.texts),
             "num_bytes": bytes_of(documents.texts),
         }
+        if responses is not None:
+            answered = np.pad(bytes_of(responses), (0, len(documents) - len(responses)))
+            columns |= {"num_bytes": columns["num_bytes"] + answered, "prompts": prompts, "response_bytes": answered}
         for name, column in columns.items():
             with _synced(unfinished / f"{name}.npy") as file:
                 np.save(file, column)
@@ -172,7 +191,8 @@ def read_tokens(folder: Path) -> TokenArray:
         dtype, expected = np.dtype(about["dtype"]), about["tokens"]
         if dtype.kind != "u":
             raise ValueError(f"tokens of type {dtype}")
-        columns = {name: _load_column(folder / f"{name}.npy") for name in _PER_DOCUMENT}
+        names = (*_PER_DOCUMENT, *(_OF_PAIRS if (folder / "prompts.npy").is_file() else ()))
+        columns = {name: _load_column(folder / f"{name}.npy") for name in names}
         tokens = _map_file(folder / "tokens.bin", dtype)
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise UserError(f"cannot read token cache {folder} ({error}): delete that folder and run again") from error
@@ -184,18 +204,30 @@ def read_tokens(folder: Path) -> TokenArray:
     return TokenArray(tokens=tokens, starts=np.cumsum(lengths) - lengths, path=path, **columns)
 
 
-def _write_ids(path: Path, texts: Sequence[str], tokenizer: Tokenizer, dtype: np.dtype) -> np.ndarray:
-    """Write all ids to ``path``, raw, under a bar on a terminal; the tokens of each text, int64 (documents,)."""
-    lengths = [np.zeros(0, dtype=np.int64)]
-    chunks, console = encoded(texts, tokenizer, dtype), Console(stderr=True)
+def _write_ids(
+    path: Path, texts: Sequence[str], responses: Sequence[str], tokenizer: Tokenizer, dtype: np.dtype
+) -> tuple[np.ndarray, np.ndarray]:
+    """Write all ids to ``path``, raw, under a bar on a terminal; ``responses`` are those of the first texts.
+
+    Returns:
+        The tokens of each document, and those of its prompt, -1 where it is none; both int64 (documents,).
+    """
+    lengths, written, pairs = [np.zeros(0, dtype=np.int64)], 0, 2 * len(responses)
+    apart = chain(chain.from_iterable(zip(texts, responses, strict=False)), islice(texts, len(responses), None))
+    chunks, console = encoded(apart if responses else texts, tokenizer, dtype), Console(stderr=True)
     bar = Progress(console=console, disable=not console.is_terminal)
     with _synced(path) as file, bar, closing(chunks):
-        task = bar.add_task("tokenizing", total=len(texts))
+        task = bar.add_task("tokenizing", total=len(texts) + len(responses))
         for ids, some_lengths in chunks:
-            file.write(ids.tobytes())
+            places = written + np.arange(len(some_lengths))
+            ends = np.cumsum(some_lengths)[(places < pairs) & (places % 2 == 0)]  # of prompts
+            file.write(np.insert(ids, ends, tokenizer.eos_id).tobytes() if len(ends) else ids.tobytes())
             lengths.append(some_lengths)
+            written += len(some_lengths)
             bar.advance(task, len(some_lengths))
-    return np.concatenate(lengths)
+    each = np.concatenate(lengths)
+    prompts = np.concatenate([each[:pairs:2], np.full(len(each) - pairs, -1)])
+    return np.concatenate([each[:pairs:2] + 1 + each[1:pairs:2], each[pairs:]]), prompts
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lit_sft.data.buckets import DocumentBatch
+from lit_sft.data.pairs import PairBatch
 from lit_sft.data.streams import StreamBatch
 from lit_sft.errors import UserError
 from lit_sft.evaluation.metrics import ClassificationMetrics, LanguageModelMetrics
@@ -18,6 +19,7 @@ from lit_sft.evaluation.own import OwnMetrics
 from lit_sft.evaluation.predictions import Collector
 from lit_sft.evaluation.stretches import row_sums
 from lit_sft.models import LSTMState, Network
+from lit_sft.models.generation import respond
 from lit_sft.objectives.divergence import log_probabilities
 
 
@@ -28,15 +30,25 @@ class Evaluation(nn.Module):
         network: whose heads say what is measured; it is not kept.
         label_names: the classes, where there is a classifier.
         metrics: the user's own, by the names of their figures.
+        eos_id: of the tokenizer.
+        num_beams: of the search for responses to prompts, which is made where each document is kept.
 
     Raises:
-        UserError: own metrics without a classifier, or one that :class:`OwnMetrics` refuses.
+        UserError: no beam, own metrics without a classifier, or one that :class:`OwnMetrics` refuses.
     """
 
     def __init__(
-        self, network: Network, label_names: Sequence[str], metrics: Mapping[str, Metric] | None = None
+        self,
+        network: Network,
+        label_names: Sequence[str],
+        metrics: Mapping[str, Metric] | None = None,
+        eos_id: int = 0,
+        num_beams: int = 1,
     ) -> None:
         super().__init__()
+        if num_beams < 1:
+            raise UserError(f"--model.num_beams {num_beams} must be at least 1")
+        self.eos_id, self.num_beams = eos_id, num_beams
         self.lm = None if network.lm_head is None else LanguageModelMetrics()
         self.classes: ClassificationMetrics | MultilabelMetrics | None = None
         if network.classifier is not None:
@@ -64,6 +76,9 @@ class Evaluation(nn.Module):
         known.
         """
         masks = network.draw_masks(*batch.input_ids.shape)  # all None: evaluation drops nothing
+        if isinstance(batch, PairBatch):
+            self._add_pairs(network, batch)
+            return
         if isinstance(batch, StreamBatch):
             assert self.lm is not None
             if batch.first or self._state is None:
@@ -86,6 +101,19 @@ class Evaluation(nn.Module):
             predicted = self.classes.predicted(probabilities)
             columns = {"labels": batch.labels.to(predicted.dtype), "predicted": predicted, "losses": losses}
             self.kept["classifier"].add(documents=batch.indices, probabilities=probabilities, **columns)
+
+    def _add_pairs(self, network: Network, batch: PairBatch) -> None:
+        assert self.lm is not None
+        if batch.empty:
+            return
+        encoded = network.encode(batch, None, network.draw_masks(*batch.input_ids.shape))
+        targets = batch.response_targets
+        nll = network.nll(encoded.hidden, targets)
+        self.lm.update(nll, targets)
+        if self.kept:
+            search = (self.eos_id, batch.max_response_length, self.num_beams)
+            generated = respond(network, batch, batch.prompt_lengths, *search)
+            self.kept["lm"].add(documents=batch.indices, generated=generated, **row_sums(nll, targets, None))
 
     def tune(self) -> None:
         """Choose the thresholds of multi-label data by what was measured; validation data only are for that."""

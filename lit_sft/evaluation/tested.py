@@ -6,18 +6,19 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from lit_sft.data.datamodule import TextDataModule
 from lit_sft.data.streams import StreamDataset
-from lit_sft.data.textdata import TextData
 from lit_sft.evaluation.intervals import Interval, bootstrap
 from lit_sft.evaluation.passes import Evaluation
 from lit_sft.evaluation.predictions import Predictions, gathered, predictions_in
+from lit_sft.evaluation.responses import Responses, responses_in
 from lit_sft.evaluation.stretches import Stretches
 from lit_sft.evaluation.weighted import Figures, weighted_figures
 from lit_sft.evaluation.weighted_multilabel import weighted_multilabel_figures
@@ -52,6 +53,7 @@ class Tested:
             that was not checked or nothing is left.
         predictions: the classifier's.
         own: the user's own figures of predictions; ``figures`` has those of all.
+        responses: of a model that answers prompts.
     """
 
     figures: dict[str, float]
@@ -59,6 +61,7 @@ class Tested:
     clean: Parts = field(default_factory=dict)
     predictions: Predictions | None = None
     own: OwnFigures | None = None
+    responses: Responses | None = None
 
     @cached_property
     def clean_figures(self) -> dict[str, float]:
@@ -103,6 +106,21 @@ def clean_targets(dataset: object, index: int, clean: np.ndarray | None) -> Tens
     return torch.from_numpy(clean[documents] & (documents >= 0))
 
 
+def gathered_responses(trainer: Trainer, evaluation: Evaluation, split: Literal["val", "test"]) -> Responses | None:
+    """What a model that answers prompts has written; every process must call it. None of another model."""
+    collector = evaluation.kept.get("lm")
+    rows = gathered(of_all_ranks(trainer, collector.rows() if collector else {}))
+    return _responses(trainer, rows, split)
+
+
+def _responses(trainer: Trainer, rows: dict[str, np.ndarray], split: Literal["val", "test"]) -> Responses | None:
+    if "generated" not in rows:
+        return None
+    data: TextDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    flags = data.test_is_clean if split == "test" else None
+    return responses_in(rows, data.tokenizer, data.prepared.pair_texts(split), data.bytes_per_target(split), flags)
+
+
 def gather(trainer: Trainer, evaluation: Evaluation, figures: dict[str, float], label_names: list[str]) -> Tested:
     """What all processes have kept of the test that ends; every process must call it.
 
@@ -112,10 +130,12 @@ def gather(trainer: Trainer, evaluation: Evaluation, figures: dict[str, float], 
         figures: of the full test set, over all processes.
         label_names: the classes.
     """
-    data: TextData = trainer.datamodule  # type: ignore[attr-defined]
+    data: TextDataModule = trainer.datamodule  # type: ignore[attr-defined]
     kept, own = evaluation.kept, evaluation.own
     ranks = of_all_ranks(trainer, {head: collector.rows() for head, collector in kept.items()})
     rows = {head: gathered([rank[head] for rank in ranks]) for head in kept}
+    if (responses := _responses(trainer, rows.get("lm", {}), "test")) is not None:
+        return _answered(figures, responses)
     flags = data.test_is_clean
     whole: dict[str, Part] = {}
     clean: dict[str, Part] = {}
@@ -134,6 +154,18 @@ def gather(trainer: Trainer, evaluation: Evaluation, figures: dict[str, float], 
         clean = whole
     clean = clean if all(part.count for part in clean.values()) else {}
     return Tested(figures, whole, clean, predictions, None if own is None else own.of)
+
+
+def _answered(figures: dict[str, float], responses: Responses) -> Tested:
+    """What responses make of a test; ``figures``: those of their tokens."""
+
+    def part(some: Responses) -> Parts:
+        return {"": Part(len(some), some.figures, some.figures)}
+
+    whole, flags, figures = part(responses), responses.clean, figures | responses.scored()
+    if flags is None or not flags.any():
+        return Tested(figures, whole, responses=responses)
+    return Tested(figures, whole, whole if flags.all() else part(responses.select(flags)), responses=responses)
 
 
 def tested_by(figures: dict[str, float], predictions: Predictions, own: OwnFigures | None) -> Tested:

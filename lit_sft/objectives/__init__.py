@@ -4,6 +4,7 @@ from lit_sft.objectives.adversarial_mle import AdversarialMLE
 from lit_sft.objectives.at import AT
 from lit_sft.objectives.auxiliary_lm import AuxiliaryLM
 from lit_sft.objectives.base import Loss, Objective
+from lit_sft.objectives.completion import Completion
 from lit_sft.objectives.entmin import EntMin
 from lit_sft.objectives.mixed import Mixed
 from lit_sft.objectives.mle import MLE
@@ -19,6 +20,7 @@ __all__ = [
     "VAT",
     "AdversarialMLE",
     "AuxiliaryLM",
+    "Completion",
     "EntMin",
     "Loss",
     "Mixed",

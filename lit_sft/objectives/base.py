@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -31,13 +31,19 @@ class Loss:
 class Objective(ABC):
     """A loss by name. It declares what it needs, and what it declares is there when it is called.
 
-    `batches`: of "unlabeled" (streams), "labeled" and "unlabeled_documents"; `heads`: of "lm" and "classifier".
+    `batches`: of "unlabeled" (streams), "labeled" and "unlabeled_documents", or "pairs" (prompts with responses) alone;
+    `heads`: of "lm" and "classifier".
     Options are plain arguments of `__init__`, so that they stand in the config; these two may follow from them.
     """
 
     batches: frozenset[str]
     heads: frozenset[str]
     step = 0  # optimizer steps before the one that the next loss is for; a training sets it
+
+    @property
+    def stage(self) -> Literal["pretrain", "finetune"]:
+        """Which stage it is for: what learns labels, or responses to prompts, fine-tunes."""
+        return "finetune" if "classifier" in self.heads or "pairs" in self.batches else "pretrain"
 
     @abstractmethod
     def __call__(self, network: Network, batch: Mapping[str, Any], state: LSTMState | None) -> Loss:

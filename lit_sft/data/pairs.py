@@ -1,0 +1,138 @@
+"""Prompts with their responses: one document each in a token array, and batches that know which tokens answer.
+
+A pair is written ``prompt <eos> response``: what stands between is the boundary that a language model has seen between
+documents, so that one pretrained on plain text needs no token that it does not know.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import torch
+from torch import Tensor
+
+from lit_sft.atomic import write_atomically
+from lit_sft.data.buckets import DocumentBatch, DocumentDataset, Truncation, collate, truncate
+from lit_sft.data.documents import Documents
+from lit_sft.data.tokens import TokenArray
+from lit_sft.errors import UserError
+
+IGNORED = -100
+
+
+@dataclass
+class PairBatch(DocumentBatch):
+    """Whole pairs, ``<eos> prompt <eos> response <eos>``, padded on the right; ``lengths`` counts all of it.
+
+    Attributes:
+        targets: int64 (batch, time), the token after each position; -100 past the end, and in place of the last
+            ``<eos>`` where a response was cut: it does not end there.
+        answers: int64 (response tokens of the batch,), where in ``targets``, flattened, the responses stand, each with
+            its ``<eos>``: counted here, since a device would have to be waited for.
+        prompt_lengths: int64 (batch,), positions up to the ``<eos>`` behind the prompt, both boundaries included.
+        max_response_length: tokens of a response that are kept.
+    """
+
+    targets: Tensor = None  # type: ignore[assignment]
+    answers: Tensor = None  # type: ignore[assignment]
+    prompt_lengths: Tensor = None  # type: ignore[assignment]
+    max_response_length: int = 0
+
+    @property
+    def response_targets(self) -> Tensor:
+        """``targets`` with -100 at those of the prompt, too."""
+        flat = torch.full_like(self.targets, IGNORED).flatten()
+        flat[self.answers] = self.targets.flatten()[self.answers]
+        return flat.view(self.targets.shape)
+
+
+class PairDataset(DocumentDataset):
+    """Every pair once an epoch, bucketed as documents are.
+
+    Args:
+        tokens: the pairs, whose ``prompts`` say where each response begins.
+        eos_id, pad_id, max_tokens, max_documents, seed, shuffle: as for :class:`DocumentDataset`.
+        max_length, truncation: of a prompt: how many tokens are kept, and which ones.
+        max_response_length: of a response: the first so many.
+
+    Raises:
+        UserError: no pairs, or an unknown truncation.
+    """
+
+    def __init__(
+        self,
+        tokens: TokenArray,
+        eos_id: int,
+        pad_id: int,
+        max_length: int,
+        truncation: Truncation,
+        max_response_length: int,
+        max_tokens: int,
+        max_documents: int,
+        seed: int,
+        shuffle: bool,
+    ) -> None:
+        self.max_response_length = max_response_length
+        limits = (max_tokens, max_documents, seed, shuffle)
+        super().__init__(tokens, eos_id, pad_id, max_length, truncation, *limits)
+        self.limits = (*self.limits, max_response_length)
+
+    def _kept_lengths(self) -> np.ndarray:
+        prompts, responses = self.tokens.prompts, self.tokens.lengths - self.tokens.prompts - 1
+        kept: np.ndarray = np.minimum(prompts, self.max_length) + np.minimum(responses, self.max_response_length) + 3
+        return kept
+
+    def __getitem__(self, index: int) -> PairBatch:
+        members = self._members(index)[self.rank :: self.world_size]
+        parts = [self._parts(int(i)) for i in members]
+        ids = [np.concatenate([prompt, [self.eos_id], response]) for prompt, response, _ in parts]
+        places = members
+        if not len(members):  # fewer pairs than processes: an empty one, which counts nothing
+            ids, places = [np.zeros(0, dtype=np.int64)], np.array([-1], dtype=np.int64)
+        batch = collate(ids, self.eos_id, self.pad_id, None, places)
+        targets = batch.input_ids.roll(-1, dims=1).masked_fill(~batch.attention_mask.roll(-1, dims=1), IGNORED)
+        targets[:, -1] = IGNORED
+        starts = np.array([len(prompt) + 1 for prompt, _, _ in parts] or [0])  # where the <eos> before it is read
+        counts = np.array([len(response) + (not cut) for _, response, cut in parts] or [0])
+        for row, (start, count) in enumerate(zip(starts, counts, strict=True)):
+            targets[row, start + count :] = IGNORED
+        offsets = np.arange(len(ids)) * targets.shape[1] + starts
+        answers = np.concatenate([offset + np.arange(count) for offset, count in zip(offsets, counts, strict=True)])
+        fields: dict[str, Any] = {**vars(batch), "empty": not len(members)}
+        fields |= {"targets": targets, "answers": torch.from_numpy(answers.astype(np.int64))}
+        fields |= {"prompt_lengths": torch.from_numpy(starts + 1), "max_response_length": self.max_response_length}
+        return PairBatch(**fields)
+
+    def _parts(self, index: int) -> tuple[np.ndarray, np.ndarray, bool]:
+        """A pair's prompt and response as they are kept, and whether the response was cut."""
+        ids, prompt = self.tokens.document(index), int(self.tokens.prompts[index])
+        response = ids[prompt + 1 :]
+        kept = response[: self.max_response_length]
+        return truncate(ids[:prompt], self.max_length, self.truncation), kept, len(kept) < len(response)
+
+
+def write_texts(path: Path, documents: Documents) -> None:
+    """Keep prompts and responses as they were read, for figures that compare texts; whole or not at all."""
+    table = pa.table({"prompt": pa.array(list(documents.texts)), "response": pa.array(documents.labels, pa.string())})
+    buffer = io.BytesIO()
+    pa.parquet.write_table(table, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def read_texts(path: Path) -> tuple[list[str], list[str]]:
+    """The prompts and the responses that :func:`write_texts` kept.
+
+    Raises:
+        UserError: they aren't there, or damaged.
+    """
+    try:
+        table = pa.parquet.read_table(path)
+        return table.column("prompt").to_pylist(), table.column("response").to_pylist()
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise UserError(f"cannot read {path} ({error}): delete that folder and run again") from error

@@ -1,0 +1,54 @@
+"""Supervised fine-tuning of a language model: responses to prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lit_sft.models.encoder import LSTMState
+from lit_sft.models.heads import IGNORE_INDEX
+from lit_sft.models.network import Network
+from lit_sft.objectives.base import Loss, Objective
+from lit_sft.objectives.penalties import Penalties
+
+
+class Completion(Objective):
+    """Mean negative log-likelihood in nats of the responses' tokens, their `<eos>` included, given their prompts.
+
+    A prompt is read and not learned (what TRL calls completion-only loss): summaries, translations and answers are
+    responses to a text, a sentence and a question. The mean is over the tokens of the batch, so that long responses
+    weigh as much as they have tokens.
+
+    Args:
+        completion_only: False: the prompts' tokens are learned, too, and the loss is a mean over all.
+        activation_penalty, temporal_penalty: strengths of AWD-LSTM's penalties on the last layer's output, see
+            `Penalties`; they are no part of the loss that is reported as "completion".
+
+    Raises:
+        ValueError: a strength below 0.
+    """
+
+    batches = frozenset({"pairs"})
+    heads = frozenset({"lm"})
+
+    def __init__(
+        self, completion_only: bool = True, activation_penalty: float = 0.0, temporal_penalty: float = 0.0
+    ) -> None:
+        self.completion_only = completion_only
+        self.penalties = Penalties(activation_penalty, temporal_penalty)
+
+    def __call__(self, network: Network, batch: Mapping[str, Any], state: LSTMState | None) -> Loss:
+        """`batch["pairs"]`: input_ids, attention_mask, targets, each (batch, time), and answers (tokens,), the places
+        of the responses' tokens in `targets`, flattened. There is no state.
+        """
+        pairs = batch["pairs"]
+        encoded = network.encode(pairs, None, network.draw_masks(*pairs.input_ids.shape))
+        hidden, targets = encoded.hidden.flatten(0, 1), pairs.targets.flatten()  # (positions, units), (positions,)
+        if self.completion_only:  # no logits of the prompts: with a large vocabulary they take most of the time
+            hidden, targets = hidden[pairs.answers], targets[pairs.answers]
+        nll = network.nll(hidden.unsqueeze(0), targets.unsqueeze(0))  # (1, targets)
+        kept = (targets != IGNORE_INDEX).sum()
+        mean = nll.sum() / kept.clamp(min=1)
+        parts = {"completion": mean.detach()}
+        total = self.penalties.add(mean, parts, encoded, pairs.attention_mask)
+        return Loss(total, parts, kept)
