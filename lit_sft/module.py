@@ -49,7 +49,7 @@ class LitSFT(Evaluated, StepRates):
     The network is built in ``configure_model``, when the data module knows the vocabulary and the labels.
 
     Args:
-        stage: ``pretrain`` (language modelling) or ``finetune`` (classification).
+        stage: ``pretrain`` (language modelling) or ``finetune`` (classification, or responses to prompts).
         init_from: a run or checkpoint whose weights and tokenizer this run starts from; without it, from scratch.
             For ``TwoWayEncoder`` two, a forward and a backward pretraining. Not for resuming: that is ``--ckpt_path``.
         encoder: the encoder's class and options; called with the vocabulary size.

@@ -19,7 +19,7 @@ from lit_sft.checkpoints import names_in
 from lit_sft.data.formats import STREAM_ROWS
 from lit_sft.data.readers import iter_rows
 from lit_sft.errors import UserError, nearest
-from lit_sft.predictor import load
+from lit_sft.predictor import Ensemble, Predictor, load
 from lit_sft.text_classifier import CHARACTERS_AT_ONCE, TEXTS_AT_ONCE
 
 MOMENT = 0.01  # seconds: what another process writes without a pause is there by then
@@ -40,6 +40,7 @@ def predict_command(arguments: list[str]) -> None:
     paths = names_in(options.ckpt_path)
     one_or_more = paths if len(paths) > 1 else paths[0]
     predictor = load(one_or_more, options.encoder and _class(options.encoder), options.device)
+    _set_search(predictor, options)
     texts: list[str | None] = []  # that wait for their answers
     characters = 0  # of them
     with _output(options.output) as output:
@@ -113,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m lit_sft predict",
         allow_abbrev=False,
         exit_on_error=False,
-        description="Label documents: a JSON line out for each row in, null for a blank one. "
+        description="Label documents, or answer prompts: a JSON line out for each row in, null for a blank one. "
         "Input files are txt (a document a line), csv, tsv, jsonl or parquet by their suffix, with .gz behind it too, "
         "or FORMAT:FILE for these and for file (a document), label_text, fasttext and wikitext.",
     )
@@ -125,6 +126,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no_header", action="store_true", help="CSV and TSV columns are named 0, 1, and so on")
     parser.add_argument("--encoding", default="utf-8")
     parser.add_argument("--separator", help="between label and text of a label_text file (default: a tab)")
+    parser.add_argument("--num_beams", type=int, help="of the search for a response (default: the run's)")
+    parser.add_argument("--max_new_tokens", type=int, help="of a response, at most (default: the run's)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     parser.add_argument("--model.encoder", dest="encoder", help="the encoder's class, where it is one of your own")
 
@@ -135,6 +138,22 @@ def _parser() -> argparse.ArgumentParser:
 
     parser.error = refuse  # type: ignore[method-assign, assignment]
     return parser
+
+
+def _set_search(predictor: Predictor | Ensemble, options: argparse.Namespace) -> None:
+    """Search for responses as the user says.
+
+    Raises:
+        UserError: the model answers no prompts, or a number below 1.
+    """
+    given = {name: getattr(options, name) for name in ("num_beams", "max_new_tokens")}
+    given = {name: value for name, value in given.items() if value is not None}
+    for name, value in given.items():
+        if not (isinstance(predictor, Predictor) and predictor.answers):
+            raise UserError(f"--{name} is for a model that answers prompts")
+        if value < 1:
+            raise UserError(f"--{name} {value} must be at least 1")
+        setattr(predictor, name, value)
 
 
 def _class(path: str) -> Any:

@@ -47,7 +47,7 @@ class Predictor(TextClassifier):
         self.truncation: Truncation = data.get("truncation") or "head"
         self.direction: Direction = checkpoint.direction
         self.answers = checkpoint.stage == "finetune" and network.classifier is None
-        self.max_response_length = data.get("max_response_length") or 200
+        self.max_new_tokens = data.get("max_response_length") or 200
         self.num_beams = checkpoint.config.get("model", {}).get("num_beams") or 1
         self._label_names, self._thresholds = list(checkpoint.label_names), checkpoint.thresholds
 
@@ -95,7 +95,8 @@ class Predictor(TextClassifier):
         """
         if not self.answers:
             raise UserError("this checkpoint can't answer: respond needs one fine-tuned on prompts with responses")
-        limit, beams = max_new_tokens or self.max_response_length, num_beams or self.num_beams
+        limit = self.max_new_tokens if max_new_tokens is None else max_new_tokens
+        beams = self.num_beams if num_beams is None else num_beams
         if min(limit, beams) < 1:
             raise UserError(f"max_new_tokens {limit} and num_beams {beams} must be at least 1")
 

@@ -30,8 +30,8 @@ MEASURED = (
     *("label_names", "max_length", "truncation", "labeled", "unlabeled", "val", "remove_test_copies"),
     *("response_column", "max_response_length"),
 )
-ADDED = {"max_response_length": 200}  # options that the configs of older runs lack, and what stands for them
 TESTED = (*MEASURED, "batch_size")  # of streams, which begin anywhere in a document; other sizes change no figure
+ADDED = {"max_response_length": 200}  # what older configs lack
 # A validation's own documents may be held out of the labeled ones; what is kept of it, a classifier said of documents.
 VALIDATED = (*MEASURED, "val_fraction", "split_seed", "val_labels_per_class")
 # What decides a result: ours, the engines', and the projects whose documentation is the pydocs corpus.
@@ -233,11 +233,8 @@ def is_best(checkpoint: Path) -> bool:
 
 def same_data(data: Any, other: dict[str, Any], options: Iterable[str]) -> bool:
     """Whether these data options, as mappings, have the same values in both; two ways to write a path are one."""
-
-    def value(of: Any, key: str) -> Any:
-        return ADDED.get(key) if of.get(key) is None else _located(of.get(key))
-
-    return all(value(data, key) == value(other, key) for key in options)
+    pairs = [[ADDED.get(k) if one.get(k) is None else one.get(k) for one in (data, other)] for k in options]
+    return all(_located(one) == _located(two) for one, two in pairs)
 
 
 def numbered(folder: Path, stem: str) -> Iterator[Path]:

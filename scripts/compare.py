@@ -37,6 +37,8 @@ def compare(run: Path, scratch: Path) -> dict[str, dict[str, float]]:
     record = read_record(finetune)
     if "test" not in record:
         raise UserError(f"{finetune} was not tested: run it again with --data.test FILE")
+    if "bleu" in record["test"]:
+        raise UserError(f"{finetune} answers prompts: scripts/nearest.py has the row to compare it with")
     if "micro_f1" in record["test"]:
         raise UserError(f"{finetune} gives a document any number of labels, and the linear model one")
     rows: dict[str, dict[str, float]] = {"pretrained": record["test"]}

@@ -122,6 +122,18 @@ def test_predict_answers_each_row_in_its_order(run: Path, cli: Command, workplac
     assert found == [{"response": row["response"]} for row in rows]
 
 
+def test_predict_searches_as_it_is_told(run: Path, cli: Command, workplace: Path, trained: Trained) -> None:
+    prompts = [row["prompt"] for row in rows_of(run / "responses.parquet")][:4]
+    Path("in.txt").write_text("\n".join(prompts), encoding="utf-8")
+    predict = ("predict", "--input", "in.txt", "--output", "-", "--ckpt_path")
+    found = [json.loads(line)["response"] for line in cli(*predict, run, "--num_beams", "1").out.splitlines()]
+    assert found == list(load(run).respond(prompts, num_beams=1))
+    found = [json.loads(line)["response"] for line in cli(*predict, run, "--max_new_tokens", "1").out.splitlines()]
+    assert found == list(load(run).respond(prompts, max_new_tokens=1))
+    one_line(cli(*predict, run, "--num_beams", "0"), "--num_beams 0 must be at least 1")
+    one_line(cli(*predict, trained.finetune, "--num_beams", "2"), "--num_beams is for a model that answers prompts")
+
+
 def test_from_python(run: Path) -> None:
     predictor, rows = load(run), rows_of(run / "responses.parquet")
     prompts = [row["prompt"] for row in rows]

@@ -1,0 +1,80 @@
+"""What the nearest training prompts were answered with: the row that a model which answers prompts has to beat.
+
+    python scripts/nearest.py logs/multi30k/version_0               # on the test data of the run
+    python scripts/nearest.py logs/multi30k/version_0 --split val
+
+Prompts are compared by TF-IDF of words, uni- and bigrams (sublinear; cosine), and each gets the response of the nearest
+training prompt. Figures as `test` has them, with their 95% intervals over the documents. Needs the extra baseline.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from linear import WORD
+from one_line import in_one_line
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from lit_sft.checkpoints import read_config, stage_folders
+from lit_sft.data.datamodule import TextDataModule
+from lit_sft.data.documents import Documents
+from lit_sft.errors import UserError
+from lit_sft.evaluation.intervals import bootstrap
+from lit_sft.evaluation.texts import TextScores
+
+AT_ONCE = 1000  # prompts that are compared with all training prompts together
+
+
+def nearest_responses(train: Documents, prompts: Sequence[str]) -> list[str]:
+    """The response of the training prompt that is nearest to each prompt; of equally near ones that of the first."""
+    to_features = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=WORD)
+    known = to_features.fit_transform(list(train.texts))
+    found: list[int] = []
+    for first in range(0, len(prompts), AT_ONCE):
+        similar = to_features.transform(prompts[first : first + AT_ONCE]) @ known.T
+        found += np.asarray(similar.toarray().argmax(1)).tolist()
+    responses = train.labels or []
+    return [str(responses[place]) for place in found]
+
+
+def measure(run: Path, split: Literal["val", "test"]) -> dict[str, tuple[float, list[float] | None]]:
+    """Each figure on a split of a run's own data, and its interval."""
+    options = {k: v for k, v in read_config((stage_folders(run) or [run])[-1])["data"].items() if k != "seed"}
+    data = TextDataModule(**options)
+    if not data.corpus_config.pairs:
+        raise UserError(f"{run} has no prompts with responses (data.response_column)")
+    data.prepare_data()
+    data.setup()
+    corpus = data.corpus
+    documents = {"val": corpus.val, "test": corpus.test}[split]
+    if not len(documents):
+        raise UserError(f"{run} has no {split} data")
+    references = [str(response) for response in documents.labels or []]
+    scores = TextScores.of(nearest_responses(corpus.train, list(documents.texts)), references)
+    intervals = bootstrap(scores.figures, len(documents))
+    once = scores.figures(np.ones((len(documents), 1)))
+    return {name: (float(value[0]), intervals[name]) for name, value in once.items()}
+
+
+def parser() -> argparse.ArgumentParser:
+    """What it is called with."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("run", type=Path, help="the folder of a run on prompts with responses, or of a recipe")
+    options.add_argument("--split", choices=("val", "test"), default="test")
+    return options
+
+
+def main() -> None:
+    """Print a line for each figure."""
+    arguments = parser().parse_args()
+    for name, (value, interval) in measure(arguments.run, arguments.split).items():
+        shown = "" if interval is None else f"  [{interval[0]:.3f}, {interval[1]:.3f}]"
+        print(f"{name:12} {value:.3f}{shown}")
+
+
+if __name__ == "__main__":
+    in_one_line(main)
