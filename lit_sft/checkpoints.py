@@ -69,6 +69,11 @@ class Checkpoint:
         return replace(found, label_names=self.label_names or None, multilabel=self.multilabel)
 
     @property
+    def num_beams(self) -> int:
+        """Of the run's search for responses; older ones say nothing."""
+        return self.config.get("model", {}).get("num_beams") or 1
+
+    @property
     def precision(self) -> str:
         """The Trainer's precision of the run."""
         trainer = self.config.get("trainer")
@@ -169,9 +174,10 @@ def _check_sums(path: Path) -> None:
 def _plain_config(value: Any) -> bool:
     if not isinstance(value, dict) or not all(isinstance(value.get(part, {}), dict) for part in ("data", "model")):
         return False
-    data = value.get("data", {})
-    length = data.get("max_length") or 1
-    return isinstance(length, int) and length > 0 and data.get("direction") in (None, *get_args(Direction))
+    data, model = value.get("data", {}), value.get("model", {})
+    numbers = [data.get("max_length"), data.get("max_response_length"), model.get("num_beams")]
+    right = all(number is None or (isinstance(number, int) and number > 0) for number in numbers)
+    return right and data.get("direction") in (None, *get_args(Direction))
 
 
 def _thresholds(value: Any) -> bool:

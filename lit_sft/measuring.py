@@ -15,7 +15,7 @@ from lit_sft.runs import TESTED, VALIDATED, same_data
 from lit_sft.stored_options import objective_of
 
 # What decides which text there is: the same in a run and its test, or no copies are looked for.
-TEXT = [name for name in TESTED if name not in ("max_length", "truncation", "batch_size")]
+TEXT = [name for name in TESTED if name not in ("max_length", "max_response_length", "truncation", "batch_size")]
 HELD_OUT = ("labeled", "val", "val_fraction", "split_seed")
 
 
@@ -30,6 +30,10 @@ def check_measured(source: Checkpoint, config: Namespace, command: str) -> None:
             f"--ckpt_path {source.path} is a {source.stage} checkpoint and model.stage is {stage}: leave model.stage "
             "out, or give the config of its run"
         )
+    heads, pairs = objective_of(source).heads, config.data.response_column is not None
+    if stage == "finetune" and ("classifier" in heads) == pairs:
+        kind, do = ("a classifier", "leave out") if pairs else ("a model that answers prompts", "give")
+        raise UserError(f"--ckpt_path {source.path} is {kind}: {do} --data.response_column")
     pooling = source.config.get("model", {}).get("pooling")
     if stage == "finetune" and pooling not in (None, config.model.pooling):
         raise UserError(

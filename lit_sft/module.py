@@ -162,7 +162,8 @@ class LitSFT(Evaluated, StepRates):
         take_out_lightnings(options)
         checkpoint, encoder = read_checkpoint(resolve(checkpoint_path, "ckpt_path")), options.pop("encoder", None)
         blueprint = with_options(stored_blueprint(checkpoint, encoder), options)
-        module = cls(checkpoint.stage, **{"objective": objective_of(checkpoint)} | options)
+        options = {"objective": objective_of(checkpoint), "num_beams": checkpoint.num_beams, **options}
+        module = cls(checkpoint.stage, **options)
         module.blueprint = blueprint
         network = stored_network(checkpoint, module.blueprint, module.objective)
         module._keep(network, checkpoint.tokenizer(), checkpoint.label_names, checkpoint.multilabel)
@@ -261,8 +262,6 @@ class LitSFT(Evaluated, StepRates):
             raise UserError("LitSFT resumes and logs the schedule of its own: for another give model.schedule")
         if changed := take_options(scheduler, self._fresh_groups):
             rank_zero_info("resumed with changed options: " + "; ".join(changed))
-
-    # ---- checkpoints
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_data": None}  # a copy of the module has no copy of its data

@@ -48,7 +48,7 @@ class Predictor(TextClassifier):
         self.direction: Direction = checkpoint.direction
         self.answers = checkpoint.stage == "finetune" and network.classifier is None
         self.max_new_tokens = data.get("max_response_length") or 200
-        self.num_beams = checkpoint.config.get("model", {}).get("num_beams") or 1
+        self.num_beams = checkpoint.num_beams
         self._label_names, self._thresholds = list(checkpoint.label_names), checkpoint.thresholds
 
     @property
@@ -103,8 +103,8 @@ class Predictor(TextClassifier):
         def compute(batch: DocumentBatch) -> Tensor:
             return respond(self.network, batch, batch.lengths, self.tokenizer.eos_id, limit, beams)
 
-        for ids in self._in_order(prompts, compute):
-            yield None if ids is None else self.tokenizer.decode(ids[ids >= 0].tolist()).strip()
+        found = self._in_order(prompts, compute)
+        return (None if ids is None else self.tokenizer.decode(ids[ids >= 0].tolist()).strip() for ids in found)
 
     def encode(self, texts: Sequence[str | None]) -> np.ndarray:
         """Document vectors, float32 of shape (texts, units): pooled as for the classifier; NaN for a blank text."""

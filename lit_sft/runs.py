@@ -30,7 +30,8 @@ MEASURED = (
     *("label_names", "max_length", "truncation", "labeled", "unlabeled", "val", "remove_test_copies"),
     *("response_column", "max_response_length"),
 )
-TESTED = (*MEASURED, "batch_size")  # of streams, which begin anywhere in a document; other sizes change no figure
+# batch_size is of streams, which begin anywhere in a document (others change no figure), num_beams of written responses
+TESTED = (*MEASURED, "batch_size", "num_beams")
 ADDED = {"max_response_length": 200}  # what older configs lack
 # A validation's own documents may be held out of the labeled ones; what is kept of it, a classifier said of documents.
 VALIDATED = (*MEASURED, "val_fraction", "split_seed", "val_labels_per_class")

@@ -48,6 +48,8 @@ def keep_test(
     """
     tested = module.tested
     assert tested is not None
+    if tested.responses is not None:  # another search is another test
+        data, own = {**data, "num_beams": module.num_beams}, own and module.num_beams == source.num_beams
     if not trainer.is_global_zero or read_in_part(trainer):
         return
     if "lm" not in module.objective.heads:  # a number of streams, of which there are none
@@ -101,6 +103,7 @@ def keep_validation(
     if found is None or not trainer.is_global_zero:
         return
     path = folder / (VAL_RESPONSES if isinstance(found, Responses) else VAL_FILE)
+    own = own and module.num_beams == source.num_beams
     whole = len(found) == len(trainer.datamodule.val)  # type: ignore[attr-defined]
     if whole and is_best(source.path) and own:
         found.write(path)

@@ -57,7 +57,7 @@ FIELDS = (*CELL, "val_macro_f1", "val_accuracy", "test_macro_f1", "test_accuracy
 PLAN = ("small_val", "seeds", "search_seeds", "fixed")  # of a label count in a search file; what else it has: methods
 SHOWN = ("macro_f1", "accuracy")  # either may choose
 # What decides which documents there are: the same for all methods.
-DOCUMENTS = [name for name in VALIDATED if name not in ("max_length", "truncation", "unlabeled")]
+DOCUMENTS = [name for name in VALIDATED if name not in ("max_length", "max_response_length", "truncation", "unlabeled")]
 Options = dict[str, Any]
 
 

@@ -43,12 +43,12 @@ def nearest_responses(train: Documents, prompts: Sequence[str]) -> list[str]:
 
 def measure(run: Path, split: Literal["val", "test"]) -> dict[str, tuple[float, list[float] | None]]:
     """Each figure on a split of a run's own data, and its interval."""
-    options = {k: v for k, v in read_config((stage_folders(run) or [run])[-1])["data"].items() if k != "seed"}
+    options = read_config((stage_folders(run) or [run])[-1]).get("data")
+    if options is None:
+        raise UserError(f"{run} is no run's folder: it has no config.yaml with its data")
     data = TextDataModule(**options)
     if not data.corpus_config.pairs:
         raise UserError(f"{run} has no prompts with responses (data.response_column)")
-    data.prepare_data()
-    data.setup()
     corpus = data.corpus
     documents = {"val": corpus.val, "test": corpus.test}[split]
     if not len(documents):

@@ -17,6 +17,7 @@ from lit_sft.data import encoding
 from lit_sft.data.corpus_config import CorpusConfig
 from lit_sft.data.documents import Documents
 from lit_sft.data.pairs import PairBatch, PairDataset
+from lit_sft.data.readers import read_documents
 from lit_sft.data.splits import hold_out
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.data.tokens import TokenArray, read_tokens, write_tokens
@@ -196,7 +197,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "no data": ({"labeled": None, "unlabeled": "{}/more.txt"}, "give --data.labeled a file of prompts and responses"),
     "text": ({"labeled": "{}/more.txt"}, "response_column is for files with columns"),
     "classes": ({"labeled": "{}/classes"}, "response_column is for files with columns"),
-    "missing": ({"labeled": "{}/missing.jsonl"}, "missing.jsonl, row 2: no response"),
+    "missing": ({"labeled": "{}/missing.jsonl"}, "all 2 rows are blank, there is no response"),
     "list": ({"labeled": "{}/list.jsonl"}, "list.jsonl, row 1: the response is a list, not text"),
     "backward": ({"direction": "backward"}, "leave out --data.direction backward"),
 }
@@ -207,7 +208,7 @@ def test_mistakes_are_told(case: str, tmp_path: Path, shared_cache: Path, files:
     changes, message = MISTAKES[case]
     pairs_file(tmp_path / "train.jsonl")
     (tmp_path / "more.txt").write_text("some text\nmore text\n")
-    (tmp_path / "missing.jsonl").write_text('{"text": "a", "response": "b"}\n{"text": "c", "response": " "}\n')
+    (tmp_path / "missing.jsonl").write_text('{"text": "a", "response": null}\n{"text": "c", "response": " "}\n')
     (tmp_path / "list.jsonl").write_text('{"text": "a", "response": ["b"]}\n')
     for name in ("a", "b"):
         (tmp_path / "classes" / name).mkdir(parents=True)
@@ -233,6 +234,15 @@ def test_a_number_is_a_response(tmp_path: Path, shared_cache: Path, files: Files
     data.prepare_data()
     data.setup()
     assert set(data.prepared.pair_texts("val")[1]) < {str(2 * i) for i in range(20)}
+
+
+def test_prompts_without_a_response_are_left_out_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "some.csv"
+    path.write_text("text,answer\none,1\n,2\nthree,\nfour,4\nfive, \n")
+    documents, report = read_documents(path, labeled=True, response_column="answer")
+    assert (list(documents.texts), documents.labels) == (["one", "four"], ["1", "4"])
+    assert (report.rows, report.blank) == (5, 1)
+    assert report.notes == [f"{path}: 2 of 5 prompts have no response and were left out"]
 
 
 def test_pairs_are_for_an_objective_that_reads_them(files: Files, shared_cache: Path) -> None:

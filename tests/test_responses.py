@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,7 @@ def test_a_test_of_other_data_stands_beside_it(run: Path, cli: Command, workplac
     assert read(Path("run/metrics.json")) == before
     beside = list(Path("run").glob("test-*.json"))
     assert len(beside) == 1
+    assert read(beside[0])["data"]["num_beams"] == 1
     assert len(rows_of(beside[0].with_suffix(".parquet"))) == 30
     assert read(beside[0])["data"]["response_column"] == "label"
 
@@ -193,6 +195,35 @@ def test_copies_of_training_prompts_are_told_apart(cli: Command, workplace: Path
     figures = of_torchmetrics([row["response"] for row in clean], [row["reference"] for row in clean])
     assert {name: record["test_clean"][name] for name in figures} == pytest.approx(figures, abs=1e-6)
     assert record["test_clean"]["loss"] != record["test"]["loss"]
+    tokenizer = read_checkpoint(Path("run/checkpoints/last.ckpt")).tokenizer()
+    tokens = sum(len(ids) + 1 for ids in tokenizer.encode_batch([row["reference"] for row in clean]))
+    size = sum(len(row["reference"].encode()) for row in clean)
+    bits = record["test_clean"]["loss"] / np.log(2) * tokens / size
+    assert record["test_clean"]["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
+
+
+def test_another_search_is_another_test(run: Path, cli: Command, workplace: Path) -> None:
+    shutil.copytree(run, "run")
+    before = read(Path("run/metrics.json"))
+    assert cli("test", "--ckpt_path", "run", "--model.num_beams", "1").code == 0
+    assert read(Path("run/metrics.json")) == before
+    (beside,) = Path("run").glob("test-*.json")
+    assert read(beside)["data"]["num_beams"] == 1
+    assert read(beside)["test"]["loss"] == pytest.approx(before["test"]["loss"])
+
+
+def test_a_cut_response_has_no_bits_per_byte_and_the_card_says_what_is_cut(
+    cli: Command, workplace: Path, files: Files
+) -> None:
+    options = options_of(files, 1, max_response_length=2)
+    Path("pairs.yaml").write_text(yaml.safe_dump(options), encoding="utf-8")
+    result = cli("fit", "--config", "pairs.yaml", "--run_dir", "run")
+    assert "bits_per_byte" not in read(Path("run/metrics.json"))["val"]
+    assert re.search(r"cut in train: \d+\.\d% of the prompts \(over 32 tokens\), \d+\.\d% of the responses", result.log)
+    assert cli("test", "--ckpt_path", "run", "--data.max_response_length", "6").code == 0  # other data, the same text
+    (beside,) = Path("run").glob("test-*.json")
+    assert {"bits_per_byte", "bleu"} <= set(read(beside)["test"])
+    assert "test_clean" in read(beside)
 
 
 def test_a_broken_off_run_goes_on_as_if_it_had_not_been(cli: Command, workplace: Path, files: Files) -> None:
@@ -207,7 +238,9 @@ def test_a_broken_off_run_goes_on_as_if_it_had_not_been(cli: Command, workplace:
         assert torch.equal(weight, parts.network_weights()[name]), name
 
 
-def test_what_does_not_go_together_is_told(cli: Command, workplace: Path, files: Files, run: Path) -> None:
+def test_what_does_not_go_together_is_told(
+    cli: Command, workplace: Path, files: Files, run: Path, trained: Trained
+) -> None:
     def fit(*arguments: object, **data: Any) -> Result:
         options = options_of(files, 1, **data)
         Path("pairs.yaml").write_text(yaml.safe_dump(options), encoding="utf-8")
@@ -220,7 +253,11 @@ def test_what_does_not_go_together_is_told(cli: Command, workplace: Path, files:
     refused(fit("--model.encoder", "TwoWayEncoder"), "TwoWayEncoder")
     refused(fit("--data.direction", "backward"), "leave out --data.direction backward")
     refused(fit("--model.num_beams", "0"), "--model.num_beams 0")
-    refused(fit("--checkpoint.monitor", "val/bleu"), "val/bleu")
+    refused(fit("--checkpoint.monitor", "val/bleu"), "val/bleu", "a fit writes no responses")
+    refused(fit("--model.backprop_tokens", "5"), "backprop_tokens is for classifiers")
+    one_line(cli("test", "--ckpt_path", run, "--data.response_column", "null"), "give --data.response_column")
+    other = ("--data.test", files.test, "--data.response_column", "label")
+    one_line(cli("test", "--ckpt_path", trained.finetune, *other), "leave out --data.response_column")
     one_line(cli("test", "--ckpt_path", f"{run},{run}"), "classif")
 
 
@@ -242,7 +279,7 @@ def test_the_modules_python_names_do_it_too(files: Files, shared_cache: Path, tm
     trainer = trainer_of(tmp_path, max_steps=2, limit_val_batches=0)
     trainer.fit(module, datamodule=data)
     trainer.save_checkpoint(tmp_path / "x.ckpt")
-    assert load(tmp_path / "x.ckpt").num_beams == 3
+    assert load(tmp_path / "x.ckpt").num_beams == LitSFT.load_from_checkpoint(tmp_path / "x.ckpt").num_beams == 3
     assert isinstance(data, TextDataModule)
     (figures,) = trainer.test(module, datamodule=data, verbose=False)
     assert 0.0 <= figures["test/bleu"] <= 1.0

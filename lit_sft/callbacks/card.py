@@ -19,7 +19,8 @@ class ShowData(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        card = data_card(trainer.datamodule, "labeled" in module.objective.batches)  # type: ignore
+        batches = module.objective.batches  # type: ignore[union-attr]
+        card = data_card(trainer.datamodule, "labeled" in batches, "pairs" in batches)  # type: ignore
         rank_zero_info(card.text())
         log_text(trainer, "data", card.markdown())
         on_cpu = trainer.strategy.root_device.type == "cpu"

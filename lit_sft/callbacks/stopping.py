@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lit_sft.errors import UserError, nearest
 from lit_sft.evaluation.metrics import FIGURES, better
+from lit_sft.evaluation.texts import NAMES as WRITTEN
 
 
 class EarlyStop(EarlyStopping):
@@ -133,6 +134,8 @@ def check_monitors(
         if f"val/{monitor}" in known or (elsewhere and not (logging and directed)):
             longer = [name for name in known if name.startswith(monitor)]
             hint = nearest(monitor, longer or known).strip() or f"there are {', '.join(known)}"
+            if monitor.removeprefix("val/") in WRITTEN and "lm" in heads:
+                hint = "a fit writes no responses: monitor val/loss"
             if logging:
                 hint += "; if a callback of your own logs it, give the mode, min or max, beside the monitor"
             raise UserError(f"no figure {monitor} to monitor (checkpoint.monitor, early_stopping.monitor); {hint}")

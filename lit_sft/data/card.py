@@ -7,7 +7,7 @@ well under a second for 20 million tokens, at every start.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -67,6 +67,7 @@ class DataCard:
         vocabulary: entries of the tokenizer.
         padding: padding as a share of the positions in a training epoch of documents; None without such batches.
         repeats: documents with the words of another one (:func:`lit_sft.data.repeats.count_repeats`).
+        cut_pairs: how many prompts and responses are cut, a line for each split of pairs.
     """
 
     splits: list[SplitCard]
@@ -75,6 +76,7 @@ class DataCard:
     vocabulary: int
     padding: float | None
     repeats: dict[str, int]
+    cut_pairs: list[str] = field(default_factory=list)
 
     def rows(self) -> list[list[str]]:
         """A table as text, its head first; what concerns the classifier alone only where there is one."""
@@ -93,6 +95,7 @@ class DataCard:
             for split in self.splits
             if len(split.labels)
         ]
+        lines += self.cut_pairs
         repeated = [f"{count:,} {REPEATS[name]}" for name, count in self.repeats.items() if count]
         unknown = {split.name: split.unknown for split in self.splits}
         # Validation is not learned from either; of train, a vocabulary of all its words knows every one.
@@ -119,17 +122,18 @@ class DataCard:
         return "\n".join([*(f"| {row} |" for row in (head, rule, *rows)), "", *(f"- {note}" for note in self.notes())])
 
 
-def data_card(data: TextDataModule, classifies: bool) -> DataCard:
+def data_card(data: TextDataModule, classifies: bool, answers: bool = False) -> DataCard:
     """The card of prepared data.
 
     Args:
         data: after ``setup``.
         classifies: whether the run reads labeled documents in batches.
+        answers: whether it reads prompts with responses.
     """
     max_length = data.max_length if classifies else None
     names = data.label_names if classifies else []
     arrays = {"train": data.train, "val": data.val, "test": data.test, "text": data.prepared.unlabeled}
-    if not classifies:
+    if not (classifies or answers):
         del arrays["train"]
     elif len(data.prepared.unlabeled) == len(data.train):
         del arrays["text"]  # the same documents
@@ -138,9 +142,21 @@ def data_card(data: TextDataModule, classifies: bool) -> DataCard:
         for name, array in arrays.items()
         if len(array)
     ]
-    batches = data.document_loader("train").dataset if classifies else None
+    loader = data.document_loader if classifies else data.pair_loader if answers else None
+    batches = None if loader is None else loader("train").dataset
     padding = batches.padding_share() if isinstance(batches, DocumentDataset) else None
-    return DataCard(splits, names, max_length, data.tokenizer.vocab_size, padding, data.prepared.repeats)
+    cut = [_cut_pairs(split.name, arrays[split.name], data) for split in splits if answers and split.name != "text"]
+    return DataCard(splits, names, max_length, data.tokenizer.vocab_size, padding, data.prepared.repeats, cut)
+
+
+def _cut_pairs(name: str, array: TokenArray, data: TextDataModule) -> str:
+    """What share of a split's prompts and responses is longer than what is kept of them."""
+    prompts = (array.prompts > data.max_length).mean()
+    responses = (array.lengths - array.prompts - 1 > data.max_response_length).mean()
+    return (
+        f"cut in {name}: {_percent(float(prompts))} of the prompts (over {data.max_length} tokens), "
+        f"{_percent(float(responses))} of the responses (over {data.max_response_length})"
+    )
 
 
 def split_card(name: str, array: TokenArray, unk_id: int, max_length: int | None, classes: int) -> SplitCard:

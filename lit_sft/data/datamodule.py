@@ -141,7 +141,10 @@ class TextDataModule(TextData, L.LightningDataModule):
         if not self.corpus_config.pairs:
             raise UserError("this objective learns responses to prompts: set --data.response_column")
         if self.direction == "backward":
-            raise UserError("a response is written from its first word on: leave out --data.direction backward")
+            raise UserError(
+                "a response is written from its first word on: leave out --data.direction backward, and start from a "
+                "pretraining that reads forward"
+            )
         array = self._array(split)
         self._check_not_empty(array, split)
         training, shuffle = split == "train", split == "train" and not self._overfits()
@@ -235,11 +238,15 @@ class TextDataModule(TextData, L.LightningDataModule):
     def bytes_per_target(self, split: Split, chosen: np.ndarray | None = None) -> float:
         """UTF-8 bytes of a split's documents over what is predicted there: tokens and ends; or of responses alone.
 
+        0, which is for unknown, where a response is cut: its loss is of a part of its bytes.
+
         ``chosen``: bool (documents,), of these documents alone.
         """
-        array = self._array(split)
+        array, pairs = self._array(split), self.trainer is not None and self.reads_pairs
         array = array if chosen is None else array.select(np.flatnonzero(chosen))
-        return array.bytes_per_target(responses=self.trainer is not None and self.reads_pairs)
+        if pairs and (array.lengths - array.prompts - 1 > self.max_response_length).any():
+            return 0.0
+        return array.bytes_per_target(responses=pairs)
 
     def _objective(self) -> Any:
         if self.trainer is None:

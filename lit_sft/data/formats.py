@@ -50,7 +50,10 @@ def check_labels(kind: str, options: RowOptions) -> None:
     """Raise a UserError where labels, or responses, are wanted of a format that has none."""
     if options.labels and options.response_column is not None and kind not in WITH_COLUMNS:
         known = ", ".join(sorted(WITH_COLUMNS))
-        raise UserError(f"{options.name}: response_column is for files with columns ({known}), and this is {kind}")
+        raise UserError(
+            f"{options.name}: response_column is for files with columns ({known}), and this is {kind}: for a language "
+            "model to read plain text, --data.response_column null"
+        )
     if options.labels and kind in WITHOUT_LABELS:
         raise UserError(
             f"{options.name}: plain text has no labels; give a file with a label column, lines of LABEL and text "

@@ -98,7 +98,7 @@ def read_documents(
     file: TextFile | None = None,
     **options: Unpack[ReadOptions],
 ) -> tuple[Documents, ReadReport]:
-    """The documents of a source, blank texts counted and left out.
+    """The documents of a source, blank texts, and prompts without a response, counted and left out.
 
     A folder is all its files whose suffix tells the format, one after the other, sorted; where labels are wanted and
     it has subfolders of text files, each of those is a class and each file a document.
@@ -120,10 +120,14 @@ def read_documents(
     labels: list[Any] = []  # all names, or all tuples of names
     names: dict[Label, Label] = {}  # each label once: a million documents share a few strings
     opened, notes = open_source(source, row_options(str(source), labeled, **options), classes, split)
-    rows = 0
+    rows, blank, unanswered = 0, 0, 0
     for row, its_options in opened:
         rows += 1
         if row.text is None or not row.text.strip():
+            blank += 1
+            continue
+        if labeled and row.label is None and its_options.response_column is not None:
+            unanswered += 1
             continue
         texts.append(row.text)
         if labeled:
@@ -133,9 +137,11 @@ def read_documents(
             labels.append(names.setdefault(name, name))
     count = len(texts) - before
     if not count:
-        raise UserError(f"{source}: all {rows} rows are blank, there is no text")
+        raise UserError(f"{source}: all {rows} rows are blank, there is no {'response' if unanswered else 'text'}")
+    if unanswered:
+        notes.append(f"{source}: {unanswered} of {rows} prompts have no response and were left out")
     read = texts.view(before) if isinstance(texts, TextFile) else texts
-    return Documents(read, labels if labeled else None), ReadReport(rows, rows - count, notes)
+    return Documents(read, labels if labeled else None), ReadReport(rows, blank, notes)
 
 
 def open_source(
@@ -171,7 +177,7 @@ def _named(row: Row, label_names: dict[str, str] | None, options: RowOptions) ->
         UserError: there is no label, or ``label_names`` lacks it.
     """
     if row.label is None:
-        raise options.error(row.number, "no label" if options.response_column is None else "no response")
+        raise options.error(row.number, "no label")
     if label_names is None:
         return row.label
     parts = (row.label,) if isinstance(row.label, str) else row.label

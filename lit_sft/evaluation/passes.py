@@ -56,7 +56,9 @@ class Evaluation(nn.Module):
         self.own: OwnMetrics | None = None
         if metrics:
             if network.classifier is None:
-                raise UserError("model.metrics: a pretraining predicts no labels: give them to the fine-tuning")
+                raise UserError(
+                    "model.metrics: this objective predicts no labels: give them to a classifier's fine-tuning"
+                )
             self.own = OwnMetrics(metrics, len(label_names), network.multilabel)
         self._state: LSTMState | None = None  # carried from one batch of the stream to the next
         self.kept: dict[str, Collector] = {}  # by head, what a test keeps of its units

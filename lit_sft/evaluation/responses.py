@@ -53,11 +53,11 @@ class Responses:
         """The figures of the texts alone, by their names."""
         return {name: float(value[0]) for name, value in self.scores.figures(np.ones((len(self), 1))).items()}
 
-    def select(self, chosen: np.ndarray) -> Responses:
-        """The documents of a mask (documents,)."""
+    def select(self, chosen: np.ndarray, bytes_per_target: float) -> Responses:
+        """The documents of a mask (documents,), whose references have so many bytes a target."""
         places = np.flatnonzero(chosen).tolist()
         texts = {name: [getattr(self, name)[i] for i in places] for name in ("prompts", "references", "texts")}
-        losses = Stretches(self.losses.nll[chosen], self.losses.targets[chosen], self.losses.bytes_per_target)
+        losses = Stretches(self.losses.nll[chosen], self.losses.targets[chosen], bytes_per_target)
         scores = TextScores(self.scores.counts[chosen], self.scores.means[chosen])
         clean = None if self.clean is None else self.clean[chosen]
         return Responses(**texts, losses=losses, documents=self.documents[chosen], clean=clean, scores=scores)

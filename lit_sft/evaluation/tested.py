@@ -135,7 +135,7 @@ def gather(trainer: Trainer, evaluation: Evaluation, figures: dict[str, float], 
     ranks = of_all_ranks(trainer, {head: collector.rows() for head, collector in kept.items()})
     rows = {head: gathered([rank[head] for rank in ranks]) for head in kept}
     if (responses := _responses(trainer, rows.get("lm", {}), "test")) is not None:
-        return _answered(figures, responses)
+        return _answered(figures, responses, data)
     flags = data.test_is_clean
     whole: dict[str, Part] = {}
     clean: dict[str, Part] = {}
@@ -156,7 +156,7 @@ def gather(trainer: Trainer, evaluation: Evaluation, figures: dict[str, float], 
     return Tested(figures, whole, clean, predictions, None if own is None else own.of)
 
 
-def _answered(figures: dict[str, float], responses: Responses) -> Tested:
+def _answered(figures: dict[str, float], responses: Responses, data: TextDataModule) -> Tested:
     """What responses make of a test; ``figures``: those of their tokens."""
 
     def part(some: Responses) -> Parts:
@@ -165,7 +165,10 @@ def _answered(figures: dict[str, float], responses: Responses) -> Tested:
     whole, flags, figures = part(responses), responses.clean, figures | responses.scored()
     if flags is None or not flags.any():
         return Tested(figures, whole, responses=responses)
-    return Tested(figures, whole, whole if flags.all() else part(responses.select(flags)), responses=responses)
+    if flags.all():
+        return Tested(figures, whole, whole, responses=responses)
+    clean = responses.select(flags, data.bytes_per_target("test", data.test_is_clean))
+    return Tested(figures, whole, part(clean), responses=responses)
 
 
 def tested_by(figures: dict[str, float], predictions: Predictions, own: OwnFigures | None) -> Tested:

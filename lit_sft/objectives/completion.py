@@ -37,12 +37,18 @@ class Completion(Objective):
         self.completion_only = completion_only
         self.penalties = Penalties(activation_penalty, temporal_penalty)
 
+    def prepare(self, network: Network) -> None:
+        """Raise a ValueError for an option of classifiers that would cut the gradients of a long response."""
+        if network.backprop_tokens is not None:
+            raise ValueError("backprop_tokens is for classifiers, and Completion has none: leave it out")
+
     def __call__(self, network: Network, batch: Mapping[str, Any], state: LSTMState | None) -> Loss:
         """`batch["pairs"]`: input_ids, attention_mask, targets, each (batch, time), and answers (tokens,), the places
         of the responses' tokens in `targets`, flattened. There is no state.
         """
         pairs = batch["pairs"]
-        encoded = network.encode(pairs, None, network.draw_masks(*pairs.input_ids.shape))
+        start = network.encoder.initial_state(len(pairs.input_ids))
+        encoded = network.encode(pairs, start, network.draw_masks(*pairs.input_ids.shape))
         hidden, targets = encoded.hidden.flatten(0, 1), pairs.targets.flatten()  # (positions, units), (positions,)
         if self.completion_only:  # no logits of the prompts: with a large vocabulary they take most of the time
             hidden, targets = hidden[pairs.answers], targets[pairs.answers]
