@@ -1,4 +1,4 @@
-"""Pretrain an LSTM on unlabeled text, fine-tune it on a few labels, measure it honestly."""
+"""Pretrain an LSTM on unlabeled text, fine-tune it on a few labels or on responses to prompts, measure it honestly."""
 
 from importlib import import_module
 from typing import Any

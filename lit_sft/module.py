@@ -44,7 +44,7 @@ Stage = Literal["pretrain", "finetune"]
 
 
 class LitSFT(Evaluated, StepRates):
-    """An LSTM that is pretrained on unlabeled text or fine-tuned on labels, one stage a run.
+    """An LSTM that is pretrained on unlabeled text, or fine-tuned on labels or responses to prompts, one stage a run.
 
     The network is built in ``configure_model``, when the data module knows the vocabulary and the labels.
 
@@ -131,7 +131,7 @@ class LitSFT(Evaluated, StepRates):
         return self._keep(network, tokenizer, label_names, multilabel)
 
     def _keep(self, network: Network, tokenizer: Tokenizer, label_names: list[str], multilabel: bool) -> Network:
-        self.evaluation = Evaluation(network, label_names, self.metrics, tokenizer.eos_id, self.num_beams)
+        self.evaluation = Evaluation(network, label_names, self.metrics, tokenizer.special_ids, self.num_beams)
         self.network, self.tokenizer, self.multilabel, self.label_names = network, tokenizer, multilabel, [*label_names]
         return network
 

@@ -127,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--encoding", default="utf-8")
     parser.add_argument("--separator", help="between label and text of a label_text file (default: a tab)")
     parser.add_argument("--num_beams", type=int, help="of the search for a response (default: the run's)")
-    parser.add_argument("--max_new_tokens", type=int, help="of a response, at most (default: the run's)")
+    parser.add_argument("--max_new_tokens", type=int, help="of a response (default: the run's max_response_length)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     parser.add_argument("--model.encoder", dest="encoder", help="the encoder's class, where it is one of your own")
 
@@ -149,7 +149,7 @@ def _set_search(predictor: Predictor | Ensemble, options: argparse.Namespace) ->
     given = {name: getattr(options, name) for name in ("num_beams", "max_new_tokens")}
     given = {name: value for name, value in given.items() if value is not None}
     for name, value in given.items():
-        if not (isinstance(predictor, Predictor) and predictor.answers):
+        if not (isinstance(predictor, Predictor) and predictor.responds):
             raise UserError(f"--{name} is for a model that answers prompts")
         if value < 1:
             raise UserError(f"--{name} {value} must be at least 1")

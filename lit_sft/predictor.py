@@ -28,7 +28,7 @@ MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # a run in on
 
 
 class Predictor(TextClassifier):
-    """A trained model with its tokenizer and label names. Made by :func:`load`.
+    """A trained model with its tokenizer and, of a classifier, its label names. Made by :func:`load`.
 
     Args:
         network: encoder and heads, with the checkpoint's weights.
@@ -46,7 +46,7 @@ class Predictor(TextClassifier):
         self.max_length = data.get("max_length") or 400
         self.truncation: Truncation = data.get("truncation") or "head"
         self.direction: Direction = checkpoint.direction
-        self.answers = checkpoint.stage == "finetune" and network.classifier is None
+        self.responds = checkpoint.stage == "finetune" and network.classifier is None
         self.max_new_tokens = data.get("max_response_length") or 200
         self.num_beams = checkpoint.num_beams
         self._label_names, self._thresholds = list(checkpoint.label_names), checkpoint.thresholds
@@ -68,40 +68,49 @@ class Predictor(TextClassifier):
             UserError: the checkpoint is of pretraining and has no classifier.
         """
         if self.network.classifier is None:
-            kind = "a model that answers prompts" if self.answers else "a pretraining checkpoint"
-            raise UserError(f"{kind} can't classify: predict needs a fine-tuned one")
+            if self.responds:
+                raise UserError("a model that answers prompts can't classify: ask it by respond or predict")
+            raise UserError("a pretraining checkpoint can't classify: predict needs a fine-tuned one")
         return self._in_order(texts, self._probabilities)
 
     def predict_iter(self, texts: Iterable[str | None]) -> Iterator[dict[str, Any] | None]:
         """As in the base class; of a model that answers prompts, ``{"response": text}`` for each."""
-        if not self.answers:
+        if not self.responds:
             yield from super().predict_iter(texts)
             return
-        for response in self.respond(texts):
+        for response in self.respond_iter(texts):
             yield None if response is None else {"response": response}
 
     def respond(
-        self, prompts: Iterable[str | None], max_new_tokens: int | None = None, num_beams: int | None = None
-    ) -> Iterator[str | None]:
+        self, prompts: Sequence[str | None], max_new_tokens: int | None = None, num_beams: int | None = None
+    ) -> list[str | None]:
         """What a language model holds the most likely response to each prompt; None for a blank one.
 
         Args:
-            prompts: of any number; memory doesn't grow with it.
+            prompts: in any order and of any length; what the run cut of a prompt is cut.
             max_new_tokens: of a response, at most; by default ``data.max_response_length`` of the run.
             num_beams: of the search; by default ``model.num_beams`` of the run.
 
         Raises:
             UserError: a checkpoint that was not fine-tuned on prompts with responses; a number below 1.
         """
-        if not self.answers:
+        return list(self.respond_iter(prompts, max_new_tokens, num_beams))
+
+    def respond_iter(
+        self, prompts: Iterable[str | None], max_new_tokens: int | None = None, num_beams: int | None = None
+    ) -> Iterator[str | None]:
+        """As :meth:`respond`, over an input of any length: memory doesn't grow with it."""
+        if not self.responds:
             raise UserError("this checkpoint can't answer: respond needs one fine-tuned on prompts with responses")
         limit = self.max_new_tokens if max_new_tokens is None else max_new_tokens
         beams = self.num_beams if num_beams is None else num_beams
         if min(limit, beams) < 1:
             raise UserError(f"max_new_tokens {limit} and num_beams {beams} must be at least 1")
 
+        eos, *never = self.tokenizer.special_ids
+
         def compute(batch: DocumentBatch) -> Tensor:
-            return respond(self.network, batch, batch.lengths, self.tokenizer.eos_id, limit, beams)
+            return respond(self.network, batch, batch.lengths, eos, limit, beams, never)
 
         found = self._in_order(prompts, compute)
         return (None if ids is None else self.tokenizer.decode(ids[ids >= 0].tolist()).strip() for ids in found)
@@ -174,7 +183,7 @@ class Ensemble(TextClassifier):
     def __init__(self, members: Sequence[Predictor]) -> None:
         self.members = list(members)
         if other := [member for member in members if member.network.classifier is None]:
-            kind = "a model that answers prompts" if other[0].answers else "a pretraining checkpoint"
+            kind = "a model that answers prompts" if other[0].responds else "a pretraining checkpoint"
             raise UserError(f"{kind} can't classify: an ensemble is of fine-tuned classifiers")
         self._columns = [column_order(members[0].label_names, member.label_names) for member in members]
         if len({member.thresholds is None for member in members}) > 1:

@@ -1,4 +1,4 @@
-"""What every model that labels texts can do, alone or with others; and texts of any number, some at a time."""
+"""What one trained model and several together can do with texts; and texts of any number, some at a time."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class TextClassifier(ABC):
         Returns:
             ``{"label": name, "probabilities": {name: probability, ...}}`` for each text; of a multi-label model
             ``{"labels": [name, ...], "probabilities": {...}}`` with the labels whose probability reaches their
-            threshold, which was chosen in validation.
+            threshold, which was chosen in validation; of a model that answers prompts ``{"response": text}``.
 
         Raises:
             UserError: a checkpoint is of pretraining and has no classifier; what is given is no list of texts.

@@ -351,6 +351,8 @@ def check_corpus(corpus: Corpus, methods: list[str]) -> None:
     """Raise a UserError for documents that a test or one of the methods can't have."""
     if not len(corpus.test):
         raise UserError("there are no test documents: give data.test in a config")
+    if corpus.pairs:
+        raise UserError("prompts with responses have no labels: scripts/nearest.py has the row to compare a model with")
     linear = sorted({method for method in methods if method.startswith("tfidf")})
     if corpus.multilabel and linear:
         raise UserError(

@@ -37,8 +37,7 @@ def nearest_responses(train: Documents, prompts: Sequence[str]) -> list[str]:
     for first in range(0, len(prompts), AT_ONCE):
         similar = to_features.transform(prompts[first : first + AT_ONCE]) @ known.T
         found += np.asarray(similar.toarray().argmax(1)).tolist()
-    responses = train.labels or []
-    return [str(responses[place]) for place in found]
+    return [train.responses[place] for place in found]
 
 
 def measure(run: Path, split: Literal["val", "test"]) -> dict[str, tuple[float, list[float] | None]]:
@@ -53,8 +52,7 @@ def measure(run: Path, split: Literal["val", "test"]) -> dict[str, tuple[float, 
     documents = {"val": corpus.val, "test": corpus.test}[split]
     if not len(documents):
         raise UserError(f"{run} has no {split} data")
-    references = [str(response) for response in documents.labels or []]
-    scores = TextScores.of(nearest_responses(corpus.train, list(documents.texts)), references)
+    scores = TextScores.of(nearest_responses(corpus.train, list(documents.texts)), documents.responses)
     intervals = bootstrap(scores.figures, len(documents))
     once = scores.figures(np.ones((len(documents), 1)))
     return {name: (float(value[0]), intervals[name]) for name, value in once.items()}

@@ -81,7 +81,9 @@ class Stage:
         entries = self.options.data.vocab_size or 30_000
         with torch.device("meta"), pytest.MonkeyPatch.context() as patch:
             patch.setattr("lit_sft.module.Evaluation", lambda *_: None)  # torchmetrics' can't do without memory
-            made.model.build(SimpleNamespace(eos_id=2, vocab_size=entries), list(self.options.data.label_names or "ab"))
+            made.model.build(
+                SimpleNamespace(special_ids=(2, 0, 1), vocab_size=entries), list(self.options.data.label_names or "ab")
+            )
             made.model.make_optimizer([torch.nn.Parameter(torch.empty(1))])
         check_monitors([made.checkpoint, made.early_stopping], made.model.objective.heads)
         return made

@@ -132,6 +132,16 @@ def test_a_response_is_the_same_alone_and_with_others(monkeypatch: pytest.Monkey
     assert respond(network, prompts, lengths, EOS, 7, 3).tolist() == together.tolist()
 
 
+def test_what_is_never_written_is_not() -> None:
+    network = network_of(seed=1)
+    prompts, lengths = prompts_of([3, 1, 5, 3, 2])
+    plain = {token for row in lists(respond(network, prompts, lengths, EOS, 6, 2)) for token in row}
+    banned = sorted(plain)[:2]
+    without = {token for row in lists(respond(network, prompts, lengths, EOS, 6, 2, banned)) for token in row}
+    assert without
+    assert not without & set(banned)
+
+
 def test_nothing_is_learned_and_no_limit_below_one() -> None:
     network = network_of()
     prompts, lengths = prompts_of([2])

@@ -29,6 +29,7 @@ def test_each_prompt_gets_the_response_of_the_most_similar_one(files: Files, mon
         vector = to_features.transform([text]).toarray()[0]
         expected.append(f"response {max(range(len(known)), key=lambda i: (float(known[i] @ vector), -i))}")
     assert nearest_responses(numbered, list(test.texts)) == expected
+    assert nearest_responses(numbered, [train.texts[17], train.texts[3]]) == ["response 17", "response 3"]
 
 
 def test_a_run_is_measured_on_its_own_data(files: Files, tmp_path: Path, shared_cache: Path) -> None:

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lit_sft.errors import UserError, nearest
 from lit_sft.evaluation.metrics import FIGURES, better
-from lit_sft.evaluation.texts import NAMES as WRITTEN
+from lit_sft.evaluation.texts import NAMES
 
 
 class EarlyStop(EarlyStopping):
@@ -134,7 +134,7 @@ def check_monitors(
         if f"val/{monitor}" in known or (elsewhere and not (logging and directed)):
             longer = [name for name in known if name.startswith(monitor)]
             hint = nearest(monitor, longer or known).strip() or f"there are {', '.join(known)}"
-            if monitor.removeprefix("val/") in WRITTEN and "lm" in heads:
+            if monitor.removeprefix("val/") in NAMES and "lm" in heads:
                 hint = "a fit writes no responses: monitor val/loss"
             if logging:
                 hint += "; if a callback of your own logs it, give the mode, min or max, beside the monitor"

@@ -122,18 +122,18 @@ class DataCard:
         return "\n".join([*(f"| {row} |" for row in (head, rule, *rows)), "", *(f"- {note}" for note in self.notes())])
 
 
-def data_card(data: TextDataModule, classifies: bool, answers: bool = False) -> DataCard:
+def data_card(data: TextDataModule, classifies: bool, pairs: bool = False) -> DataCard:
     """The card of prepared data.
 
     Args:
         data: after ``setup``.
         classifies: whether the run reads labeled documents in batches.
-        answers: whether it reads prompts with responses.
+        pairs: whether it reads prompts with responses.
     """
     max_length = data.max_length if classifies else None
     names = data.label_names if classifies else []
     arrays = {"train": data.train, "val": data.val, "test": data.test, "text": data.prepared.unlabeled}
-    if not (classifies or answers):
+    if not (classifies or pairs):
         del arrays["train"]
     elif len(data.prepared.unlabeled) == len(data.train):
         del arrays["text"]  # the same documents
@@ -142,17 +142,17 @@ def data_card(data: TextDataModule, classifies: bool, answers: bool = False) -> 
         for name, array in arrays.items()
         if len(array)
     ]
-    loader = data.document_loader if classifies else data.pair_loader if answers else None
+    loader = data.document_loader if classifies else data.pair_loader if pairs else None
     batches = None if loader is None else loader("train").dataset
     padding = batches.padding_share() if isinstance(batches, DocumentDataset) else None
-    cut = [_cut_pairs(split.name, arrays[split.name], data) for split in splits if answers and split.name != "text"]
+    cut = [_cut_pairs(split.name, arrays[split.name], data) for split in splits if pairs and split.name != "text"]
     return DataCard(splits, names, max_length, data.tokenizer.vocab_size, padding, data.prepared.repeats, cut)
 
 
 def _cut_pairs(name: str, array: TokenArray, data: TextDataModule) -> str:
     """What share of a split's prompts and responses is longer than what is kept of them."""
     prompts = (array.prompts > data.max_length).mean()
-    responses = (array.lengths - array.prompts - 1 > data.max_response_length).mean()
+    responses = (array.response_lengths > data.max_response_length).mean()
     return (
         f"cut in {name}: {_percent(float(prompts))} of the prompts (over {data.max_length} tokens), "
         f"{_percent(float(responses))} of the responses (over {data.max_response_length})"

@@ -65,13 +65,11 @@ class CorpusConfig:
 
     def measuring(self, split: Literal["val", "test"], label_names: list[str]) -> CorpusConfig:
         """The sources of one split alone, whose labels are those of a trained model."""
-        names = (
-            (self.label_names or {name: name for name in label_names}) if label_names else None if self.pairs else {}
-        )
-        if names and set(names.values()) == set(
-            label_names
-        ):  # the classes stand in the model's order, whatever the user's
-            names = dict(sorted(names.items(), key=lambda item: label_names.index(item[1])))
+        names: dict[str, str] | None = None if self.pairs else {}
+        if label_names:
+            names = self.label_names or {name: name for name in label_names}
+            if set(names.values()) == set(label_names):  # the classes stand in the model's order, whatever the user's
+                names = dict(sorted(names.items(), key=lambda item: label_names.index(item[1])))
         sources: dict[str, Any] = {"labeled": [], "unlabeled": [], "val": [], "test": []}
         sources[split] = getattr(self, split)
         derived = self.names_derived or self.label_names is None

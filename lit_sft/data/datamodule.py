@@ -244,7 +244,7 @@ class TextDataModule(TextData, L.LightningDataModule):
         """
         array, pairs = self._array(split), self.trainer is not None and self.reads_pairs
         array = array if chosen is None else array.select(np.flatnonzero(chosen))
-        if pairs and (array.lengths - array.prompts - 1 > self.max_response_length).any():
+        if pairs and (array.response_lengths > self.max_response_length).any():
             return 0.0
         return array.bytes_per_target(responses=pairs)
 

@@ -36,6 +36,11 @@ class Documents:
         """Whether each document has a tuple of labels."""
         return bool(self.labels) and isinstance(cast(Labels, self.labels)[0], tuple)
 
+    @property
+    def responses(self) -> list[str]:
+        """What prompts are answered with, which stands in the labels' place."""
+        return cast(list[str], self.labels or [])
+
     def select(self, indices: Iterable[int]) -> Documents:
         """The documents at ``indices``, in that order."""
         chosen = np.fromiter(indices, dtype=np.int64)

@@ -20,10 +20,9 @@ from torch import Tensor
 from lit_sft.atomic import write_atomically
 from lit_sft.data.buckets import DocumentBatch, DocumentDataset, Truncation, collate, truncate
 from lit_sft.data.documents import Documents
+from lit_sft.data.streams import IGNORED
 from lit_sft.data.tokens import TokenArray
 from lit_sft.errors import UserError
-
-IGNORED = -100
 
 
 @dataclass
@@ -33,14 +32,14 @@ class PairBatch(DocumentBatch):
     Attributes:
         targets: int64 (batch, time), the token after each position; -100 past the end, and in place of the last
             ``<eos>`` where a response was cut: it does not end there.
-        answers: int64 (response tokens of the batch,), where in ``targets``, flattened, the responses stand, each with
-            its ``<eos>``: counted here, since a device would have to be waited for.
+        response_places: int64 (response tokens of the batch,), where in ``targets``, flattened, the responses stand,
+            each with its ``<eos>``: counted here, since a device would have to be waited for.
         prompt_lengths: int64 (batch,), positions up to the ``<eos>`` behind the prompt, both boundaries included.
         max_response_length: tokens of a response that are kept.
     """
 
     targets: Tensor = None  # type: ignore[assignment]
-    answers: Tensor = None  # type: ignore[assignment]
+    response_places: Tensor = None  # type: ignore[assignment]
     prompt_lengths: Tensor = None  # type: ignore[assignment]
     max_response_length: int = 0
 
@@ -48,7 +47,7 @@ class PairBatch(DocumentBatch):
     def response_targets(self) -> Tensor:
         """``targets`` with -100 at those of the prompt, too."""
         flat = torch.full_like(self.targets, IGNORED).flatten()
-        flat[self.answers] = self.targets.flatten()[self.answers]
+        flat[self.response_places] = self.targets.flatten()[self.response_places]
         return flat.view(self.targets.shape)
 
 
@@ -84,7 +83,7 @@ class PairDataset(DocumentDataset):
         self.limits = (*self.limits, max_response_length)
 
     def _kept_lengths(self) -> np.ndarray:
-        prompts, responses = self.tokens.prompts, self.tokens.lengths - self.tokens.prompts - 1
+        prompts, responses = self.tokens.prompts, self.tokens.response_lengths
         kept: np.ndarray = np.minimum(prompts, self.max_length) + np.minimum(responses, self.max_response_length) + 3
         return kept
 
@@ -105,7 +104,7 @@ class PairDataset(DocumentDataset):
         offsets = np.arange(len(ids)) * targets.shape[1] + starts
         answers = np.concatenate([offset + np.arange(count) for offset, count in zip(offsets, counts, strict=True)])
         fields: dict[str, Any] = {**vars(batch), "empty": not len(members)}
-        fields |= {"targets": targets, "answers": torch.from_numpy(answers.astype(np.int64))}
+        fields |= {"targets": targets, "response_places": torch.from_numpy(answers.astype(np.int64))}
         fields |= {"prompt_lengths": torch.from_numpy(starts + 1), "max_response_length": self.max_response_length}
         return PairBatch(**fields)
 
@@ -119,7 +118,9 @@ class PairDataset(DocumentDataset):
 
 def write_texts(path: Path, documents: Documents) -> None:
     """Keep prompts and responses as they were read, for figures that compare texts; whole or not at all."""
-    table = pa.table({"prompt": pa.array(list(documents.texts)), "response": pa.array(documents.labels, pa.string())})
+    table = pa.table(
+        {"prompt": pa.array(list(documents.texts)), "response": pa.array(documents.responses, pa.string())}
+    )
     buffer = io.BytesIO()
     pa.parquet.write_table(table, buffer)
     write_atomically(path, buffer.getvalue())

@@ -145,7 +145,7 @@ class Preparation:
             corpus = self.corpus
             texts = joined(corpus.train.texts, corpus.extra.texts)
             if corpus.pairs:
-                texts = joined(texts, cast(list[str], corpus.train.labels or []))
+                texts = joined(texts, corpus.train.responses)
             write_atomically(path, self._trained(texts).to_json())
         return Tokenizer.from_file(path)
 
@@ -176,8 +176,8 @@ class Preparation:
         for name, documents in zip(ARRAYS, (text, corpus.val, corpus.test), strict=True):
             if (folder / name / "meta.json").is_file():
                 continue
-            of = corpus.train if name == "unlabeled" else documents
-            responses = cast(list[str], of.labels or []) if corpus.pairs else None
+            pairs = corpus.train if name == "unlabeled" else documents
+            responses = pairs.responses if corpus.pairs else None
             try:
                 if corpus.pairs and name != "unlabeled":
                     write_texts(folder / f"{name}-{TEXTS}", documents)

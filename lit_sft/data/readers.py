@@ -134,7 +134,8 @@ def read_documents(
             name = _named(row, label_names, its_options)
             if labels and isinstance(labels[0], str) != isinstance(name, str):
                 raise its_options.error(row.number, "a list as label in some rows and a name in others")
-            labels.append(names.setdefault(name, name))
+            responses = its_options.response_column is not None  # which seldom repeat
+            labels.append(name if responses else names.setdefault(name, name))
     count = len(texts) - before
     if not count:
         raise UserError(f"{source}: all {rows} rows are blank, there is no {'response' if unanswered else 'text'}")

@@ -151,6 +151,11 @@ class Tokenizer:
         return dict(self._tokenizer.get_vocab(with_added_tokens=True))
 
     @property
+    def special_ids(self) -> tuple[int, int, int]:
+        """Of ``<eos>``, ``<pad>`` and ``<unk>``."""
+        return self.eos_id, self.pad_id, self.unk_id
+
+    @property
     def model(self) -> str:
         """What kind of tokens it has, as the library calls it: ``BPE``, ``WordLevel``, ..."""
         return type(self._tokenizer.model).__name__

@@ -99,10 +99,16 @@ class TokenArray:
         columns = ("starts", *_PER_DOCUMENT, *(_OF_PAIRS if len(self.prompts) else ()))
         return replace(self, **{name: getattr(self, name)[chosen] for name in columns})
 
+    @property
+    def response_lengths(self) -> np.ndarray:
+        """Tokens of each pair's response, int64 (documents,)."""
+        lengths: np.ndarray = self.lengths - self.prompts - 1
+        return lengths
+
     def bytes_per_target(self, responses: bool = False) -> float:
         """UTF-8 bytes over what a language model predicts: tokens and ends; ``responses``: of these alone."""
         if responses:
-            return int(self.response_bytes.sum()) / max(int((self.lengths - self.prompts).sum()), 1)
+            return int(self.response_bytes.sum()) / max(int((self.response_lengths + 1).sum()), 1)
         return int(self.num_bytes.sum()) / max(self.num_tokens + len(self), 1)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -137,9 +143,12 @@ def write_tokens(
         responses: of the first documents, which are prompts; None: there are no prompts.
 
     Raises:
+        ValueError: more responses than documents.
         UserError: a label that ``label_index`` does not know.
     """
     labels = label_array(documents, label_index)
+    if responses is not None and len(responses) > len(documents):
+        raise ValueError(f"{len(responses)} responses to {len(documents)} documents")
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(folder)
     unfinished = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -212,6 +221,7 @@ def _write_ids(
     Returns:
         The tokens of each document, and those of its prompt, -1 where it is none; both int64 (documents,).
     """
+    # Prompts and responses are tokenised alternately: of the first texts 2i is a prompt and 2i + 1 its response.
     lengths, written, pairs = [np.zeros(0, dtype=np.int64)], 0, 2 * len(responses)
     apart = chain(chain.from_iterable(zip(texts, responses, strict=False)), islice(texts, len(responses), None))
     chunks, console = encoded(apart if responses else texts, tokenizer, dtype), Console(stderr=True)

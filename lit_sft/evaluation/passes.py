@@ -18,7 +18,7 @@ from lit_sft.evaluation.multilabel import MultilabelMetrics
 from lit_sft.evaluation.own import OwnMetrics
 from lit_sft.evaluation.predictions import Collector
 from lit_sft.evaluation.stretches import row_sums
-from lit_sft.models import LSTMState, Network
+from lit_sft.models import LSTMState, Masks, Network
 from lit_sft.models.generation import respond
 from lit_sft.objectives.divergence import log_probabilities
 
@@ -30,7 +30,7 @@ class Evaluation(nn.Module):
         network: whose heads say what is measured; it is not kept.
         label_names: the classes, where there is a classifier.
         metrics: the user's own, by the names of their figures.
-        eos_id: of the tokenizer.
+        special_ids: of the tokenizer's ``<eos>``, ``<pad>`` and ``<unk>``; needed where there are prompts.
         num_beams: of the search for responses to prompts, which is made where each document is kept.
 
     Raises:
@@ -42,13 +42,13 @@ class Evaluation(nn.Module):
         network: Network,
         label_names: Sequence[str],
         metrics: Mapping[str, Metric] | None = None,
-        eos_id: int = 0,
+        special_ids: tuple[int, int, int] | None = None,
         num_beams: int = 1,
     ) -> None:
         super().__init__()
         if num_beams < 1:
             raise UserError(f"--model.num_beams {num_beams} must be at least 1")
-        self.eos_id, self.num_beams = eos_id, num_beams
+        self.special_ids, self.num_beams = special_ids, num_beams
         self.lm = None if network.lm_head is None else LanguageModelMetrics()
         self.classes: ClassificationMetrics | MultilabelMetrics | None = None
         if network.classifier is not None:
@@ -79,7 +79,7 @@ class Evaluation(nn.Module):
         """
         masks = network.draw_masks(*batch.input_ids.shape)  # all None: evaluation drops nothing
         if isinstance(batch, PairBatch):
-            self._add_pairs(network, batch)
+            self._add_pairs(network, batch, masks)
             return
         if isinstance(batch, StreamBatch):
             assert self.lm is not None
@@ -104,16 +104,18 @@ class Evaluation(nn.Module):
             columns = {"labels": batch.labels.to(predicted.dtype), "predicted": predicted, "losses": losses}
             self.kept["classifier"].add(documents=batch.indices, probabilities=probabilities, **columns)
 
-    def _add_pairs(self, network: Network, batch: PairBatch) -> None:
+    def _add_pairs(self, network: Network, batch: PairBatch, masks: Masks) -> None:
         assert self.lm is not None
         if batch.empty:
             return
-        encoded = network.encode(batch, None, network.draw_masks(*batch.input_ids.shape))
+        encoded = network.encode(batch, None, masks)
         targets = batch.response_targets
         nll = network.nll(encoded.hidden, targets)
         self.lm.update(nll, targets)
         if self.kept:
-            search = (self.eos_id, batch.max_response_length, self.num_beams)
+            assert self.special_ids is not None
+            eos, *never = self.special_ids
+            search = (eos, batch.max_response_length, self.num_beams, never)
             generated = respond(network, batch, batch.prompt_lengths, *search)
             self.kept["lm"].add(documents=batch.indices, generated=generated, **row_sums(nll, targets, None))
 

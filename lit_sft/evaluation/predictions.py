@@ -107,6 +107,8 @@ def read_predictions(path: Path) -> Predictions:
     """
     try:
         table = pa.parquet.read_table(path)
+        if "response" in table.column_names:
+            raise UserError(f"{path} holds responses to prompts, and no predictions of labels")
         names = json.loads(table.schema.metadata[LABEL_NAMES])
         columns = {name: table.column(name).combine_chunks() for name in COLUMNS}
         clean = columns["clean"]
@@ -121,8 +123,8 @@ def read_predictions(path: Path) -> Predictions:
             None if clean.null_count else clean.to_numpy(zero_copy_only=False),
         )
     except FileNotFoundError as error:
-        if (answered := path.with_name(path.name.replace("predictions", "responses"))).exists():
-            raise UserError(f"{path}: its model answers prompts and labels nothing: see {answered}") from error
+        if (written := path.with_name(path.name.replace("predictions", "responses"))).exists():
+            raise UserError(f"{path}: its model answers prompts and labels nothing: see {written}") from error
         raise UserError(f"{path}: no such file: a test of the run writes it, validate {VAL_FILE}") from error
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise UserError(f"{path}: not a predictions file, or a damaged one: {error}") from error

@@ -1,4 +1,4 @@
-"""What a language model's test keeps: the loss of every row of its batches."""
+"""What a language model's test keeps: the loss of every row of its batches, a stretch of a stream or a response."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,14 +16,21 @@ AT_ONCE = 1 << 25  # log-probabilities: of a large vocabulary few prompts are an
 
 @torch.no_grad()
 def respond(
-    network: Network, prompts: TokenBatch, lengths: Tensor, eos_id: int, max_new_tokens: int, num_beams: int = 1
+    network: Network,
+    prompts: TokenBatch,
+    lengths: Tensor,
+    eos_id: int,
+    max_new_tokens: int,
+    num_beams: int = 1,
+    never: Sequence[int] = (),
 ) -> Tensor:
     """The responses to prompts, each the most likely one that the search finds.
 
-    The search keeps the `num_beams` most likely beginnings at each step, until as many have ended (Sutskever et al.
-    2014, section 3.2); of these the one of the highest log-probability a token, `<eos>` included, is the response: by
-    the sum the shortest would win (Wu et al. 2016, section 7, with an exponent of 1). With one beam it is greedy. Where
-    nothing ends within `max_new_tokens`, the most likely beginning is taken.
+    The search keeps the `num_beams` most likely beginnings at each step, until as many have ended (as Sutskever et al.
+    2014, section 3.2, but that the beam keeps its width); of these the one of the highest log-probability a token,
+    `<eos>` included, is the response: by the sum the shortest would win (Wu et al. 2016, section 7, with an exponent
+    of 1). With one beam it is greedy. Where nothing ends within `max_new_tokens`, the most likely beginning is taken.
+    Prompts whose search is over are computed on until it is for all.
 
     Args:
         network: in eval mode, with a language-model head.
@@ -31,6 +39,7 @@ def respond(
         eos_id: ends a response.
         max_new_tokens: of a response, at most.
         num_beams: beginnings that are kept.
+        never: ids that are not written, whatever their probability: the unknown word, padding.
 
     Returns:
         int64 (batch, max_new_tokens): the ids, and -1 from the end of a response on.
@@ -44,7 +53,7 @@ def respond(
         raise ValueError("this network has no language-model head")
     rows = max(1, AT_ONCE // (num_beams * network.lm_head.vocab_size))
     some = zip(prompts.input_ids.split(rows), lengths.split(rows), strict=True)
-    searches = (_Beams(*_read(network, *one), eos_id, max_new_tokens, num_beams) for one in some)
+    searches = (_Beams(*_read(network, *one), eos_id, max_new_tokens, num_beams, never) for one in some)
     return torch.cat([search.run(network) for search in searches])
 
 
@@ -78,9 +87,11 @@ def _step(network: Network, ids: Tensor, state: LSTMState | None) -> tuple[Tenso
 class _Beams:
     """The search's beginnings, `beams` a prompt."""
 
-    def __init__(self, log_p: Tensor, state: LSTMState, eos_id: int, limit: int, beams: int) -> None:
+    def __init__(
+        self, log_p: Tensor, state: LSTMState, eos_id: int, limit: int, beams: int, never: Sequence[int]
+    ) -> None:
         batch, vocabulary = log_p.shape
-        self.beams, self.eos_id, self.limit = beams, eos_id, limit
+        self.beams, self.eos_id, self.limit, self.never = beams, eos_id, limit, list(never)
         self.tokens = log_p.new_full((batch, beams, limit), -1, dtype=torch.long)
         self.scores = log_p.new_full((batch, beams), -torch.inf)  # log-probabilities
         self.scores[:, 0] = 0.0  # one beginning, of which the first step makes several
@@ -108,6 +119,7 @@ class _Beams:
             Which row of the state each one goes on from, (batch * beams,), and its token (batch, beams).
         """
         scores = self.scores.unsqueeze(-1) + self.log_p  # (batch, beams, vocab_size)
+        scores[..., self.never] = -torch.inf
         batch, beams, vocabulary = scores.shape
         scores, places = scores.flatten(1).topk(2 * beams)  # so many go on at least, since each can end in one way
         parents, ids = places // vocabulary, places % vocabulary  # (batch, 2 * beams), the most likely first

@@ -15,7 +15,7 @@ from lit_sft.objectives.penalties import Penalties
 class Completion(Objective):
     """Mean negative log-likelihood in nats of the responses' tokens, their `<eos>` included, given their prompts.
 
-    A prompt is read and not learned (what TRL calls completion-only loss): summaries, translations and answers are
+    A prompt is read and not learned (TRL's `completion_only_loss`): summaries, translations and answers are
     responses to a text, a sentence and a question. The mean is over the tokens of the batch, so that long responses
     weigh as much as they have tokens.
 
@@ -43,15 +43,15 @@ class Completion(Objective):
             raise ValueError("backprop_tokens is for classifiers, and Completion has none: leave it out")
 
     def __call__(self, network: Network, batch: Mapping[str, Any], state: LSTMState | None) -> Loss:
-        """`batch["pairs"]`: input_ids, attention_mask, targets, each (batch, time), and answers (tokens,), the places
-        of the responses' tokens in `targets`, flattened. There is no state.
+        """`batch["pairs"]`: input_ids, attention_mask, targets, each (batch, time), and response_places (tokens,): of
+        the responses' tokens in `targets`, flattened. There is no state.
         """
         pairs = batch["pairs"]
         start = network.encoder.initial_state(len(pairs.input_ids))
         encoded = network.encode(pairs, start, network.draw_masks(*pairs.input_ids.shape))
         hidden, targets = encoded.hidden.flatten(0, 1), pairs.targets.flatten()  # (positions, units), (positions,)
         if self.completion_only:  # no logits of the prompts: with a large vocabulary they take most of the time
-            hidden, targets = hidden[pairs.answers], targets[pairs.answers]
+            hidden, targets = hidden[pairs.response_places], targets[pairs.response_places]
         nll = network.nll(hidden.unsqueeze(0), targets.unsqueeze(0))  # (1, targets)
         kept = (targets != IGNORE_INDEX).sum()
         mean = nll.sum() / kept.clamp(min=1)
