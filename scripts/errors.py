@@ -54,7 +54,7 @@ def data_of(file: Path) -> TextDataModule:
     )
     if not isinstance(options := record.get("data"), dict):
         raise UserError(f"{file}: neither a run's config.yaml nor a test's record beside it names its data")
-    return TextDataModule(**options)
+    return TextDataModule(**{name: value for name, value in options.items() if name != "num_beams"})
 
 
 def places(data: TextDataModule, split: str) -> Iterator[Place]:

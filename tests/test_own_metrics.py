@@ -299,7 +299,7 @@ def test_a_mistake_is_told_in_one_line(metrics: dict[str, Any], parts: list[str]
 
 def test_a_pretraining_has_no_labels_to_measure(cli: Command, configs: Configs) -> None:
     result = cli("fit", "--config", configs.pretrain, "--model.metrics", json.dumps({"f2": F2}))
-    refused(result, "model.metrics", "give them to the fine-tuning")
+    refused(result, "model.metrics", "give them to the fine-tuning of a classifier")
 
 
 def test_the_trial_has_documents_of_each_class() -> None:

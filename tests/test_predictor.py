@@ -288,7 +288,7 @@ class Filter:
 
     def __init__(self, run: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
         (stdin, self.to), (answers, stdout) = os.pipe(), os.pipe()
-        self.responds = os.fdopen(answers, "rb", buffering=0)
+        self.answers = os.fdopen(answers, "rb", buffering=0)
         monkeypatch.setattr(sys, "stdin", os.fdopen(stdin))
         monkeypatch.setattr(sys, "stdout", os.fdopen(stdout, "w"))
         self.chunks: list[int] = []
@@ -309,14 +309,14 @@ class Filter:
 
     def answer(self) -> dict[str, Any] | None:
         """The line that is there now: this waits for a minute at most, and not for the input's end."""
-        assert select.select([self.responds], [], [], 60)[0], "no answer"
-        (line,) = self.responds.read(10_000).splitlines()
+        assert select.select([self.answers], [], [], 60)[0], "no answer"
+        (line,) = self.answers.read(10_000).splitlines()
         return json.loads(line)  # type: ignore[no-any-return]
 
     def close(self) -> int:
         os.close(self.to)
         self._thread.join(60)
-        for stream in (sys.stdin, sys.stdout, self.responds):
+        for stream in (sys.stdin, sys.stdout, self.answers):
             stream.close()
         (code,) = self.codes
         return code

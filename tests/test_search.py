@@ -80,7 +80,7 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any]
     monkeypatch.setattr(baselines, "run_network", network)
     monkeypatch.setattr(baselines, "linear_model", linear)
     monkeypatch.setattr(Cells, "_data", lambda self, *subset: subset)
-    monkeypatch.setattr(Cells, "corpus", lambda self: SimpleNamespace(test=["a text"], multilabel=False))
+    monkeypatch.setattr(Cells, "corpus", lambda self: SimpleNamespace(test=["a text"], multilabel=False, pairs=False))
     monkeypatch.chdir(tmp_path)
     return done
 
@@ -338,7 +338,7 @@ def test_what_is_no_search_file_is_told(content: str, message: str, tmp_path: Pa
 
 def test_data_that_a_method_cant_have_are_told_before_anything_runs() -> None:
     def data(test: list[str], multilabel: bool) -> Any:
-        return SimpleNamespace(test=test, multilabel=multilabel)
+        return SimpleNamespace(test=test, multilabel=multilabel, pairs=False)
 
     check_corpus(data(["a text"], False), ["pretrained", "tfidf"])
     check_corpus(data(["a text"], True), ["pretrained"])

@@ -57,7 +57,7 @@ class Evaluation(nn.Module):
         if metrics:
             if network.classifier is None:
                 raise UserError(
-                    "model.metrics: this objective predicts no labels: give them to a classifier's fine-tuning"
+                    "model.metrics: this objective predicts no labels: give them to the fine-tuning of a classifier"
                 )
             self.own = OwnMetrics(metrics, len(label_names), network.multilabel)
         self._state: LSTMState | None = None  # carried from one batch of the stream to the next
