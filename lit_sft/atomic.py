@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import uuid
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lit_sft.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -29,3 +34,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise UserError(f"{path}: can't be written: {error.strerror or error}") from error
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """The same of a table, as Parquet."""
+    import pyarrow.parquet  # here, since most that is written is no table
+
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(table, buffer)
+    write_atomically(path, buffer.getvalue())

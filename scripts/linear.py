@@ -65,6 +65,11 @@ def linear_model(
     return figures
 
 
+def word_features(min_df: int = 1) -> TfidfVectorizer:
+    """TF-IDF of words, uni- and bigrams, not fitted yet."""
+    return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=min_df, token_pattern=WORD)
+
+
 def fitted_features(data: TextDataModule, options: dict[str, Any], labeled: Sequence[str]) -> tuple[Pipeline, Any]:
     """From texts to TF-IDF of uni- and bigrams, fitted to the labeled texts or to all training text; and the labeled's.
 
@@ -76,7 +81,7 @@ def fitted_features(data: TextDataModule, options: dict[str, Any], labeled: Sequ
         labeled: the labeled training texts, normalized.
     """
     min_df, components = options.get("min_df", 1), options.get("components")
-    steps: list[Any] = [TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=min_df, token_pattern=WORD)]
+    steps: list[Any] = [word_features(min_df)]
     if components:
         steps += [TruncatedSVD(components, random_state=0), Normalizer()]
     found = make_pipeline(*steps)

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from linear import WORD
+from linear import word_features
 from one_line import in_one_line
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from lit_sft.checkpoints import read_config, stage_folders
 from lit_sft.data.datamodule import TextDataModule
@@ -31,7 +30,7 @@ AT_ONCE = 1000  # prompts that are compared with all training prompts together
 
 def nearest_responses(train: Documents, prompts: Sequence[str]) -> list[str]:
     """The response of the training prompt that is nearest to each prompt; of equally near ones that of the first."""
-    to_features = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=WORD)
+    to_features = word_features()
     known = to_features.fit_transform(list(train.texts))
     found: list[int] = []
     for first in range(0, len(prompts), AT_ONCE):

@@ -18,7 +18,7 @@ PAIRS = [([3, 4, 5], [6, 7]), ([8], [9, 10, 11, 3]), ([4, 4, 4, 4, 4], [5]), ([6
 
 
 def batch_of(pairs: list[tuple[list[int], list[int]]], longest: int = 100) -> PairBatch:
-    data = PairDataset(array_of(pairs), EOS, 0, 100, "head", longest, 10_000, 100, 0, False)
+    data = PairDataset(array_of(pairs), EOS, 0, 100, "head", 10_000, 100, 0, False, max_response_length=longest)
     assert len(data) == 1
     return data[0]
 
@@ -90,7 +90,7 @@ def test_what_a_prompt_says_counts_and_what_is_left_of_a_response_is_all_that_do
 
 def test_an_empty_share_is_zero_with_gradients_of_zero() -> None:
     network = build()
-    data = PairDataset(array_of(PAIRS[:1]), EOS, 0, 100, "head", 100, 10_000, 100, 0, False)
+    data = PairDataset(array_of(PAIRS[:1]), EOS, 0, 100, "head", 10_000, 100, 0, False, max_response_length=100)
     data.shard(1, 2)
     loss = loss_of(Completion(), network, data[0])
     loss.total.backward()

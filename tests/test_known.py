@@ -94,11 +94,11 @@ def test_a_step_of_the_adversarial_lm_has_the_gradients_of_two_backward_passes(
     embeds = network.encoder.embed(stream.input_ids, masks.encoder)
     if frozen:
         embeds.requires_grad_()
-    clean, _ = mean_nll(network, stream, network.encode(stream, state, masks, embeds))
+    clean, _ = mean_nll(network, network.encode(stream, state, masks, embeds).hidden, stream.targets)
     (gradient,) = torch.autograd.grad(clean, embeds, retain_graph=True)
     reach = stream.attention_mask.unsqueeze(-1)
     encoded = network.encode(stream, state, masks, embeds + 0.7 * unit(gradient, reach))
-    expected = clean + 0.4 * mean_nll(network, stream, encoded)[0]
+    expected = clean + 0.4 * mean_nll(network, encoded.hidden, stream.targets)[0]
     expected = Penalties(0.0, 0.5).add(expected, {}, encoded, stream.attention_mask)
     torch.testing.assert_close(total, expected.detach())
     for a, b in zip(ours, gradients(expected, network), strict=True):

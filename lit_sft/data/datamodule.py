@@ -22,6 +22,7 @@ from lit_sft.data.textdata import Split, TextData
 from lit_sft.data.tokens import TokenArray
 from lit_sft.errors import UserError
 
+MakesDocuments = Callable[..., DocumentDataset]
 APART = 2**32  # to a seed, beyond those that a user gives
 # What loaders read when they are made: options that may be set after the constructor, as Lightning's Tuner does.
 READ_BY_LOADERS = (
@@ -127,8 +128,7 @@ class TextDataModule(TextData, L.LightningDataModule):
         self._check_not_empty(array, split)
         if not self.label_names:
             raise UserError("fine-tuning needs labels: give --data.labeled a file with a label column")
-        training, shuffle = split == "train", split == "train" and not self._overfits()
-        return self._loader(self._documents(array, self.max_documents if training else self.max_tokens, shuffle))
+        return self._split_loader(array, split)
 
     def unlabeled_document_loader(self) -> StatefulLoader:
         """Length-bucketed batches of all training text, its labels left out, in an order of their own."""
@@ -147,21 +147,30 @@ class TextDataModule(TextData, L.LightningDataModule):
             )
         array = self._array(split)
         self._check_not_empty(array, split)
+        return self._split_loader(array, split, partial(PairDataset, max_response_length=self.max_response_length))
+
+    def _split_loader(self, array: TokenArray, split: Split, kind: MakesDocuments = DocumentDataset) -> StatefulLoader:
         training, shuffle = split == "train", split == "train" and not self._overfits()
-        sizes = (self.max_tokens, self.max_documents if training else self.max_tokens)
-        kept, eos, pad = (self.max_length, self.truncation, self.max_response_length), *self._boundaries
-        return self._loader(PairDataset(array, eos, pad, *kept, *sizes, self.seed, shuffle))
+        batches = self._documents(array, self.max_documents if training else self.max_tokens, shuffle, kind=kind)
+        return self._loader(batches)
 
     def train_documents(self) -> Iterator[DocumentBatch]:
         """Every training document once, in batches that are the same at each call and in each process."""
         dataset = self._documents(self.train, self.max_tokens, shuffle=False)
         yield from (dataset[index] for index in range(len(dataset)))
 
-    def _documents(self, array: TokenArray, max_documents: int, shuffle: bool, apart: bool = False) -> DocumentDataset:
+    def _documents(
+        self,
+        array: TokenArray,
+        max_documents: int,
+        shuffle: bool,
+        apart: bool = False,
+        kind: MakesDocuments = DocumentDataset,
+    ) -> DocumentDataset:
         """``apart``: in an order that has nothing to do with that of the labeled documents."""
         eos, pad = self._boundaries
         kept, order = (self.max_length, self.truncation), (self.seed + (APART if apart else 0), shuffle)
-        return DocumentDataset(array, eos, pad, *kept, self.max_tokens, max_documents, *order, self.direction)
+        return kind(array, eos, pad, *kept, self.max_tokens, max_documents, *order, self.direction)
 
     def train_dataloader(self) -> dict[str, StatefulLoader]:
         """A loader for each kind of batch that the objective needs; after ``load_state_dict`` they go on from there.

@@ -6,7 +6,6 @@ documents, so that one pretrained on plain text needs no token that it does not 
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,13 @@ import pyarrow.parquet
 import torch
 from torch import Tensor
 
-from lit_sft.atomic import write_atomically
-from lit_sft.data.buckets import DocumentBatch, DocumentDataset, Truncation, collate, truncate
+from lit_sft.atomic import write_table
+from lit_sft.data.buckets import DocumentBatch, DocumentDataset, collate, truncate
 from lit_sft.data.documents import Documents
 from lit_sft.data.streams import IGNORED
-from lit_sft.data.tokens import TokenArray
 from lit_sft.errors import UserError
+
+TEXTS = "texts.parquet"  # beside the token array of a split
 
 
 @dataclass
@@ -55,31 +55,17 @@ class PairDataset(DocumentDataset):
     """Every pair once an epoch, bucketed as documents are.
 
     Args:
-        tokens: the pairs, whose ``prompts`` say where each response begins.
-        eos_id, pad_id, max_tokens, max_documents, seed, shuffle: as for :class:`DocumentDataset`.
-        max_length, truncation: of a prompt: how many tokens are kept, and which ones.
-        max_response_length: of a response: the first so many.
+        documents, options: those of :class:`DocumentDataset`. The tokens' ``prompts`` say where each response begins;
+            ``max_length`` and ``truncation`` are of the prompt.
+        max_response_length: tokens of a response that are kept, the first ones.
 
     Raises:
         UserError: no pairs, or an unknown truncation.
     """
 
-    def __init__(
-        self,
-        tokens: TokenArray,
-        eos_id: int,
-        pad_id: int,
-        max_length: int,
-        truncation: Truncation,
-        max_response_length: int,
-        max_tokens: int,
-        max_documents: int,
-        seed: int,
-        shuffle: bool,
-    ) -> None:
+    def __init__(self, *documents: Any, max_response_length: int, **options: Any) -> None:
         self.max_response_length = max_response_length
-        limits = (max_tokens, max_documents, seed, shuffle)
-        super().__init__(tokens, eos_id, pad_id, max_length, truncation, *limits)
+        super().__init__(*documents, **options)
         self.limits = (*self.limits, max_response_length)
 
     def _kept_lengths(self) -> np.ndarray:
@@ -116,22 +102,20 @@ class PairDataset(DocumentDataset):
         return truncate(ids[:prompt], self.max_length, self.truncation), kept, len(kept) < len(response)
 
 
-def write_texts(path: Path, documents: Documents) -> None:
-    """Keep prompts and responses as they were read, for figures that compare texts; whole or not at all."""
-    table = pa.table(
-        {"prompt": pa.array(list(documents.texts)), "response": pa.array(documents.responses, pa.string())}
-    )
-    buffer = io.BytesIO()
-    pa.parquet.write_table(table, buffer)
-    write_atomically(path, buffer.getvalue())
+def write_texts(folder: Path, split: str, documents: Documents) -> None:
+    """Keep prompts and responses of a split as they were read, for figures that compare texts; whole or not at all."""
+    columns = {"prompt": list(documents.texts), "response": documents.responses}
+    table = pa.table({name: pa.array(texts, pa.string()) for name, texts in columns.items()})
+    write_table(folder / f"{split}-{TEXTS}", table)
 
 
-def read_texts(path: Path) -> tuple[list[str], list[str]]:
+def read_texts(folder: Path, split: str) -> tuple[list[str], list[str]]:
     """The prompts and the responses that :func:`write_texts` kept.
 
     Raises:
         UserError: they aren't there, or damaged.
     """
+    path = folder / f"{split}-{TEXTS}"
     try:
         table = pa.parquet.read_table(path)
         return table.column("prompt").to_pylist(), table.column("response").to_pylist()

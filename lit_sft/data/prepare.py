@@ -40,7 +40,6 @@ log = logging.getLogger(__name__)
 
 FORMAT = 8  # raise it when what a prepared folder holds changes
 ARRAYS = ("unlabeled", "val", "test")
-TEXTS = "texts.parquet"  # beside the array of a split of pairs
 BPE_BYTES = 100_000_000  # of text that merges are learned from: the library takes seven times that; IMDb is less
 
 
@@ -70,7 +69,7 @@ class Prepared:
 
     def pair_texts(self, split: Literal["val", "test"]) -> tuple[list[str], list[str]]:
         """The prompts and the responses of a split as they were read."""
-        return read_texts(self.folder / f"{split}-{TEXTS}")
+        return read_texts(self.folder, split)
 
 
 class Preparation:
@@ -180,7 +179,7 @@ class Preparation:
             responses = pairs.responses if corpus.pairs else None
             try:
                 if corpus.pairs and name != "unlabeled":
-                    write_texts(folder / f"{name}-{TEXTS}", documents)
+                    write_texts(folder, name, documents)
                 write_tokens(folder / name, documents, None if name == "unlabeled" else index, tokenizer, responses)
             except OSError as error:
                 raise UserError(f"--data.cache_dir: {folder} can't be written: {error.strerror or error}") from error

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
-import io
 import json
 import os
 import platform
@@ -32,7 +31,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import Progress
 
-from lit_sft.atomic import write_atomically
+from lit_sft.atomic import write_table
 from lit_sft.data import pydocs_text
 from lit_sft.data.documents import Documents
 from lit_sft.errors import UserError
@@ -81,7 +80,7 @@ def load_pydocs(cache_dir: Path) -> PyDocs:
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
             pass  # damaged: built again
     table = _build(source_roots())
-    _write(table, path)
+    write_table(path, table)
     return _from_table(table)
 
 
@@ -241,12 +240,6 @@ def _build(roots: dict[str, Path]) -> pa.Table:
     parts = [split[group] for group, _ in passages] + ["comments"] * len(free)
     kept = passages + free
     return pa.table({"text": [text for _, text in kept], "group": [group for group, _ in kept], "part": parts})
-
-
-def _write(table: pa.Table, path: Path) -> None:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    write_atomically(path, buffer.getvalue())
 
 
 def _from_table(table: pa.Table) -> PyDocs:

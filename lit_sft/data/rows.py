@@ -65,11 +65,11 @@ class RowOptions:
 
 def choose_columns(names: list[str], is_text: Callable[[str], bool], options: RowOptions) -> tuple[str, str | None]:
     """The names of the text and the label column. UserError lists the columns if the choice is not clear."""
-    option = "label_column" if options.response_column is None else "response_column"
+    kind = "label" if options.response_column is None else "response"
     not_text = options.response_column or options.label_column or "label"
     label = None
     if options.labels or (options.labels is None and (options.label_column or "label" in names)):
-        label = _existing(not_text, names, option, options)
+        label = _existing(not_text, names, f"{kind}_column", options)
     text = options.text_column or ("text" if "text" in names and not_text != "text" else None)
     if text is None:
         others = [name for name in names if name != not_text]
@@ -79,8 +79,7 @@ def choose_columns(names: list[str], is_text: Callable[[str], bool], options: Ro
             raise UserError(f"{options.name}: {what}; {_listed(names)}")
         text = candidates[0]
     if text == label:
-        other = "label" if options.response_column is None else "response"
-        raise UserError(f"{options.name}: column {text!r} can't be both the text and the {other}")
+        raise UserError(f"{options.name}: column {text!r} can't be both the text and the {kind}")
     return _existing(text, names, "text_column", options), label
 
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ import pyarrow.parquet
 import torch
 from torch import Tensor
 
-from lit_sft.atomic import write_atomically
+from lit_sft.atomic import write_table
 from lit_sft.errors import UserError
 
 FILE = "predictions.parquet"
@@ -87,9 +86,7 @@ class Predictions:
             },
             metadata={LABEL_NAMES: json.dumps(self.label_names).encode()},
         )
-        buffer = io.BytesIO()
-        pa.parquet.write_table(table, buffer)
-        write_atomically(path, buffer.getvalue())
+        write_table(path, table)
 
     def _named(self, classes: np.ndarray) -> pa.Array:
         """Class numbers (documents,), or flags (documents, classes), as names."""

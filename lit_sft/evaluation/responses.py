@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet
 
-from lit_sft.atomic import write_atomically
+from lit_sft.atomic import write_table
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.evaluation.stretches import Stretches
 from lit_sft.evaluation.texts import TextScores
@@ -75,9 +73,7 @@ class Responses:
             "loss": pa.array(loss, pa.float32()),
             "clean": pa.nulls(len(self), pa.bool_()) if self.clean is None else pa.array(self.clean, pa.bool_()),
         }
-        buffer = io.BytesIO()
-        pa.parquet.write_table(pa.table(columns), buffer)
-        write_atomically(path, buffer.getvalue())
+        write_table(path, pa.table(columns))
 
 
 def responses_in(

@@ -162,21 +162,24 @@ def _answered(figures: dict[str, float], responses: Responses, data: TextDataMod
     def part(some: Responses) -> Parts:
         return {"": Part(len(some), some.figures, some.figures)}
 
-    whole, flags, figures = part(responses), responses.clean, figures | responses.scored()
+    def clean(flags: np.ndarray) -> Parts:
+        return part(responses.select(flags, data.bytes_per_target("test", data.test_is_clean)))
+
+    whole = part(responses)
+    return Tested(figures | responses.scored(), whole, _clean(whole, responses.clean, clean), responses=responses)
+
+
+def _clean(whole: Parts, flags: np.ndarray | None, select: Callable[[np.ndarray], Parts]) -> Parts:
+    """The clean part of what was measured, as :class:`Tested` has it; ``flags``: bool (documents,), None: not known."""
     if flags is None or not flags.any():
-        return Tested(figures, whole, responses=responses)
-    if flags.all():
-        return Tested(figures, whole, whole, responses=responses)
-    clean = responses.select(flags, data.bytes_per_target("test", data.test_is_clean))
-    return Tested(figures, whole, part(clean), responses=responses)
+        return {}
+    return whole if flags.all() else select(flags)
 
 
 def tested_by(figures: dict[str, float], predictions: Predictions, own: OwnFigures | None) -> Tested:
     """What a classifier's predictions alone make of a test; ``figures``: theirs, those of ``own`` included."""
-    parts, flags = {"": _classifier_part(predictions)}, predictions.clean
-    if flags is None or not flags.any():
-        return Tested(figures, parts, {}, predictions, own)
-    clean = parts if flags.all() else {"": _classifier_part(predictions.select(flags))}
+    parts = {"": _classifier_part(predictions)}
+    clean = _clean(parts, predictions.clean, lambda flags: {"": _classifier_part(predictions.select(flags))})
     return Tested(figures, parts, clean, predictions, own)
 
 

@@ -58,7 +58,7 @@ class AdversarialMLE(MLE):
         if not embeds.requires_grad:  # frozen token vectors: the direction needs their gradient
             embeds.requires_grad_()
         encoded = network.encode(stream, state, masks, embeds)
-        mean, kept = mean_nll(network, stream, encoded)
+        mean, kept = mean_nll(network, encoded.hidden, stream.targets)
         reach = stream.attention_mask.bool().unsqueeze(-1)  # (batch, time, 1)
         if self.direction == "random":
             towards = random_unit(reach, embeds)
@@ -71,7 +71,7 @@ class AdversarialMLE(MLE):
         after = detach_state(encoded.state)
         del encoded  # and with it what the clean pass keeps for a backward pass that there won't be
         moved = network.encode(stream, state, masks, embeds + (self.norm * towards).to(embeds.dtype))
-        adversarial, _ = mean_nll(network, stream, moved)
+        adversarial, _ = mean_nll(network, moved.hidden, stream.targets)
         loss = self.of_mean(mean, kept, stream, moved)
         loss.state = after
         loss.parts["adversarial_lm"] = adversarial.detach()

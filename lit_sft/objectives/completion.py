@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from lit_sft.models.encoder import LSTMState
-from lit_sft.models.heads import IGNORE_INDEX
 from lit_sft.models.network import Network
 from lit_sft.objectives.base import Loss, Objective
+from lit_sft.objectives.mle import mean_nll
 from lit_sft.objectives.penalties import Penalties
 
 
@@ -52,9 +52,7 @@ class Completion(Objective):
         hidden, targets = encoded.hidden.flatten(0, 1), pairs.targets.flatten()  # (positions, units), (positions,)
         if self.completion_only:  # no logits of the prompts: with a large vocabulary they take most of the time
             hidden, targets = hidden[pairs.response_places], targets[pairs.response_places]
-        nll = network.nll(hidden.unsqueeze(0), targets.unsqueeze(0))  # (1, targets)
-        kept = (targets != IGNORE_INDEX).sum()
-        mean = nll.sum() / kept.clamp(min=1)
+        mean, kept = mean_nll(network, hidden.unsqueeze(0), targets.unsqueeze(0))
         parts = {"completion": mean.detach()}
         total = self.penalties.add(mean, parts, encoded, pairs.attention_mask)
         return Loss(total, parts, kept)

@@ -51,7 +51,7 @@ class MLE(Objective):
         stream = batch["unlabeled"]
         state = self.start(network, stream, state)
         encoded = network.encode(stream, state, network.draw_masks(*stream.input_ids.shape))
-        return self.of_mean(*mean_nll(network, stream, encoded), stream, encoded)
+        return self.of_mean(*mean_nll(network, encoded.hidden, stream.targets), stream, encoded)
 
     def start(self, network: Network, stream: Any, state: LSTMState | None) -> LSTMState:
         """The state that a batch of the stream is read from, after `state`."""
@@ -78,8 +78,11 @@ class MLE(Objective):
         )
 
 
-def mean_nll(network: Network, stream: Any, encoded: EncoderOutput) -> tuple[Tensor, Tensor]:
-    """The mean negative log-likelihood of the targets that are not ignored, and their number; both scalars."""
-    nll = network.nll(encoded.hidden, stream.targets)  # (batch, time)
-    kept = (stream.targets != IGNORE_INDEX).sum()
+def mean_nll(network: Network, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean negative log-likelihood of the targets that are not ignored, and their number; both scalars.
+
+    hidden (batch, time, output_size), targets (batch, time).
+    """
+    nll = network.nll(hidden, targets)  # (batch, time)
+    kept = (targets != IGNORE_INDEX).sum()
     return nll.sum() / kept.clamp(min=1), kept
