@@ -36,3 +36,23 @@ def commands(text: str, program: str) -> list[list[str]]:
     found = re.findall(rf"(?<!\w)python {program}([^\n`|&;>]*)", re.sub(r"\\\n[ #]*", " ", text))
     calls = [(name, rest) for name, rest in found if "…" not in rest and "..." not in rest]
     return [[name, *shlex.split(rest, comments=True)] for name, rest in calls]
+
+
+def anchors(readme: Path) -> set[str]:
+    """What its headings are called in a link."""
+    headings = re.findall(
+        r"^#+ (.+)$", re.sub(r"```.*?```", "", readme.read_text(encoding="utf-8"), flags=re.DOTALL), re.MULTILINE
+    )
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def dead_links(readme: Path) -> list[str]:
+    """The links of a README to files or headings that aren't there; the web's are not looked at."""
+    dead = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", readme.read_text(encoding="utf-8")):
+        path, _, anchor = link.partition("#")
+        target = (readme.parent / path).resolve() if path else readme
+        target = target / "README.md" if target.is_dir() and anchor else target
+        there = link.startswith("http") or (target.exists() and (not anchor or anchor in anchors(target)))
+        dead += [] if there else [link]
+    return dead

@@ -15,7 +15,7 @@ import torch
 import yaml
 from baselines import as_flags, plans_in
 from jsonargparse import Namespace
-from readmes import READMES, ROOT, commands
+from readmes import READMES, ROOT, commands, dead_links
 
 from lit_sft.callbacks import GradualUnfreezing, LastCheckpoint, NonMonotonicAveraging
 from lit_sft.callbacks.stopping import check_monitors
@@ -197,8 +197,9 @@ def test_files_named_in_a_config_s_comments_exist() -> None:
 
 
 @pytest.mark.parametrize("readme", READMES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_files_named_in_a_readme_exist(readme: Path) -> None:
+def test_files_and_headings_named_in_a_readme_exist(readme: Path) -> None:
     assert missing_files(readme.read_text(encoding="utf-8")) == []
+    assert dead_links(readme) == []
 
 
 def test_every_fit_of_a_config_in_the_readme_parses(parse: Parse) -> None:
