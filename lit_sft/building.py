@@ -14,6 +14,11 @@ from lit_sft.models.dropout import check_dropout
 from lit_sft.models.heads import Pooling, num_outputs
 from lit_sft.objectives import Objective
 
+NEEDS_LABELS = (
+    "fine-tuning needs labeled data: give --data.labeled a file with a label column; prompts with responses "
+    "(data.response_column) are for --model.objective Completion"
+)
+
 
 @dataclass(frozen=True)
 class Blueprint:
@@ -71,14 +76,16 @@ class Blueprint:
         return options
 
 
-def check_stage_and_labels(objective: Objective, stage: str, num_labels: int, multilabel: bool) -> None:
-    """Raise a UserError where the objective is of the other stage, or a classifier has no labels."""
+def check_stage(objective: Objective, stage: str) -> None:
+    """Raise a UserError where the objective is of the other stage."""
     if objective.stage != stage:
         kind = type(objective).__name__
         hint = f"in a recipe, --STAGE.model.objective {kind} is for one stage"
         raise UserError(f"model.stage {stage} doesn't go with model.objective {kind}; {hint}")
+
+
+def check_stage_and_labels(objective: Objective, stage: str, num_labels: int, multilabel: bool) -> None:
+    """Raise a UserError where the objective is of the other stage, or a classifier has no labels."""
+    check_stage(objective, stage)
     if "classifier" in objective.heads and num_labels < (1 if multilabel else 2):
-        raise UserError(
-            "fine-tuning needs labeled data: give --data.labeled a file with a label column; prompts with responses "
-            "(data.response_column) are for --model.objective Completion"
-        )
+        raise UserError(NEEDS_LABELS)

@@ -24,6 +24,7 @@ from lit_sft.checkpoints import Checkpoint, read_checkpoint, resolve
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.data.extension import EXTEND
 from lit_sft.errors import SickRun, UserError
+from lit_sft.fit_checks import check_fit
 from lit_sft.loggers import LoggedRun, place_loggers
 from lit_sft.measuring import check_measured, choose_measured, is_whole
 from lit_sft.mistakes import mistake_in, refusal_in
@@ -160,8 +161,6 @@ class LitCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Nothing: see the class's docstring."""
 
-    # ---- before the classes are built
-
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         check_trainer(config.trainer, str(self.subcommand))
@@ -172,6 +171,8 @@ class LitCLI(LightningCLI):
             config.model.objective = None  # only a fit needs it: see after_instantiate_classes
             data.adopt(self.source.adopted())
             self.own = choose_measured(self.source, config, str(self.subcommand), data)
+        if self.subcommand == "fit":
+            check_fit(config, data)
         if self.only_check:
             raise Checked(config, data)
         data.check_sources()
@@ -211,14 +212,13 @@ class LitCLI(LightningCLI):
 
     def _find_source(self, config: Namespace, name: str, data: TextDataModule) -> None:
         """What this run goes on with (``ckpt_path``) or starts from (``init_from``); the data take its tokenizer."""
-        given = Path(config.run_dir) if config.run_dir else None
-        if given:
-            check_folder(given)
+        if config.run_dir:
+            check_folder(Path(config.run_dir), new=config.ckpt_path != "last")
         if config.ckpt_path == "last":
             self.folder, self.resumed = resume_run(name, config.run_dir), True
             self.source = last_checkpoint(self.folder)
-            if given and self.source is None and not (given / "config.yaml").is_file():
-                raise UserError(f"--ckpt_path last: nothing to resume in {given}")
+            if self.source is None and not (self.folder / "config.yaml").is_file():
+                raise UserError(f"--ckpt_path last: nothing to resume in {self.folder}")
             config.ckpt_path = None
         elif config.ckpt_path:
             self.source = read_resumable(resolve(config.ckpt_path, "ckpt_path"))
@@ -229,8 +229,6 @@ class LitCLI(LightningCLI):
             data.adopt(self.source.adopted())
         else:
             self.source = start_from(config, data)
-
-    # ---- after
 
     def instantiate_classes(self) -> None:
         try:
@@ -279,10 +277,9 @@ class LitCLI(LightningCLI):
 
     def after_validate(self) -> None:
         """Keep what was measured, unless this is a dry run, or a checkpoint without a run's folder."""
-        trainer: Any = self.trainer
         keep = keep_test if self.subcommand == "test" else keep_validation
-        if self.folder is not None and self.source is not None and not trainer.fast_dev_run:
-            keep(trainer, self.model, self.source, self.folder, self.config_dump["data"], self.own)
+        if self.folder is not None and self.source is not None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            keep(self.trainer, self.model, self.source, self.folder, self.config_dump["data"], self.own)  # type: ignore[arg-type]
 
     after_test = after_validate
 

@@ -19,11 +19,12 @@ from lit_sft.evaluation.multilabel import MultilabelMetrics
 from lit_sft.evaluation.predictions import Predictions
 from lit_sft.evaluation.tested import OwnFigures, tested_by
 from lit_sft.evaluation.thresholds import column_order
+from lit_sft.measuring import TESTED
 from lit_sft.options import values_of, without
-from lit_sft.runs import TESTED, numbered, package_versions, run_name, told, write_record
+from lit_sft.runs import numbered, package_versions, run_name, told, write_record
 from lit_sft.stored_network import encoder_name
 from lit_sft.stored_options import objective_of, own_encoder
-from lit_sft.testing import read_in_part, validated
+from lit_sft.testing import read_in_part
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,7 @@ class MemberCLI(LitCLI):
 
     def after_validate(self) -> None:
         """Keep what was measured."""
-        predictions = validated(self.trainer, self.model)  # type: ignore[arg-type]
-        assert predictions is not None
-        self._keep(predictions, None)
+        self._keep(self.model.validated, None)
 
     def after_test(self) -> None:
         """Keep what was measured."""

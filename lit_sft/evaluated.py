@@ -7,11 +7,13 @@ from typing import Literal, NoReturn
 import lightning as L
 
 from lit_sft.data.buckets import DocumentBatch
+from lit_sft.data.datamodule import TextDataModule
 from lit_sft.data.streams import StreamBatch
 from lit_sft.errors import UserError
 from lit_sft.evaluation.passes import Evaluation
+from lit_sft.evaluation.predictions import Predictions
 from lit_sft.evaluation.responses import Responses
-from lit_sft.evaluation.tested import Tested, clean_targets, gather, gathered_responses
+from lit_sft.evaluation.tested import Rows, Tested, clean_targets, documents_in, kept_rows, tested_in
 from lit_sft.models import Network
 
 Batch = StreamBatch | DocumentBatch
@@ -25,7 +27,7 @@ class Evaluated(L.LightningModule):
     evaluation: Evaluation
     label_names: list[str]
     tested: Tested | None = None  # what the last test measured, over all processes
-    responses: Responses | None = None  # what the last validate by itself has of a model that answers prompts
+    validated: Predictions | Responses | None = None  # what the last validate by itself has of each document
 
     @property
     def net(self) -> Network:
@@ -57,15 +59,21 @@ class Evaluated(L.LightningModule):
             self.evaluation.tune()
         self._log_metrics("val")
         if self.trainer.state.fn == "validate":
-            self.responses = gathered_responses(self.trainer, self.evaluation, "val")
-            if self.responses is not None:
-                self._log_figures("val", self.responses.scored())
+            self.validated = documents_in(*self._kept(), "val")
+            if isinstance(self.validated, Responses):
+                self._log_figures("val", self.validated.scored())
 
     def on_test_epoch_end(self) -> None:
         figures = self._log_metrics("test")
-        self.tested = gather(self.trainer, self.evaluation, figures, self.label_names)
+        own = self.evaluation.own
+        self.tested = tested_in(*self._kept(), figures, None if own is None else own.of)
         self._log_figures("test", {n: v for n, v in self.tested.figures.items() if n not in figures})
         self._log_figures("test_clean", self.tested.clean_figures)
+
+    def _kept(self) -> tuple[Rows, TextDataModule, list[str]]:
+        """What all processes have kept of the pass that ends, of which data, and their classes."""
+        data: TextDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        return kept_rows(self.trainer, self.evaluation), data, self.label_names
 
     def _log_metrics(self, split: Literal["val", "test"]) -> dict[str, float]:
         figures = self.evaluation.figures(self.trainer.datamodule.bytes_per_target(split))  # type: ignore[attr-defined]

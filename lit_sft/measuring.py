@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import contextlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
 
 from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_warn
@@ -11,9 +14,20 @@ from lit_sft.checkpoints import Checkpoint
 from lit_sft.data.corpus_config import PYDOCS
 from lit_sft.data.textdata import TextData
 from lit_sft.errors import UserError
-from lit_sft.runs import TESTED, VALIDATED, same_data
+from lit_sft.objectives import Objective
 from lit_sft.stored_options import objective_of
 
+# Which documents are measured, what a network sees of them, and in what text their copies are looked for.
+MEASURED = (
+    *("test", "text_column", "label_column", "header", "encoding", "separator", "label_pattern", "label_separator"),
+    *("label_names", "max_length", "truncation", "labeled", "unlabeled", "val", "remove_test_copies"),
+    *("response_column", "max_response_length"),
+)
+# batch_size is of streams, which begin anywhere in a document (others change no figure), num_beams of written responses
+TESTED = (*MEASURED, "batch_size", "num_beams")
+ADDED = {"max_response_length": 200}  # what older configs lack
+# A validation's own documents may be held out of the labeled ones; what is kept of it, a classifier said of documents.
+VALIDATED = (*MEASURED, "val_fraction", "split_seed", "val_labels_per_class")
 # What decides which text there is: the same in a run and its test, or no copies are looked for.
 TEXT = [name for name in TESTED if name not in ("max_length", "max_response_length", "truncation", "batch_size")]
 HELD_OUT = ("labeled", "val", "val_fraction", "split_seed")
@@ -22,8 +36,9 @@ HELD_OUT = ("labeled", "val", "val_fraction", "split_seed")
 def check_measured(source: Checkpoint, config: Namespace, command: str) -> None:
     """Raise a UserError where a checkpoint can't be measured by these options of ``test`` or ``validate``.
 
-    It is of another stage, or another network; copies of test documents are to be left out, which it was trained with;
-    or documents held out that it was trained on.
+    It is of another stage, answers prompts where it should classify (or the reverse), or has another pooling; its
+    training read copies of test documents that are to be left out now; or documents would be held out that it was
+    trained on.
     """
     if source.stage != (stage := config.model.stage):
         raise UserError(
@@ -79,9 +94,9 @@ def choose_measured(source: Checkpoint, config: Namespace, command: str, data: T
         if not same_data(config.data, before, ["val"]) and own_size:  # which was not meant for these
             config.data.val_labels_per_class = data.val_labels_per_class = None
     elif data.food.is_as_before(split):
-        sizes = ["batch_size"] if "lm" in objective_of(source).heads else []  # of streams, which a classifier has not
-        options = TESTED if split == "test" else VALIDATED
-        return same_data(config.data, before, [*(name for name in options if name != "batch_size"), *sizes])
+        options = TESTED if split == "test" else [*VALIDATED, "batch_size"]
+        streams = reads_streams(objective_of(source))
+        return same_data(config.data, before, [name for name in options if streams or name != "batch_size"])
     elif not config.data[split]:
         raise UserError(
             f"the sources hold other text than {source.path} was trained on, and its {split} documents were a part of "
@@ -93,7 +108,30 @@ def choose_measured(source: Checkpoint, config: Namespace, command: str, data: T
     return False
 
 
+def reads_streams(objective: Objective) -> bool:
+    """Whether validation and test read text in streams, whose number ``data.batch_size`` is then."""
+    return "lm" in objective.heads and "pairs" not in objective.batches
+
+
 def is_whole(trainer: Namespace, command: str) -> bool:
     """Whether these options of the Trainer leave no batch of a ``validate`` or ``test`` out."""
     limit = trainer.limit_test_batches if command == "test" else trainer.limit_val_batches
     return (limit is None or (isinstance(limit, float) and limit == 1)) and not trainer.overfit_batches
+
+
+def same_data(data: Any, other: dict[str, Any], options: Iterable[str]) -> bool:
+    """Whether these data options, as mappings, have the same values in both; two ways to write a path are one."""
+    pairs = [[ADDED.get(k) if one.get(k) is None else one.get(k) for one in (data, other)] for k in options]
+    return all(_located(one) == _located(two) for one, two in pairs)
+
+
+def _located(value: Any) -> Any:
+    """A path made absolute, so that two ways to write it are one, and keys as JSON has them; anything else as it is."""
+    if isinstance(value, dict):
+        return {str(key): name for key, name in value.items()}
+    if isinstance(value, list):
+        return [_located(v) for v in value]
+    if isinstance(value, str):
+        with contextlib.suppress(OSError):  # in a folder that this user may not look into, or longer than a path can be
+            return str(Path(value).resolve()) if Path(value).exists() else value
+    return value

@@ -267,7 +267,7 @@ class LitSFT(Evaluated, StepRates):
         return super().__getstate__() | {"_data": None}  # a copy of the module has no copy of its data
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add our part: after a test of other data, and where its own serve another model now, as it was trained."""
+        """Add our part. Outside a fit it describes the data that the module was trained on, whatever is there now."""
         assert self.tokenizer is not None
         assert self._own is not None
         self._watcher.before_saving(self.trainer)

@@ -126,8 +126,16 @@ NEEDED: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def check_folder(folder: Path) -> None:
-    """Raise a UserError where a stage can't train in this folder, which holds a finished run, or a recipe's."""
+def check_folder(folder: Path, new: bool = False) -> None:
+    """Raise a UserError where a stage can't train in this folder, which holds a finished run, or a recipe's.
+
+    ``new``: whether a run begins there, which would write over the checkpoints of one that isn't finished.
+    """
+    if new and saved(folder / "checkpoints" / "last.ckpt") and not (folder / RECORD).is_file():
+        raise UserError(
+            f"--run_dir {folder} holds a run that isn't finished: go on with it, --ckpt_path last, or give another "
+            "folder"
+        )
     if (folder / RECORD).is_file():
         raise UserError(
             f"--run_dir {folder} holds a finished run: give another folder, or leave it out (to train it further, "

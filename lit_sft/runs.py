@@ -9,7 +9,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from importlib import metadata
 from itertools import count
 from pathlib import Path
@@ -24,17 +24,6 @@ LOGS = Path("logs")
 RECORD = "metrics.json"
 MAIN = ("accuracy", "macro_f1", "bleu", "rougeL", "exact_match", "perplexity", "loss")  # told in one line
 SHARED = "LIT_SFT_RUN_DIR"  # the run's folder, for the processes that its first one starts
-# Which documents are measured, what a network sees of them, and in what text their copies are looked for.
-MEASURED = (
-    *("test", "text_column", "label_column", "header", "encoding", "separator", "label_pattern", "label_separator"),
-    *("label_names", "max_length", "truncation", "labeled", "unlabeled", "val", "remove_test_copies"),
-    *("response_column", "max_response_length"),
-)
-# batch_size is of streams, which begin anywhere in a document (others change no figure), num_beams of written responses
-TESTED = (*MEASURED, "batch_size", "num_beams")
-ADDED = {"max_response_length": 200}  # what older configs lack
-# A validation's own documents may be held out of the labeled ones; what is kept of it, a classifier said of documents.
-VALIDATED = (*MEASURED, "val_fraction", "split_seed", "val_labels_per_class")
 # What decides a result: ours, the engines', and the projects whose documentation is the pydocs corpus.
 VERSIONED = (
     *("lit_sft", "torch", "lightning", "torchmetrics", "tokenizers", "numpy", "pyarrow", "jsonargparse"),
@@ -208,76 +197,10 @@ def told(record: dict[str, Any], split: str = "test") -> str:
     return line
 
 
-def record_of_test(folder: Path, checkpoint: Path, own: bool, data: dict[str, Any]) -> Path:
-    """Where the figures of a test belong: the run's record when they are the run's own, else a file beside it.
-
-    Args:
-        folder, checkpoint: the run's folder, and which of its checkpoints.
-        own: whether the run's own data were tested.
-        data: the data options of the test.
-    """
-    parts = [] if read_record(folder) and is_best(checkpoint) else [checkpoint.stem]
-    if not own:
-        source = data.get("test") or data.get("labeled")
-        parts += [Path(str(s)).stem for s in (source if isinstance(source, list) else [source])]
-    if not parts:
-        return folder / RECORD
-    name = "-".join(parts).encode()[:200].decode(errors="ignore")  # a file's has 255 bytes at most
-    files = numbered(folder, f"test-{name}")
-    return next(file for file in files if not file.is_file() or _is_test_of(file, data))
-
-
-def is_best(checkpoint: Path) -> bool:
-    """Whether a checkpoint stands for its run: the best one, or one where there is none."""
-    return checkpoint.name == "best.ckpt" or not (checkpoint.parent / "best.ckpt").is_file()
-
-
-def same_data(data: Any, other: dict[str, Any], options: Iterable[str]) -> bool:
-    """Whether these data options, as mappings, have the same values in both; two ways to write a path are one."""
-    pairs = [[ADDED.get(k) if one.get(k) is None else one.get(k) for one in (data, other)] for k in options]
-    return all(_located(one) == _located(two) for one, two in pairs)
-
-
 def numbered(folder: Path, stem: str) -> Iterator[Path]:
     """Where a record may go, in the order of preference: ``STEM.json``, ``STEM-2.json`` and so on."""
     yield folder / f"{stem}.json"
     yield from (folder / f"{stem}-{number}.json" for number in count(2))
-
-
-def _is_test_of(path: Path, data: dict[str, Any]) -> bool:
-    """Whether these are the figures of the same data, which a new test may replace."""
-    try:
-        tested = dict(json.loads(path.read_text(encoding="utf-8"))["data"])
-    except (ValueError, KeyError, TypeError):
-        return False  # something else, which stays
-    return same_data(tested, data, [key for key in TESTED if key in tested])
-
-
-def write_test(path: Path, figures: dict[str, Any], checkpoint: Path, data: dict[str, Any]) -> None:
-    """Keep what a test gave in the file of :func:`record_of_test`.
-
-    Args:
-        path: that file.
-        figures: ``test`` and what belongs to it, as plain values.
-        checkpoint, data: what was tested, and the data options.
-    """
-    if path.name == RECORD:
-        write_record(path, {**read_record(path.parent), **figures})
-    else:
-        tested = {key: data.get(key) for key in TESTED}
-        write_record(path, {**figures, "data": tested, "checkpoint": str(checkpoint)})
-
-
-def _located(value: Any) -> Any:
-    """A path made absolute, so that two ways to write it are one, and keys as JSON has them; anything else as it is."""
-    if isinstance(value, dict):
-        return {str(key): name for key, name in value.items()}
-    if isinstance(value, list):
-        return [_located(v) for v in value]
-    if isinstance(value, str):
-        with contextlib.suppress(OSError):  # in a folder that this user may not look into, or longer than a path can be
-            return str(Path(value).resolve()) if Path(value).exists() else value
-    return value
 
 
 def package_versions() -> dict[str, str]:

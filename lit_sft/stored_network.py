@@ -34,7 +34,8 @@ def stored_blueprint(checkpoint: Checkpoint, encoder: Callable[..., Encoder] | N
     Raises:
         UserError: an encoder outside the package that ``encoder`` doesn't name.
     """
-    named = encoder_name(checkpoint) if isinstance(encoder, type) else encoder and str(encoder)
+    named = None if encoder is None else encoder_name(checkpoint) if isinstance(encoder, type) else "a function"
+    # a function's is no class path: as where another class is named, the checkpoint's encoder and options are left out
     options = stored_config(checkpoint, named, metrics=False)["model"]
     spec = options.get("encoder")
     make: Callable[..., Encoder] = encoder or LSTMEncoder

@@ -5,21 +5,21 @@ A validation leaves the predictions alone.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_sft.checkpoints import Checkpoint, stage_folders
-from lit_sft.evaluation.predictions import FILE, VAL_FILE, Predictions, gathered, predictions_in
+from lit_sft.evaluation.predictions import FILE, VAL_FILE
 from lit_sft.evaluation.responses import FILE as RESPONSES
 from lit_sft.evaluation.responses import VAL_FILE as VAL_RESPONSES
 from lit_sft.evaluation.responses import Responses
+from lit_sft.measuring import TESTED, reads_streams, same_data
 from lit_sft.module import LitSFT
-from lit_sft.ranks import of_all_ranks
-from lit_sft.runs import RECORD, is_best, read_record, record_of_test, told, write_test
+from lit_sft.runs import RECORD, numbered, read_record, told, write_record
 
 
 def read_in_part(trainer: Trainer) -> bool:
@@ -52,7 +52,7 @@ def keep_test(
         data, own = {**data, "num_beams": module.num_beams}, own and module.num_beams == source.num_beams
     if not trainer.is_global_zero or read_in_part(trainer):
         return
-    if "lm" not in module.objective.heads:  # a number of streams, of which there are none
+    if not reads_streams(module.objective):
         data = {**data, "batch_size": source.config.get("data", {}).get("batch_size")}
     path = record_of_test(folder, source.path, own, data)
     if path.name == RECORD and "test" in read_record(folder):
@@ -83,23 +83,14 @@ def predictions_file(run: Path) -> Path:
     return (stages[-1] if stages and not (run / FILE).is_file() else run) / FILE
 
 
-def validated(trainer: Trainer, module: LitSFT) -> Predictions | None:
-    """What a classifier said of the documents of a finished ``validate``; every process must call it."""
-    collector = module.evaluation.kept.get("classifier")
-    rows = gathered(of_all_ranks(trainer, collector.rows() if collector else {}))
-    keys = np.asarray(trainer.datamodule.val.keys)  # type: ignore[attr-defined]
-    return predictions_in(rows, module.label_names, keys, None) if rows else None
-
-
 def keep_validation(
     trainer: Trainer, module: LitSFT, source: Checkpoint, folder: Path, data: dict[str, Any], own: bool
 ) -> None:
     """Write the predictions of a finished ``validate``, whose arguments are as for :func:`keep_test`.
 
-    One file for a run: of its best checkpoint, and of all its own validation data. Every process must call it.
+    One file for a run: of its best checkpoint, and of all its own validation data.
     """
-    predictions = validated(trainer, module)
-    found = module.responses if predictions is None else predictions
+    found = module.validated
     if found is None or not trainer.is_global_zero:
         return
     path = folder / (VAL_RESPONSES if isinstance(found, Responses) else VAL_FILE)
@@ -110,3 +101,51 @@ def keep_validation(
         rank_zero_info(f"wrote {path}")
     else:
         rank_zero_info("not the best checkpoint on all of the run's own validation data: no predictions are written")
+
+
+def record_of_test(folder: Path, checkpoint: Path, own: bool, data: dict[str, Any]) -> Path:
+    """Where the figures of a test belong: the run's record when they are the run's own, else a file beside it.
+
+    Args:
+        folder, checkpoint: the run's folder, and which of its checkpoints.
+        own: whether the run's own data were tested.
+        data: the data options of the test.
+    """
+    parts = [] if read_record(folder) and is_best(checkpoint) else [checkpoint.stem]
+    if not own:
+        source = data.get("test") or data.get("labeled")
+        parts += [Path(str(s)).stem for s in (source if isinstance(source, list) else [source])]
+    if not parts:
+        return folder / RECORD
+    name = "-".join(parts).encode()[:200].decode(errors="ignore")  # a file's has 255 bytes at most
+    files = numbered(folder, f"test-{name}")
+    return next(file for file in files if not file.is_file() or _is_test_of(file, data))
+
+
+def _is_test_of(path: Path, data: dict[str, Any]) -> bool:
+    """Whether these are the figures of the same data, which a new test may replace."""
+    try:
+        tested = dict(json.loads(path.read_text(encoding="utf-8"))["data"])
+    except (ValueError, KeyError, TypeError):
+        return False  # something else, which stays
+    return same_data(tested, data, [key for key in TESTED if key in tested])
+
+
+def write_test(path: Path, figures: dict[str, Any], checkpoint: Path, data: dict[str, Any]) -> None:
+    """Keep what a test gave in the file of :func:`record_of_test`.
+
+    Args:
+        path: that file.
+        figures: ``test`` and what belongs to it, as plain values.
+        checkpoint, data: what was tested, and the data options.
+    """
+    if path.name == RECORD:
+        write_record(path, {**read_record(path.parent), **figures})
+    else:
+        tested = {key: data.get(key) for key in TESTED}
+        write_record(path, {**figures, "data": tested, "checkpoint": str(checkpoint)})
+
+
+def is_best(checkpoint: Path) -> bool:
+    """Whether a checkpoint stands for its run: the best one, or one where there is none."""
+    return checkpoint.name == "best.ckpt" or not (checkpoint.parent / "best.ckpt").is_file()

@@ -54,7 +54,7 @@ def with_names(options: dict[str, Any]) -> dict[str, Any]:
     for name in options:
         if name not in known:
             raise UserError(f"no option data.{name}; {nearest(str(name), known).strip() or 'see fit --help'}")
-    columns = ("text_column", "label_column")
+    columns = ("text_column", "label_column", "response_column")
     return {name: str(value) if name in columns and value is not None else value for name, value in options.items()}
 
 

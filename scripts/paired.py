@@ -207,18 +207,21 @@ def write_intervals(out: Path) -> None:
             lost.add((row["labels"], row["val"], row["method"]))
         else:
             runs.setdefault((row["labels"], row["val"]), {}).setdefault(row["method"], []).append(predictions)
-    lines: dict[tuple[str, str, str], dict[str, Any]] = {
-        (line["labels"], line["val"], line["method"]): line for line in read_lines(intervals_file(out))
-    }
+    found: dict[tuple[str, str, str], dict[str, Any]] = {}
     for (labels, val), methods in runs.items():
         there = {method: read for method, read in methods.items() if (labels, val, method) not in lost}
         for method, figures in error_intervals(there, "pretrained").items():
-            cell = (labels, val, method)
-            old = lines.get(cell)
-            same = old is not None and abs(float(old["error"]) - figures["error"]) < ROUNDED
-            if "minus" in figures or old is None or not (same and old["minus"]):
-                count = {"seeds": len(there[method]), "documents": len(there[method][0])}
-                lines[cell] = {"labels": labels, "val": val, "method": method, **count, **figures}
+            count = {"seeds": len(there[method]), "documents": len(there[method][0])}
+            found[labels, val, method] = {"labels": labels, "val": val, "method": method, **count, **figures}
+    # read when they are written: another call for this CSV may have written while the intervals were computed
+    lines: dict[tuple[str, str, str], dict[str, Any]] = {
+        (line["labels"], line["val"], line["method"]): line for line in read_lines(intervals_file(out))
+    }
+    for cell, line in found.items():
+        old = lines.get(cell)
+        same = old is not None and abs(float(old["error"]) - line["error"]) < ROUNDED
+        if "minus" in line or old is None or not (same and old["minus"]):
+            lines[cell] = line
     if lines:
         write_figures(intervals_file(out), INTERVAL_FIELDS, lines.values())
 

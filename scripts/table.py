@@ -118,7 +118,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Write the CSV and print the table."""
     arguments = parser().parse_args()
-    named = dict(row.rpartition("=")[::2] for row in arguments.rows)
+    named = dict(row.partition("=")[::2] for row in arguments.rows)
     if arguments.reference not in named or "" in named or len(named) < len(arguments.rows):
         raise UserError("rows are NAME=RUN, each name once, and --reference is the name of one of them")
     lines = rows_of(named, arguments.reference)

@@ -381,6 +381,17 @@ def test_a_wrong_start_is_one_line_and_leaves_nothing(
     assert not Path("logs").exists() or made() == []
 
 
+def test_a_new_run_takes_no_unfinished_ones_folder(fit: Fit, trained: Trained) -> None:
+    """Its checkpoints would be written over."""
+    shutil.copytree(trained.finetune, "run")
+    Path("run/metrics.json").unlink()  # which a finished run has
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    one_line(fit("--run_dir", "run"), "--run_dir run holds a run that isn't finished", "--ckpt_path last")
+    one_line(fit("--run_dir", "run", "--ckpt_path", trained.finetune), "--run_dir run holds a run that isn't finished")
+    assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
+    assert fit("--run_dir", "run", "--ckpt_path", "last", "--trainer.max_epochs", "3").code == 0
+
+
 @pytest.mark.parametrize("there", [[], ["out"], ["out", "out/run"]], ids=len)
 def test_a_mistake_takes_back_the_folders_that_it_made_and_no_others(there: list[str], fit: Fit) -> None:
     for name in there:

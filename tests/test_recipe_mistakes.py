@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import Command, Configs, Fit, made
+from conftest import Command, Configs, Files, Fit, made
 from refusals import one_line
 
 from lit_sft.errors import UserError
@@ -27,12 +27,20 @@ RUN = Path("logs/tiny/version_0")
         (["--data.labels_per_class", "41"], "class 'sea' has 40 documents"),
         (["--trainer.max_epoch", "3"], "did you mean trainer.max_epochs?"),
         (["--name", "a/b"], "--name a/b"),
+        # what the last stage can't do with its data, its objective or its figures
+        (["--data.response_column", "label"], "fine-tuning needs labeled data"),
+        (["--data.labeled", "null", "--data.unlabeled", "TEXT"], "fine-tuning needs labeled data"),
+        (["--finetune.model.objective", "MLE"], "model.stage finetune doesn't go with model.objective MLE"),
+        (["--finetune.model.objective", "Completion"], "set --data.response_column"),
+        (["--finetune.model.objective", "Supervised", "--finetune.model.objective.label_smoothing", "2"], "smoothing"),
+        (["--finetune.checkpoint.monitor", "val/macro_f2"], "no figure val/macro_f2 to monitor"),
+        (["--pretrain.early_stopping.monitor", "val/accuracy"], "no figure val/accuracy to monitor"),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_made(
-    flags: list[str], message: str, fit_recipe: Fit, calls: list[list[str]]
+    flags: list[str], message: str, fit_recipe: Fit, calls: list[list[str]], files: Files
 ) -> None:
-    result = fit_recipe(*flags)
+    result = fit_recipe(*(flag.replace("TEXT", str(files.unlabeled)) for flag in flags))
     one_line(result, message)
     assert calls == []
     assert not Path("logs").exists()

@@ -204,6 +204,27 @@ def test_copies_of_training_prompts_are_told_apart(cli: Command, workplace: Path
     assert record["test_clean"]["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
 
 
+def test_the_batch_size_of_streams_makes_no_other_test(run: Path, cli: Command, workplace: Path) -> None:
+    """Pairs are not read in streams, so that this is the test that the record has already."""
+    shutil.copytree(run, "run")
+    assert cli("test", "--ckpt_path", "run", "--data.batch_size", "3").code == 0
+    assert not list(Path("run").glob("test-*"))
+
+
+def test_copies_of_test_prompts_are_left_out_whatever_they_were_answered_with(
+    files: Files, shared_cache: Path, tmp_path: Path
+) -> None:
+    """A response that no other prompt has is no class that would be lost."""
+    rows = [{"text": f"the prompt number {i} of all", "response": f"response {i}"} for i in range(20)]
+    for name, some in (("train", rows), ("test", rows[:3])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some), encoding="utf-8")
+    paths = {"labeled": str(tmp_path / "train.jsonl"), "test": str(tmp_path / "test.jsonl")}
+    options = {"response_column": "response", "remove_test_copies": True, "cache_dir": str(shared_cache)}
+    corpus = TextDataModule(**paths, **options).corpus
+    assert len(corpus.train) + len(corpus.val) == 17
+    assert not {row["text"] for row in rows[:3]} & {*corpus.train.texts, *corpus.val.texts}
+
+
 def test_another_search_is_another_test(run: Path, cli: Command, workplace: Path) -> None:
     shutil.copytree(run, "run")
     before = read(Path("run/metrics.json"))
@@ -238,6 +259,20 @@ def test_a_broken_off_run_goes_on_as_if_it_had_not_been(cli: Command, workplace:
     assert whole.global_step == parts.global_step > 10
     for name, weight in whole.network_weights().items():
         assert torch.equal(weight, parts.network_weights()[name]), name
+
+
+def test_a_recipe_that_would_read_responses_backward_is_told_before_its_pretraining(
+    cli: Command, workplace: Path, files: Files
+) -> None:
+    options = options_of(files, 1)
+    data = options.pop("data")
+    Path("answer.yaml").write_text(yaml.safe_dump(options), encoding="utf-8")
+    stages = [{"name": "pretrain", "model": {"stage": "pretrain"}}, {"name": "finetune", "config": "answer.yaml"}]
+    Path("recipe.yaml").write_text(yaml.safe_dump({"stages": stages}), encoding="utf-8")
+    Path("data.yaml").write_text(yaml.safe_dump({"data": data}), encoding="utf-8")
+    flags = ("--config", "data.yaml", "--data.direction", "backward")
+    one_line(cli("fit", "--config", "recipe.yaml", *flags), "leave out --data.direction backward")
+    assert not Path("logs").exists()
 
 
 def test_what_does_not_go_together_is_told(

@@ -15,25 +15,23 @@ from lightning.pytorch.utilities import rank_zero_only
 from processes import start, wait_all
 
 from lit_sft.errors import UserError
+from lit_sft.measuring import TESTED, same_data
 from lit_sft.runs import (
     RECORD,
     SHARED,
-    TESTED,
     discard_run,
     named_run,
     new_run,
     package_versions,
     read_record,
-    record_of_test,
     run_folder_of,
     run_name,
-    same_data,
     start_run,
     unfinished_run,
     versions,
     write_record,
-    write_test,
 )
+from lit_sft.testing import record_of_test, write_test
 
 
 def test_a_process_that_the_first_did_not_start_needs_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:

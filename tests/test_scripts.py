@@ -373,6 +373,11 @@ def test_what_holds_no_data_options_is_told(content: str, message: str, tmp_path
         options_of(["labled=a.csv"])
 
 
+def test_columns_without_a_header_are_named_by_numbers() -> None:
+    names = ("text_column", "label_column", "response_column")
+    assert options_of([f"{name}={number}" for number, name in enumerate(names)]) == dict(zip(names, "012", strict=True))
+
+
 def test_a_table_of_runs_has_errors_differences_and_what_they_cost(tmp_path: Path) -> None:
     """Two seeds from a language model, and a linear model without a fit's record; figures counted by hand."""
     labels = np.array([0, 1] * 50)

@@ -169,7 +169,7 @@ class StopOnSignal(Callback):
     """Ctrl-C, SIGTERM and SIGUSR1 (the warning that a job scheduler can send) end a fit at a step it can go on from.
 
     The run is saved at the next such step, which during a validation is its end, and the process ends with the exit
-    code that shells expect, 128 plus the signal's number. The same signal again, a second later or more, stops at once.
+    code that shells expect, 128 plus the signal's number. Another one of these, a second later or more, ends at once.
     """
 
     def __init__(self, last: LastCheckpoint) -> None:

@@ -1,4 +1,4 @@
-"""What every training data set here is: a map from a number to a ready batch, arranged anew each epoch."""
+"""What every data set of batches here is: a map from a number to a ready batch, arranged anew each epoch."""
 
 from __future__ import annotations
 

@@ -52,9 +52,11 @@ class Gate:
         return exact, np.logical_or.reduce([side.near for side in sides]) & ~exact
 
     def passed(
-        self, train: Documents, unlabeled: Documents, val: Documents | None
+        self, train: Documents, unlabeled: Documents, val: Documents | None, labeled: bool
     ) -> tuple[Documents, Documents, Documents | None]:
         """The documents as they go on: all of them, or those that are no copies where these are to be removed.
+
+        ``labeled``: whether ``train`` has classes, and not responses.
 
         Raises:
             UserError: every document of a label is one, or every document.
@@ -66,8 +68,11 @@ class Gate:
             raise UserError("data.remove_test_copies: every training document is a copy of a test document")
         if val is not None and self.val.others.all():
             raise UserError("data.remove_test_copies: every validation document is a copy of a test document")
-        if lost := ", ".join(map(repr, label_names_of(train).keys() - label_names_of(kept[0]).keys())):
-            raise UserError(f"data.remove_test_copies: every document of the label {lost} is a copy of a test document")
+        lost = label_names_of(train).keys() - label_names_of(kept[0]).keys() if labeled else set()
+        if names := ", ".join(map(repr, sorted(lost))):
+            raise UserError(
+                f"data.remove_test_copies: every document of the label {names} is a copy of a test document"
+            )
         return *kept, None if val is None else _without(val, self.val.others)
 
     def report(self) -> dict[str, Any]:
@@ -121,11 +126,19 @@ def told(report: dict[str, Any]) -> str:
 
 
 def through_gate(
-    train: Documents, unlabeled: Documents, val: Documents | None, test: Documents, remove: bool, table: KeyTable
+    train: Documents,
+    unlabeled: Documents,
+    val: Documents | None,
+    test: Documents,
+    table: KeyTable,
+    *,
+    remove: bool,
+    labeled: bool = True,
 ) -> tuple[Documents, Documents, Documents | None, Gate]:
     """The labeled, unlabeled and validation documents as they go on, and what the gate found among those given.
 
-    ``val``: None where it is yet to be held out. The keys of what was read go to ``table``.
+    ``val``: None where it is yet to be held out. The keys of what was read go to ``table``. ``remove``: whether copies
+    are removed; ``labeled``: see :meth:`Gate.passed`.
 
     Raises:
         UserError: see :meth:`Gate.passed`.
@@ -137,7 +150,7 @@ def through_gate(
     table.add(test.texts, finder.keys)
     for documents, copies in zip((train, unlabeled, checked), found, strict=True):
         table.add(documents.texts, copies.keys)
-    return *gate.passed(train, unlabeled, val), gate
+    return *gate.passed(train, unlabeled, val, labeled), gate
 
 
 def _without(documents: Documents, left_out: np.ndarray) -> Documents:

@@ -57,10 +57,9 @@ class Corpus:
 def load_corpus(config: CorpusConfig, cache_dir: Path, gated: bool = True) -> Corpus:
     """Read every source and make the splits. The texts stay on disk, in a temporary file in ``cache_dir``.
 
-    Without ``val``, a seeded part of the training documents is held out: labels keep their shares, equal texts (and
-    documents of one group) stay on one side. Copies of validation documents are left out of unlabeled text; those of
-    test documents are counted, in ``val`` too, and with ``remove_test_copies`` left out everywhere, before validation
-    is held out.
+    Without ``val``, a seeded part of the training documents is held out: labels keep their shares, equal texts stay
+    on one side. Copies of validation documents are left out of unlabeled text; those of test documents are counted, in
+    ``val`` too, and with ``remove_test_copies`` left out everywhere, before validation is held out.
 
     Args:
         config: what to read.
@@ -139,7 +138,8 @@ def _made(
     """The corpus of what was read: through the gate, then validation held out, then copies of that left out."""
     table, gate, nothing = KeyTable(), None, Documents([])
     if gated and len(test):
-        train, extra, val, gate = through_gate(train, extra, val, test, config.remove_test_copies, table)
+        how = {"remove": config.remove_test_copies, "labeled": not config.pairs}
+        train, extra, val, gate = through_gate(train, extra, val, test, table, **how)
     if val is None and (names or config.pairs):
         train, val = hold_out(train, config.val_fraction, config.split_seed, by_label=not config.pairs)
     elif val is None:

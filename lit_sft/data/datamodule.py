@@ -138,13 +138,7 @@ class TextDataModule(TextData, L.LightningDataModule):
 
     def pair_loader(self, split: Split) -> StatefulLoader:
         """Length-bucketed batches of the split's prompts with their responses, shuffled in training only."""
-        if not self.corpus_config.pairs:
-            raise UserError("this objective learns responses to prompts: set --data.response_column")
-        if self.direction == "backward":
-            raise UserError(
-                "a response is written from its first word on: leave out --data.direction backward, and start from a "
-                "pretraining that reads forward"
-            )
+        check_answering(self.corpus_config.pairs, self.direction)
         array = self._array(split)
         self._check_not_empty(array, split)
         return self._split_loader(array, split, partial(PairDataset, max_response_length=self.max_response_length))
@@ -232,7 +226,7 @@ class TextDataModule(TextData, L.LightningDataModule):
     def _evaluation_loaders(self, split: Split) -> list[StatefulLoader]:
         """One loader for each head of the model: streams for the language model, documents for the classifier.
 
-        What answers prompts is measured on these.
+        A model that answers prompts has one loader, of pairs.
         """
         if self.reads_pairs:
             return [self.pair_loader(split)]
@@ -287,3 +281,14 @@ class TextDataModule(TextData, L.LightningDataModule):
 
     def _epoch_ends_here(self) -> bool:
         return self.trainer is not None and self.trainer.is_last_batch
+
+
+def check_answering(pairs: bool, direction: str | None) -> None:
+    """Raise a UserError where responses can't be learned: there are none, or they would be read from their end."""
+    if not pairs:
+        raise UserError("this objective learns responses to prompts: set --data.response_column")
+    if direction == "backward":
+        raise UserError(
+            "a response is written from its first word on: leave out --data.direction backward, and start from a "
+            "pretraining that reads forward"
+        )

@@ -1,4 +1,4 @@
-"""The training loader: it knows where it stands, so that a run goes on with the very next batch."""
+"""The loader of every data set here: it knows where it stands, so that a run goes on with the very next batch."""
 
 from __future__ import annotations
 

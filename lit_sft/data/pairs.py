@@ -81,16 +81,13 @@ class PairDataset(DocumentDataset):
         if not len(members):  # fewer pairs than processes: an empty one, which counts nothing
             ids, places = [np.zeros(0, dtype=np.int64)], np.array([-1], dtype=np.int64)
         batch = collate(ids, self.eos_id, self.pad_id, None, places)
-        targets = batch.input_ids.roll(-1, dims=1).masked_fill(~batch.attention_mask.roll(-1, dims=1), IGNORED)
-        targets[:, -1] = IGNORED
         starts = np.array([len(prompt) + 1 for prompt, _, _ in parts] or [0])  # where the <eos> before it is read
         counts = np.array([len(response) + (not cut) for _, response, cut in parts] or [0])
-        for row, (start, count) in enumerate(zip(starts, counts, strict=True)):
-            targets[row, start + count :] = IGNORED
-        offsets = np.arange(len(ids)) * targets.shape[1] + starts
-        answers = np.concatenate([offset + np.arange(count) for offset, count in zip(offsets, counts, strict=True)])
+        place, first, end = np.arange(batch.input_ids.shape[1]), starts[:, None], (starts + counts)[:, None]
+        targets = batch.input_ids.roll(-1, dims=1).masked_fill(torch.from_numpy(place >= end), IGNORED)
+        answers = np.flatnonzero((place >= first) & (place < end))
         fields: dict[str, Any] = {**vars(batch), "empty": not len(members)}
-        fields |= {"targets": targets, "response_places": torch.from_numpy(answers.astype(np.int64))}
+        fields |= {"targets": targets, "response_places": torch.from_numpy(answers)}
         fields |= {"prompt_lengths": torch.from_numpy(starts + 1), "max_response_length": self.max_response_length}
         return PairBatch(**fields)
 

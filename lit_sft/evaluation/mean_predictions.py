@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from lit_sft.errors import UserError
-from lit_sft.evaluation.passes import document_losses
 from lit_sft.evaluation.predictions import Predictions
 from lit_sft.evaluation.thresholds import applying, column_order, mean_thresholds
 
@@ -54,3 +55,15 @@ def _check_same_documents(first: Predictions, member: Predictions, order: list[i
     labels = member.labels[:, order] if member.multilabel else np.argsort(order)[member.labels]
     if not np.array_equal(first.labels, labels):
         raise UserError("the models' documents have different labels")
+
+
+def document_losses(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each document in nats, (batch,): multi-label, the mean over the labels of the binary one.
+
+    Args:
+        probabilities: (batch, classes).
+        labels: (batch,), or, multi-label, (batch, classes).
+    """
+    if labels.ndim == 2:
+        return F.binary_cross_entropy(probabilities, labels.to(probabilities.dtype), reduction="none").mean(1)
+    return -probabilities.gather(1, labels[:, None]).squeeze(1).clamp_min(1e-12).log()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -157,20 +156,8 @@ class Evaluation(nn.Module):
 
 
 def _losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """As :func:`document_losses`, without the rounding of a probability near 0 or 1."""
+    """Cross-entropy of each document in nats, (batch,): multi-label, the mean over the labels of the binary one."""
     multilabel = labels.ndim == 2
     log_p = log_probabilities(logits, multilabel)  # (batch, choices, outcomes)
     chosen = (labels if multilabel else labels[:, None]).long()  # (batch, choices)
     return -log_p.gather(2, chosen.unsqueeze(2)).squeeze(2).mean(1)
-
-
-def document_losses(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each document in nats, (batch,): multi-label, the mean over the labels of the binary one.
-
-    Args:
-        probabilities: (batch, classes).
-        labels: (batch,), or, multi-label, (batch, classes).
-    """
-    if labels.ndim == 2:
-        return F.binary_cross_entropy(probabilities, labels.to(probabilities.dtype), reduction="none").mean(1)
-    return -probabilities.gather(1, labels[:, None]).squeeze(1).clamp_min(1e-12).log()

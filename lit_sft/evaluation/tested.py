@@ -106,74 +106,73 @@ def clean_targets(dataset: object, index: int, clean: np.ndarray | None) -> Tens
     return torch.from_numpy(clean[documents] & (documents >= 0))
 
 
-def gathered_responses(trainer: Trainer, evaluation: Evaluation, split: Literal["val", "test"]) -> Responses | None:
-    """What a model that answers prompts has written; every process must call it. None of another model."""
-    collector = evaluation.kept.get("lm")
-    rows = gathered(of_all_ranks(trainer, collector.rows() if collector else {}))
-    return _responses(trainer, rows, split)
+Rows = dict[str, dict[str, np.ndarray]]  # by head, what was kept of its units, by column
 
 
-def _responses(trainer: Trainer, rows: dict[str, np.ndarray], split: Literal["val", "test"]) -> Responses | None:
-    if "generated" not in rows:
-        return None
-    data: TextDataModule = trainer.datamodule  # type: ignore[attr-defined]
+def kept_rows(trainer: Trainer, evaluation: Evaluation) -> Rows:
+    """What all processes have kept of the pass that ends; every process must call it."""
+    ranks = of_all_ranks(trainer, {head: collector.rows() for head, collector in evaluation.kept.items()})
+    return {head: gathered([rank[head] for rank in ranks]) for head in evaluation.kept}
+
+
+def documents_in(
+    rows: Rows, data: TextDataModule, label_names: list[str], split: Literal["val", "test"]
+) -> Predictions | Responses | None:
+    """What a classifier said of each document of a split, or what answers prompts has written; None of other models."""
     flags = data.test_is_clean if split == "test" else None
-    return responses_in(rows, data.tokenizer, data.prepared.pair_texts(split), data.bytes_per_target(split), flags)
+    if "generated" in rows.get("lm", {}):
+        texts, bytes_per_target = data.prepared.pair_texts(split), data.bytes_per_target(split)
+        return responses_in(rows["lm"], data.tokenizer, texts, bytes_per_target, flags)
+    if documents := rows.get("classifier"):
+        keys = (data.test if split == "test" else data.val).keys
+        return predictions_in(documents, label_names, np.asarray(keys), flags)
+    return None
 
 
-def gather(trainer: Trainer, evaluation: Evaluation, figures: dict[str, float], label_names: list[str]) -> Tested:
-    """What all processes have kept of the test that ends; every process must call it.
+def tested_in(
+    rows: Rows, data: TextDataModule, label_names: list[str], figures: dict[str, float], own: OwnFigures | None
+) -> Tested:
+    """What was measured of a test, from what all processes have kept.
 
     Args:
-        trainer: whose test it is.
-        evaluation: what this process has measured.
-        figures: of the full test set, over all processes.
+        rows: as :func:`kept_rows` puts them together.
+        data: whose test it was.
         label_names: the classes.
+        figures: of the full test set, over all processes.
+        own: the user's own figures of predictions.
     """
-    data: TextDataModule = trainer.datamodule  # type: ignore[attr-defined]
-    kept, own = evaluation.kept, evaluation.own
-    ranks = of_all_ranks(trainer, {head: collector.rows() for head, collector in kept.items()})
-    rows = {head: gathered([rank[head] for rank in ranks]) for head in kept}
-    if (responses := _responses(trainer, rows.get("lm", {}), "test")) is not None:
-        return _answered(figures, responses, data)
-    flags = data.test_is_clean
-    whole: dict[str, Part] = {}
-    clean: dict[str, Part] = {}
-    predictions = None
-    if documents := rows.get("classifier"):
-        predictions = predictions_in(documents, label_names, np.asarray(data.test.keys), flags)
-        whole[""] = _classifier_part(predictions)
-        if predictions.clean is not None:
-            clean[""] = _classifier_part(predictions.select(predictions.clean))
-    if stretches := rows.get("lm"):
-        prefix = "lm_" if predictions is not None else ""  # as the evaluation names them
-        whole[prefix] = _stream_part(stretches, "", data.bytes_per_target("test"))
-        if flags is not None and "clean_nll" in stretches:
-            clean[prefix] = _stream_part(stretches, "clean_", data.bytes_per_target("test", flags))
-    if flags is not None and flags.all():
-        clean = whole
-    clean = clean if all(part.count for part in clean.values()) else {}
-    return Tested(figures, whole, clean, predictions, None if own is None else own.of)
+    found = documents_in(rows, data, label_names, "test")
 
+    def parts(flags: np.ndarray | None) -> Parts:
+        """Of the documents of a mask (documents of the split,), or of all."""
+        chosen = None if flags is None or found is None else flags[found.documents]
+        if isinstance(found, Responses):
+            some = found if chosen is None else found.select(chosen, data.bytes_per_target("test", flags))
+            return {"": Part(len(some), some.figures, some.figures)}
+        made = {}
+        if found is not None:
+            made[""] = _classifier_part(found if chosen is None else found.select(chosen))
+        if stretches := rows.get("lm"):
+            prefix, sums = (
+                "" if found is None else "lm_",
+                "" if flags is None else "clean_",
+            )  # as the evaluation names them
+            made[prefix] = _stream_part(stretches, sums, data.bytes_per_target("test", flags))
+        return made
 
-def _answered(figures: dict[str, float], responses: Responses, data: TextDataModule) -> Tested:
-    """What responses make of a test; ``figures``: those of their tokens."""
-
-    def part(some: Responses) -> Parts:
-        return {"": Part(len(some), some.figures, some.figures)}
-
-    def clean(flags: np.ndarray) -> Parts:
-        return part(responses.select(flags, data.bytes_per_target("test", data.test_is_clean)))
-
-    whole = part(responses)
-    return Tested(figures | responses.scored(), whole, _clean(whole, responses.clean, clean), responses=responses)
+    whole = parts(None)
+    clean = _clean(whole, data.test_is_clean, parts)
+    if isinstance(found, Responses):
+        return Tested(figures | found.scored(), whole, clean, responses=found)
+    return Tested(figures, whole, clean, found, own)
 
 
 def _clean(whole: Parts, flags: np.ndarray | None, select: Callable[[np.ndarray], Parts]) -> Parts:
     """The clean part of what was measured, as :class:`Tested` has it; ``flags``: bool (documents,), None: not known."""
-    if flags is None or not flags.any():
-        return {}
-    return whole if flags.all() else select(flags)
+    if flags is None or flags.all():
+        return {} if flags is None else whole
+    chosen = select(flags)
+    return chosen if all(part.count for part in chosen.values()) else {}
 
 
 def tested_by(figures: dict[str, float], predictions: Predictions, own: OwnFigures | None) -> Tested:

@@ -90,8 +90,8 @@ def speed(kind: str, options: dict[str, Any]) -> None:
     _, tokenise = timed(lambda: encode([*training, *texts["test"]], tokenizer))
     gates = [np.zeros(2)]
 
-    def timed_gate(*arguments: Any) -> Any:
-        found, seconds = timed(lambda: through_gate(*arguments))
+    def timed_gate(*arguments: Any, **options: Any) -> Any:
+        found, seconds = timed(lambda: through_gate(*arguments, **options))
         gates.append(seconds)
         return found
 
