@@ -70,10 +70,10 @@ class Evaluated(L.LightningModule):
         self._log_figures("test", {n: v for n, v in self.tested.figures.items() if n not in figures})
         self._log_figures("test_clean", self.tested.clean_figures)
 
-    def _kept(self) -> tuple[Rows, TextDataModule, list[str]]:
-        """What all processes have kept of the pass that ends, of which data, and their classes."""
+    def _kept(self) -> tuple[Rows, TextDataModule, list[str], list[float] | None]:
+        """What all processes have kept of the pass that ends, of which data, their classes and thresholds."""
         data: TextDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
-        return kept_rows(self.trainer, self.evaluation), data, self.label_names
+        return kept_rows(self.trainer, self.evaluation), data, self.label_names, self.evaluation.thresholds
 
     def _log_metrics(self, split: Literal["val", "test"]) -> dict[str, float]:
         figures = self.evaluation.figures(self.trainer.datamodule.bytes_per_target(split))  # type: ignore[attr-defined]

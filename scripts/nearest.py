@@ -22,7 +22,7 @@ from lit_sft.checkpoints import read_config, stage_folders
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.data.documents import Documents
 from lit_sft.errors import UserError
-from lit_sft.evaluation.intervals import bootstrap
+from lit_sft.evaluation.intervals import bootstrap, figures_once
 from lit_sft.evaluation.texts import TextScores
 
 AT_ONCE = 1000  # prompts that are compared with all training prompts together
@@ -53,8 +53,7 @@ def measure(run: Path, split: Literal["val", "test"]) -> dict[str, tuple[float, 
         raise UserError(f"{run} has no {split} data")
     scores = TextScores.of(nearest_responses(corpus.train, list(documents.texts)), documents.responses)
     intervals = bootstrap(scores.figures, len(documents))
-    once = scores.figures(np.ones((len(documents), 1)))
-    return {name: (float(value[0]), intervals[name]) for name, value in once.items()}
+    return {name: (value, intervals[name]) for name, value in figures_once(scores.figures, len(documents)).items()}
 
 
 def parser() -> argparse.ArgumentParser:

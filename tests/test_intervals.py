@@ -17,6 +17,7 @@ from lit_sft.evaluation.metrics import ClassificationMetrics, LanguageModelMetri
 from lit_sft.evaluation.multilabel import MultilabelMetrics
 from lit_sft.evaluation.predictions import Predictions
 from lit_sft.evaluation.stretches import Stretches, row_sums
+from lit_sft.evaluation.thresholds import chosen
 from lit_sft.evaluation.weighted import auroc, weighted_figures
 from lit_sft.evaluation.weighted_multilabel import weighted_multilabel_figures
 
@@ -72,16 +73,16 @@ def test_a_document_of_any_labels_counts_as_often_as_it_weighs(count: int, decim
         probabilities = probabilities.round(decimals)
     metrics = MultilabelMetrics(["a", "b", "c", "d"])
     metrics.thresholds = [0.5, 0.4, 0.3, 0.2]
-    predicted = metrics.predicted(torch.from_numpy(probabilities)).numpy()
+    predicted = chosen(torch.from_numpy(probabilities), metrics.thresholds).numpy()
     losses = random.random(count, dtype=np.float32)
     keys = np.arange(count, dtype=np.uint64)
     p = Predictions(metrics.label_names, np.arange(count), keys, labels, predicted, losses, probabilities)
     times = np.concatenate([np.ones((1, count), dtype=int), random.integers(3, size=(4, count)) + np.eye(1, count, 1)])
     found = weighted_multilabel_figures(p, times.T)
     for i, row in enumerate(times):
-        chosen = np.repeat(np.arange(count), row.astype(int))
+        drawn = np.repeat(np.arange(count), row.astype(int))
         metrics.reset()
-        metrics.update(*(torch.from_numpy(column[chosen]) for column in (probabilities, labels, losses)))
+        metrics.update(*(torch.from_numpy(column[drawn]) for column in (probabilities, labels, losses)))
         expected = metrics.compute()
         assert {name: values[i] for name, values in found.items()} == pytest.approx(expected, abs=2e-6, nan_ok=True)
 

@@ -63,10 +63,15 @@ def test_documents_are_gathered_in_their_order_and_each_once() -> None:
         for start in (12, 0):  # batches in another order than the documents
             mine = np.arange(start, start + 8 if start == 12 else 12)[rank::3]
             part = whole.select(mine)
-            names = ("labels", "predicted", "losses", "probabilities")
+            names = ("labels", "losses", "probabilities")
             collector.add(documents=torch.from_numpy(mine), **{n: torch.from_numpy(getattr(part, n)) for n in names})
         ranks.append(collector.rows())
-    assert_equal(predictions_in(gathered([*ranks, Collector().rows()]), NAMES, whole.keys, whole.clean), whole)
+    rows = gathered([*ranks, Collector().rows()])
+    assert_equal(predictions_in(rows, NAMES, None, whole.keys, whole.clean), whole)
+    applies = replace(whole, labels=np.eye(len(NAMES), dtype=np.uint8)[whole.labels])
+    applies = replace(applies, predicted=(whole.probabilities >= np.array([0.3, 0.2, 0.4])).astype(np.uint8))
+    rows["labels"] = applies.labels[rows["documents"]].astype(np.float32)
+    assert_equal(predictions_in(rows, NAMES, [0.3, 0.2, 0.4], whole.keys, whole.clean), applies)
     assert gathered([{}, {}]) == {}
 
 

@@ -58,6 +58,11 @@ def bootstrap(figures: Callable[[np.ndarray], Figures], count: int) -> dict[str,
     return {name: None if name in BIASED else percentiles(values) for name, values in found.items()}
 
 
+def figures_once(figures: Callable[[np.ndarray], Figures], count: int) -> dict[str, float]:
+    """Every figure of the ``count`` documents as they are, each counted once; ``figures`` as for :func:`bootstrap`."""
+    return {name: float(value[0]) for name, value in figures(np.ones((count, 1))).items()}
+
+
 def mean_interval(values: np.ndarray) -> tuple[float, float]:
     """The interval of the mean of ``values`` (documents,), none of them NaN."""
     found = bootstrap(lambda weights: {"mean": values @ weights / len(values)}, len(values))["mean"]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_sft.errors import UserError
 from lit_sft.evaluation.predictions import Predictions
-from lit_sft.evaluation.thresholds import applying, column_order, mean_thresholds
+from lit_sft.evaluation.thresholds import chosen, column_order, mean_thresholds
 
 
 def mean_predictions(
@@ -36,14 +36,12 @@ def mean_predictions(
     stacked = [member.probabilities[:, order] for member, order in zip(members, orders, strict=True)]
     probabilities = torch.from_numpy(np.mean(stacked, axis=0, dtype=np.float64).astype(np.float32))
     limits = mean_thresholds(thresholds, orders)
-    chosen = probabilities.argmax(1) if limits is None else applying(probabilities, limits).to(torch.uint8)
     losses = document_losses(probabilities, torch.from_numpy(first.labels))
     flags = [member.clean for member in members if member.clean is not None]
     clean = np.logical_and.reduce(flags) if len(flags) == len(members) else None
-    mean = replace(
-        first, probabilities=probabilities.numpy(), predicted=chosen.numpy(), losses=losses.numpy(), clean=clean
-    )
-    return mean, limits
+    predicted = chosen(probabilities, limits).numpy()
+    found = {"probabilities": probabilities.numpy(), "predicted": predicted, "losses": losses.numpy(), "clean": clean}
+    return replace(first, **found), limits  # type: ignore[arg-type]
 
 
 def _check_same_documents(first: Predictions, member: Predictions, order: list[int]) -> None:

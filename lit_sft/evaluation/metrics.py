@@ -150,10 +150,6 @@ class ClassificationMetrics(nn.Module):
             metrics |= {f"{name}/{label}": float(v) for label, v in zip(self.label_names, scores[name], strict=True)}
         return metrics
 
-    def predicted(self, probabilities: Tensor) -> Tensor:
-        """The most probable class: (batch, classes) -> int64 (batch,)."""
-        return probabilities.argmax(1)
-
     def confusion(self) -> dict[str, Any]:
         """How often each class (a row) was taken for each (a column), as plain values."""
         return {"labels": self.label_names, "matrix": self.scores["confusion"].compute().tolist()}

@@ -58,10 +58,6 @@ class MultilabelMetrics(nn.Module):
         """The loss of a probability of 1/2 for every label."""
         return math.log(2)
 
-    def predicted(self, probabilities: Tensor) -> Tensor:
-        """Which labels the thresholds make apply: (batch, classes) -> uint8 (batch, classes), on the CPU."""
-        return applying(probabilities, self.thresholds).to(torch.uint8)
-
     def update(self, probabilities: Tensor, labels: Tensor, loss: Tensor) -> None:
         """Add a batch: probabilities and labels (batch, classes), loss (batch,) of each document."""
         self.loss.update(loss)

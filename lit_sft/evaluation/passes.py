@@ -99,9 +99,8 @@ class Evaluation(nn.Module):
         if self.own is not None:
             self.own.update(probabilities, batch.labels)
         if self.kept:
-            predicted = self.classes.predicted(probabilities)
-            columns = {"labels": batch.labels.to(predicted.dtype), "predicted": predicted, "losses": losses}
-            self.kept["classifier"].add(documents=batch.indices, probabilities=probabilities, **columns)
+            columns = {"labels": batch.labels, "losses": losses, "probabilities": probabilities}
+            self.kept["classifier"].add(documents=batch.indices, **columns)
 
     def _add_pairs(self, network: Network, batch: PairBatch, masks: Masks) -> None:
         assert self.lm is not None

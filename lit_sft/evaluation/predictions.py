@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from lit_sft.atomic import write_table
 from lit_sft.errors import UserError
+from lit_sft.evaluation.thresholds import chosen
 
 FILE = "predictions.parquet"
 VAL_FILE = "val-predictions.parquet"
@@ -150,19 +152,26 @@ def gathered(ranks: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def predictions_in(
-    rows: dict[str, np.ndarray], label_names: list[str], keys: np.ndarray, clean: np.ndarray | None
+    rows: dict[str, np.ndarray],
+    label_names: list[str],
+    thresholds: Sequence[float] | None,
+    keys: np.ndarray,
+    clean: np.ndarray | None,
 ) -> Predictions:
     """Collected rows in the order of the test data.
 
     Args:
-        rows: ``documents``, ``labels``, ``predicted``, ``losses``, ``probabilities``, as :class:`Predictions` has them.
+        rows: ``documents``, ``labels``, ``losses`` and ``probabilities``, as :class:`Predictions` has them.
         label_names: the classes.
+        thresholds: from which probability on each label applies; None where a document has one label.
         keys: uint64 (documents of the test data,).
         clean: bool (documents of the test data,), or None.
     """
     order = np.argsort(rows["documents"])
     columns: dict[str, Any] = {name: column[order] for name, column in rows.items()}
     places = columns["documents"]
+    columns["predicted"] = chosen(torch.from_numpy(columns["probabilities"]), thresholds).numpy()
+    columns["labels"] = columns["labels"].astype(columns["predicted"].dtype)
     assert (np.diff(places) > 0).all(), "a document was tested twice"  # the processes share none
     return Predictions(label_names, keys=keys[places], clean=None if clean is None else clean[places], **columns)
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from lit_sft.atomic import write_table
 from lit_sft.data.tokenization import Tokenizer
+from lit_sft.evaluation.intervals import figures_once
 from lit_sft.evaluation.stretches import Stretches
 from lit_sft.evaluation.texts import TextScores
 from lit_sft.evaluation.weighted import Figures
@@ -49,7 +50,7 @@ class Responses:
 
     def scored(self) -> dict[str, float]:
         """The figures of the texts alone, by their names."""
-        return {name: float(value[0]) for name, value in self.scores.figures(np.ones((len(self), 1))).items()}
+        return figures_once(self.scores.figures, len(self))
 
     def select(self, chosen: np.ndarray, bytes_per_target: float) -> Responses:
         """The documents of a mask (documents,), whose references have so many bytes a target."""

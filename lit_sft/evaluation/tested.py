@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.data.streams import StreamDataset
-from lit_sft.evaluation.intervals import Interval, bootstrap
+from lit_sft.evaluation.intervals import Interval, bootstrap, figures_once
 from lit_sft.evaluation.passes import Evaluation
 from lit_sft.evaluation.predictions import Predictions, gathered, predictions_in
 from lit_sft.evaluation.responses import Responses, responses_in
@@ -68,8 +68,8 @@ class Tested:
         """The figures of the clean part; of a full set that is clean the very same, and none where it isn't known."""
         if self.clean is self.whole:
             return self.figures
-        once = {prefix: part.figures(np.ones((part.count, 1))) for prefix, part in self.clean.items()}
-        known = {f"{prefix}{name}": float(value[0]) for prefix, found in once.items() for name, value in found.items()}
+        once = {prefix: figures_once(part.figures, part.count) for prefix, part in self.clean.items()}
+        known = {f"{prefix}{name}": value for prefix, found in once.items() for name, value in found.items()}
         predictions = self.predictions
         if self.own is None or predictions is None or predictions.clean is None or not known:
             return known
@@ -116,32 +116,42 @@ def kept_rows(trainer: Trainer, evaluation: Evaluation) -> Rows:
 
 
 def documents_in(
-    rows: Rows, data: TextDataModule, label_names: list[str], split: Literal["val", "test"]
+    rows: Rows,
+    data: TextDataModule,
+    label_names: list[str],
+    thresholds: Sequence[float] | None,
+    split: Literal["val", "test"],
 ) -> Predictions | Responses | None:
-    """What a classifier said of each document of a split, or what answers prompts has written; None of other models."""
+    """What a classifier said of each document of a split, or what answers prompts has written; None of other models.
+
+    ``rows``: as :func:`kept_rows` puts them together; ``thresholds``: see :func:`predictions_in`.
+    """
     flags = data.test_is_clean if split == "test" else None
     if "generated" in rows.get("lm", {}):
         texts, bytes_per_target = data.prepared.pair_texts(split), data.bytes_per_target(split)
         return responses_in(rows["lm"], data.tokenizer, texts, bytes_per_target, flags)
     if documents := rows.get("classifier"):
         keys = (data.test if split == "test" else data.val).keys
-        return predictions_in(documents, label_names, np.asarray(keys), flags)
+        return predictions_in(documents, label_names, thresholds, np.asarray(keys), flags)
     return None
 
 
 def tested_in(
-    rows: Rows, data: TextDataModule, label_names: list[str], figures: dict[str, float], own: OwnFigures | None
+    rows: Rows,
+    data: TextDataModule,
+    label_names: list[str],
+    thresholds: Sequence[float] | None,
+    figures: dict[str, float],
+    own: OwnFigures | None,
 ) -> Tested:
     """What was measured of a test, from what all processes have kept.
 
     Args:
-        rows: as :func:`kept_rows` puts them together.
-        data: whose test it was.
-        label_names: the classes.
+        rows, data, label_names, thresholds: those of :func:`documents_in`.
         figures: of the full test set, over all processes.
         own: the user's own figures of predictions.
     """
-    found = documents_in(rows, data, label_names, "test")
+    found = documents_in(rows, data, label_names, thresholds, "test")
 
     def parts(flags: np.ndarray | None) -> Parts:
         """Of the documents of a mask (documents of the split,), or of all."""

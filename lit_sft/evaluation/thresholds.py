@@ -44,6 +44,14 @@ def applying(probabilities: Tensor, thresholds: Sequence[float]) -> Tensor:
     return probabilities.detach().cpu().double() >= limits
 
 
+def chosen(probabilities: Tensor, thresholds: Sequence[float] | None) -> Tensor:
+    """What is predicted from probabilities (documents, classes).
+
+    int64 (documents,), the most probable class; with thresholds uint8 (documents, classes), 1 where a label applies.
+    """
+    return probabilities.argmax(1) if thresholds is None else applying(probabilities, thresholds).to(torch.uint8)
+
+
 def column_order(names: list[str], others: list[str]) -> list[int]:
     """For each class, its place among the classes of another model.
 
