@@ -30,7 +30,9 @@ def check_fit(options: Namespace, data: TextData) -> None:
     model, monitored = options.model, None
     try:
         objective = _objective(model)
-        if all(_class_path(c).startswith(("lit_sft.", "lightning.")) for c in options.trainer.callbacks or []):
+        given = options.trainer.callbacks or []
+        callbacks = given if isinstance(given, list) else [given]
+        if all(_class_path(callback).startswith(("lit_sft.", "lightning.")) for callback in callbacks):
             # else one of the user's own may log what is monitored: that is looked at when it is built
             monitored = [BestCheckpoint(**vars(options.checkpoint)), EarlyStop(**vars(options.early_stopping))]
     except (ValueError, MisconfigurationException) as error:  # an option's value that its class refuses

@@ -125,11 +125,12 @@ def _remapped_head(head: Weights, network: Network, places: Tensor) -> Weights:
     if cutoffs is None:
         by_token = {f"{HEAD}weight", f"{HEAD}bias"}
         return {name: taken(w, places) if name in by_token else w for name, w in head.items()}
-    return _remapped_adaptive(head, cutoffs, network.lm_head.adaptive.cutoffs, places)
+    fresh = {f"{HEAD}{name}": weight for name, weight in network.lm_head.state_dict().items()}
+    return _remapped_adaptive(head, cutoffs, fresh, network.lm_head.adaptive.cutoffs, places)
 
 
-def _remapped_adaptive(head: Weights, theirs: list[int], own: list[int], places: Tensor) -> Weights:
-    """The clusters that both have; of those that only one has, fresh ones stay as they are."""
+def _remapped_adaptive(head: Weights, theirs: list[int], fresh: Weights, own: list[int], places: Tensor) -> Weights:
+    """The clusters that both have, and ``fresh`` ones of this head where it has more."""
     clusters = min(len(theirs), len(own)) - 1
     found: Weights = {}
     for kind in ("weight", "bias"):
@@ -145,6 +146,8 @@ def _remapped_adaptive(head: Weights, theirs: list[int], own: list[int], places:
         inside = _within(places[own[number] : own[number + 1]], theirs[number], theirs[number + 1])
         found[f"{name}.0.weight"] = head[f"{name}.0.weight"]
         found[f"{name}.1.weight"] = taken(head[f"{name}.1.weight"], inside)
+    for number in range(clusters, len(own) - 1):
+        found |= {name: weight for name, weight in fresh.items() if name.startswith(f"{ADAPTIVE}tail.{number}.")}
     return found
 
 

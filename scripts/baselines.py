@@ -203,7 +203,8 @@ def as_flags(options: Options) -> list[str]:
 def run_network(arguments: list[str], name: str, test: bool) -> Path:
     """``lit_sft fit`` and, where asked for, ``test``, in this process; returns the run's folder, in ``logs/NAME``.
 
-    One that learns nothing goes on to its end: that is its figure. The test is given the fit's encoder and metrics,
+    One that learns nothing goes on to its end: that is its figure. Nothing stops early, whatever the config says: from
+    scratch learns late, and the best checkpoint is measured anyway. The test is given the fit's encoder and metrics,
     which may be the user's own: a checkpoint alone can't name code.
 
     Raises:
@@ -211,7 +212,7 @@ def run_network(arguments: list[str], name: str, test: bool) -> Path:
         SystemExit: it ended by any other mistake.
     """
     command = ["fit", *arguments, f"--name={name}", "--trainer.enable_progress_bar=false"]
-    command.append("--health.collapse_patience=0")
+    command += ["--health.collapse_patience=0", "--early_stopping.patience=0"]
     print("python -m lit_sft", shlex.join(command), flush=True)
     folder = new_run(name)
     _check(lit_sft([*command, f"--run_dir={folder}"]))

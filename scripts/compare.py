@@ -31,7 +31,7 @@ INVERSE_STRENGTHS = (1, 3, 10, 30, 100)  # of the linear model's regularisation,
 
 
 def compare(run: Path, scratch: Path) -> dict[str, dict[str, float]]:
-    """Test figures of the three rows: the same labels, the same validation data to choose on."""
+    """Test figures of the three rows: the same labels, the same tokens, the same validation data to choose on."""
     finetune = (stage_folders(run) or [run])[-1]
     config = yaml.safe_load((finetune / "config.yaml").read_text(encoding="utf-8"))
     record = read_record(finetune)
@@ -43,6 +43,7 @@ def compare(run: Path, scratch: Path) -> dict[str, dict[str, float]]:
         raise UserError(f"{finetune} gives a document any number of labels, and the linear model one")
     rows: dict[str, dict[str, float]] = {"pretrained": record["test"]}
     seed, options = config["seed_everything"], {k: v for k, v in config["data"].items() if k != "seed"}
+    options["tokenizer"] = str(finetune / "tokenizer.json")  # an earlier stage may have chosen it
     with tempfile.TemporaryDirectory() as temporary:
         same_data = Path(temporary) / "data.yaml"
         same_data.write_text(yaml.safe_dump({"data": options}, sort_keys=False), encoding="utf-8")

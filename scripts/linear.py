@@ -19,14 +19,17 @@ from sklearn.preprocessing import Normalizer
 
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.data.tokens import TokenArray
+from lit_sft.data.words import WITHOUT_BLANKS
 from lit_sft.errors import UserError
 from lit_sft.evaluation.predictions import FILE, Predictions
 from lit_sft.runs import RECORD, write_record
 
-# scikit-learn's own words, of two letters or more, but that marks (vowel signs, accents) belong to theirs.
+# scikit-learn's own words, of two letters or more, but that marks (vowel signs, accents) belong to theirs, and that in
+# scripts without blanks between words, such as Chinese and Thai, each letter is one.
 _MARKS = "".join(point for point in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(point)[0] == "M")
 OPTIONS = ("C", "class_weight", "min_df", "unlabeled", "components")
-WORD = rf"[\w{_MARKS}]{{2,}}"
+_LETTERS = "".join(f"{chr(first)}-{chr(last)}" for first, last in WITHOUT_BLANKS)
+WORD = rf"(?=\w)[{_LETTERS}][{_MARKS}]*|(?:[^\W{_LETTERS}]|[{_MARKS}]){{2,}}"
 _FITTED: dict[tuple[Any, ...], Pipeline] = {}  # the last one of all training text, which all seeds share
 
 

@@ -381,6 +381,10 @@ def test_a_wrong_start_is_one_line_and_leaves_nothing(
     assert not Path("logs").exists() or made() == []
 
 
+def test_one_callback_needs_no_list(fit: Fit) -> None:
+    assert fit("--trainer.callbacks", "lightning.pytorch.callbacks.ModelSummary", "--run_dir", "run").code == 0
+
+
 def test_a_new_run_takes_no_unfinished_ones_folder(fit: Fit, trained: Trained) -> None:
     """Its checkpoints would be written over."""
     shutil.copytree(trained.finetune, "run")

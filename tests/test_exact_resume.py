@@ -19,6 +19,7 @@ import yaml
 from conftest import Configs, Files
 from kill import differences, logged, newest, unbroken, unequal
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.loggers import TensorBoardLogger
 from processes import start
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -158,6 +159,31 @@ def test_a_run_that_early_stopping_ended_ends_there_however_often_it_is_resumed(
     (state,) = (value for key, value in states.items() if key.startswith("EarlyStop"))
     assert (state["wait_count"], state["stopping_reason_message"]) == (0, None)
     assert fit(tmp_path / "b", path)[0] >= end + 16
+
+
+class Asks(Callback):
+    """Early stopping asks for the end in the first epoch, which ``min_epochs`` puts off, and the figure gets better."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        (stop,) = (callback for callback in trainer.callbacks if isinstance(callback, EarlyStop))  # type: ignore[attr-defined]
+        stop.stopping_reason, trainer.should_stop = EarlyStoppingReason.PATIENCE_EXHAUSTED, True
+
+
+def test_a_run_that_is_to_stop_later_is_saved_meanwhile_and_stops_there_when_it_is_resumed(
+    files: Files, shared_cache: Path, tmp_path: Path
+) -> None:
+    def fit(path: Path | None, *more: Callback) -> int:
+        last = LastCheckpoint(every_steps=1, keep=100)
+        last.dirpath = str(tmp_path)
+        options = {"max_epochs": 9, "min_epochs": 2, "log_every_n_steps": 50, "limit_val_batches": 1.0}
+        trainer = trainer_of(tmp_path, callbacks=[EarlyStop(patience=3), *more, last], **options)
+        trainer.fit(module_of("finetune"), data_of(files, shared_cache), ckpt_path=path, weights_only=True)
+        return int(trainer.global_step)
+
+    assert fit(None, Asks()) == 16
+    kept = {step_of(path): path for path in tmp_path.glob("last*.ckpt")}
+    assert {*range(9, 17)} <= kept.keys()
+    assert fit(kept[11]) == 16
 
 
 @pytest.mark.parametrize("validated", [{}, {"limit_val_batches": 0}, {"check_val_every_n_epoch": 3}], ids=str)

@@ -168,6 +168,19 @@ def test_another_vocabulary_takes_rows_by_token_and_by_cluster() -> None:
     assert cutoffs_of(own) == [6, 10, other.vocab_size]
 
 
+def test_a_head_with_more_clusters_takes_over_those_that_both_have() -> None:
+    old = network_of(OLD, 1, tie_weights_up_to=0, adaptive_cutoffs=[4])
+    new = network_of(NEW, 2, tie_weights_up_to=0, adaptive_cutoffs=[4, 9])
+    fresh = {name: value.clone() for name, value in new.state_dict().items()}
+    load_pretrained(new, [source_of(old, OLD)], NEW, remap=True)
+    own, theirs = ({n.removeprefix("lm_head.adaptive."): v for n, v in w.state_dict().items()} for w in (new, old))
+    assert torch.equal(own["tail.0.0.weight"], theirs["tail.0.0.weight"])
+    assert torch.equal(own["head.weight"][4:], theirs["head.weight"][4:].expand(2, -1))  # of the new one their mean
+    for number in (0, 1):
+        name = f"tail.1.{number}.weight"
+        assert torch.equal(own[name], fresh[f"lm_head.adaptive.{name}"])
+
+
 def test_a_head_of_another_kind_starts_fresh_and_is_told(caplog: pytest.LogCaptureFixture) -> None:
     for own, theirs, words in (({}, ADAPTIVE, "adaptive and this one tied"), (ADAPTIVE, {}, "tied and this one adapt")):
         old, new = network_of(OLD, 1, **theirs), network_of(NEW, 2, **own)

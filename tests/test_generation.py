@@ -69,7 +69,10 @@ def slow(network: Network, prompt: list[int], limit: int, beams: int) -> list[in
         if len(ended) >= beams:
             break
         beginnings = [pair for pair in grown if pair[1][-1] != EOS][:beams]
-    return max(ended)[1] if ended else beginnings[0][1]
+    if len(ended) < beams:
+        score, tokens = beginnings[0]
+        ended.append((score / len(tokens), tokens))
+    return max(ended)[1]
 
 
 def lists(responses: Tensor) -> list[list[int]]:
@@ -111,13 +114,14 @@ def test_enough_beams_find_the_best_response_there_is() -> None:
         prompt = prompts.input_ids[row, : lengths[row]].tolist()
         scores = {}
         others = [token for token in range(vocabulary) if token != EOS]
-        for size in range(limit):
+        for size in range(limit + 1):
             for tokens in itertools.product(others, repeat=size):
-                ids, total = list(prompt), 0.0
-                for token in (*tokens, EOS):
+                ids, written = list(prompt), (*tokens, EOS)[:limit]  # those of the limit's length are cut
+                total = 0.0
+                for token in written:
                     total += log_probabilities(network, ids)[token]
                     ids.append(token)
-                scores[tokens] = total / (size + 1)
+                scores[tokens] = total / len(written)
         assert tuple(found) == max(scores, key=lambda tokens: scores[tokens])
 
 
@@ -140,6 +144,21 @@ def test_what_is_never_written_is_not() -> None:
     without = {token for row in lists(respond(network, prompts, lengths, EOS, 6, 2, banned)) for token in row}
     assert without
     assert not without & set(banned)
+
+
+def test_a_beginning_that_is_cut_counts_beside_what_has_ended() -> None:
+    """One short response ends, an unlikely one; what goes on is likelier by the token when the limit comes."""
+    network = network_of(seed=1)
+    assert network.lm_head is not None
+    prompts, lengths = prompts_of([2])
+    likely, unlikely = torch.full((7,), -9.0), torch.full((7,), -9.0)
+    likely[[3, EOS]] = torch.tensor([-0.1, -4.0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(network.lm_head, "log_prob", lambda hidden: likely.expand(len(hidden), -1))
+        assert lists(respond(network, prompts, lengths, EOS, 2, num_beams=3)) == [[3, 3]]
+        unlikely[[3, EOS]] = torch.tensor([-5.0, -4.0])
+        patch.setattr(network.lm_head, "log_prob", lambda hidden: unlikely.expand(len(hidden), -1))
+        assert lists(respond(network, prompts, lengths, EOS, 2, num_beams=3)) == [[]]
 
 
 def test_nothing_is_learned_and_no_limit_below_one() -> None:

@@ -13,6 +13,7 @@ import torch
 import yaml
 from conftest import Command, Configs, Fit, Trained, read
 from refusals import one_line
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 RUN = Path("logs/tiny/version_0")
 
@@ -167,15 +168,24 @@ def test_an_unfinished_stage_is_resumed_from_its_last_checkpoint(
     assert (done / "finetune/config.resume.yaml").is_file()
 
 
+def curve(run: Path) -> list[tuple[int, float]]:
+    events = EventAccumulator(str(run))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars("train/loss")]
+
+
 def test_a_stage_without_a_checkpoint_starts_again_in_its_folder(
     done: Path, fit_recipe: Fit, calls: list[list[str]]
 ) -> None:
     for path in (done / "metrics.json", done / "finetune/metrics.json"):
         path.unlink()
     shutil.rmtree(done / "finetune/checkpoints")
+    before = curve(done / "finetune")
     assert fit_recipe("--ckpt_path", "last").code == 0
-    assert "--ckpt_path" not in calls[0]
     assert option(calls[0], "--run_dir") == str(done / "finetune")
+    after = curve(done / "finetune")  # anew, not on top of the first
+    assert len({step for step, _ in after}) == len(after) < len(before)
+    assert not {*after} & {*before}
 
 
 def test_only_the_test_is_missing(done: Path, fit_recipe: Fit, calls: list[list[str]]) -> None:

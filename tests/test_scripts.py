@@ -111,9 +111,10 @@ def test_the_linear_model_reads_the_low_shot_labels_of_the_network(data: TextDat
 
 def test_the_linear_models_words_are_scikit_learns_but_for_marks() -> None:
     usual, ours = (TfidfVectorizer(**pattern).build_tokenizer() for pattern in ({}, {"token_pattern": WORD}))
-    plain = "It's a 3.14-inch snake_case naïve café — x² 漢字 I/O\n[a-z]^ b"
+    plain = "It's a 3.14-inch snake_case naïve café — x² 한국어 문장 I/O\n[a-z]^ b"
     assert ours(plain) == usual(plain)
     assert ours("हिन्दी में e\u0301lan") == ["हिन्दी", "में", "e\u0301lan"]
+    assert ours("好看，我 ok漢字。ส้ม") == ["好", "看", "我", "ok", "漢", "字", "ส้", "ม"]  # no blanks between words
 
 
 def test_the_linear_model_takes_its_features_from_all_training_text_where_asked(files: Files) -> None:
@@ -306,7 +307,8 @@ def test_the_rows_of_a_comparison_read_the_data_of_the_run(fit_recipe: Fit, conf
     rows = compare(Path("logs/tiny/version_0"), configs.finetune)
     assert list(rows) == ["pretrained", "from scratch", "TF-IDF + LR"]
     scratch = read(Path("logs/tiny-scratch/version_0/config.yaml"))
-    assert scratch["data"] == read(Path("logs/tiny/version_0/finetune/config.yaml"))["data"]
+    tokens = {"tokenizer": "logs/tiny/version_0/finetune/tokenizer.json"}  # those of the run
+    assert scratch["data"] == read(Path("logs/tiny/version_0/finetune/config.yaml"))["data"] | tokens
     assert scratch["data"]["labels_per_class"] == 7
     assert scratch["seed_everything"] == 4
 
@@ -324,6 +326,8 @@ def test_a_comparison_takes_sizes_and_precision_of_the_run_and_tells_what_it_lac
     scratch = read(Path("logs/tiny-scratch/version_0/config.yaml"))
     assert scratch["model"]["encoder"]["init_args"]["hidden_size"] == 13
     assert scratch["trainer"]["precision"] == "64-true"
+    assert scratch["data"]["tokenizer"] == "logs/tiny/version_1/finetune/tokenizer.json"
+    assert scratch["early_stopping"]["patience"] == 0
 
 
 def test_a_comparison_takes_an_own_encoder_of_the_run(

@@ -1,6 +1,7 @@
 """The sequence autoencoder against a slow loop over documents."""
 
 import numpy as np
+import pytest
 import torch
 from toy_network import build, encoded
 
@@ -43,3 +44,10 @@ def test_the_loss_is_that_of_the_second_reading_by_a_slow_loop() -> None:
     loss = SequenceAutoencoder()(network, {"unlabeled_documents": batch}, None)
     torch.testing.assert_close(loss.total, sum(rest) / len(rest))
     assert loss.weight == len(rest)
+
+
+def test_gradients_go_through_both_readings() -> None:
+    network = build()
+    network.backprop_tokens = 2
+    with pytest.raises(ValueError, match="backprop_tokens is for classifiers"):
+        SequenceAutoencoder().prepare(network)

@@ -123,9 +123,9 @@ class LastCheckpoint(Checkpoint):
         if not self._due(trainer, ending) or not (resumes_exactly(trainer) or (ending and not is_validated(trainer))):
             return
         # Lightning logs a step after this hook: a run that is killed in between would never log it. So the next step
-        # is saved; where every step is logged, or this is the last, it is logged before, and then once more.
+        # is saved; where every step is logged (one that is to stop does), or this is the last, it is logged before.
         if trainer._logger_connector.should_update_logs:
-            if trainer.log_every_n_steps > 1 and not ending:  # type: ignore[attr-defined]
+            if trainer.log_every_n_steps > 1 and not (trainer.should_stop or ending):  # type: ignore[attr-defined]
                 return
             trainer._logger_connector.update_train_step_metrics()
         self.save(trainer)

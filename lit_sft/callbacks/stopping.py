@@ -60,7 +60,8 @@ class EarlyStop(EarlyStopping):
         One that is trained further, in a folder of its own, goes on, for ``patience`` validations at least.
         """
         check_interval(trainer)
-        ended = self.wait_count >= self.patience or self.stopping_reason == EarlyStoppingReason.NON_FINITE_METRIC
+        # with trainer.min_epochs it may have been asked to end, and have got better since
+        ended = self.wait_count >= self.patience or self.stopping_reason != EarlyStoppingReason.NOT_STOPPED
         saving = [Path(folder).resolve() for c in trainer.callbacks if (folder := getattr(c, "dirpath", None))]  # type: ignore[attr-defined]
         if ended and trainer.ckpt_path and Path(trainer.ckpt_path).resolve().parent in saving:
             trainer.should_stop = True

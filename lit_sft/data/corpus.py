@@ -146,6 +146,8 @@ def _made(
         extra, val = hold_out(extra, config.val_fraction, config.split_seed)
     if gated:
         extra = without_copies(extra, val, notes, table)
+        if not len(train) + len(extra):
+            raise UserError("no text is left to train on: all of data.unlabeled stands in the validation data, too")
     train, extra = (train, extra) if names or config.pairs else (extra, nothing)
     repeats = count_repeats(train, val, test, extra, table) if gated else {}
     return Corpus(train, val, test, extra, names, notes, gate, repeats, config.pairs)

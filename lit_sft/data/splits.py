@@ -78,7 +78,9 @@ def sample(texts: Sequence[str], num_bytes: int) -> Sequence[str]:
 
 def _label_table(documents: Documents, sources: np.ndarray, num_sources: int) -> np.ndarray:
     """bool (labels, sources): whether the source has a document of the label; else one row for all."""
-    each = [names_of(label) for label in documents.labels or [""] * len(documents)]
+    if documents.labels is None:
+        return np.ones((1, num_sources), dtype=bool)
+    each = [names_of(label) for label in documents.labels]
     names, numbers = np.unique([name for names in each for name in names], return_inverse=True)
     present = np.zeros((len(names), num_sources), dtype=bool)
     present[numbers, np.repeat(sources, [len(names) for names in each])] = True

@@ -29,8 +29,8 @@ def respond(
     The search keeps the `num_beams` most likely beginnings at each step, until as many have ended (as Sutskever et al.
     2014, section 3.2, but that the beam keeps its width); of these the one of the highest log-probability a token,
     `<eos>` included, is the response: by the sum the shortest would win (Wu et al. 2016, section 7, with an exponent
-    of 1). With one beam it is greedy. Where nothing ends within `max_new_tokens`, the most likely beginning is taken.
-    Prompts whose search is over are computed on until it is for all.
+    of 1). With one beam it is greedy. Where fewer have ended within `max_new_tokens`, the most likely beginning counts
+    as one more. Prompts whose search is over are computed on until it is for all.
 
     Args:
         network: in eval mode, with a language-model head.
@@ -110,7 +110,8 @@ class _Beams:
             self.state = _rows(self.state, parents)
             log_p, self.state = _step(network, ids.view(-1, 1), self.state)
             self.log_p = log_p.view(*ids.shape, -1)
-        return torch.where((self.ended > 0).unsqueeze(1), self.responses, self.tokens[:, 0])
+        cut = (self.ended < self.beams) & (self.scores[:, 0] / self.limit > self.best)  # (batch,)
+        return torch.where(cut.unsqueeze(1), self.tokens[:, 0], self.responses)
 
     def _choose(self, step: int) -> tuple[Tensor, Tensor]:
         """Go on with the most likely beginnings; what ends is a response where it is as likely as one of these.

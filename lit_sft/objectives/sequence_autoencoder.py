@@ -43,6 +43,11 @@ class SequenceAutoencoder(Objective):
     def __init__(self, activation_penalty: float = 0.0, temporal_penalty: float = 0.0) -> None:
         self.mle = MLE(activation_penalty, temporal_penalty)
 
+    def prepare(self, network: Network) -> None:
+        """Raise a ValueError for an option of classifiers that would leave the first reading without gradients."""
+        if network.backprop_tokens is not None:
+            raise ValueError("backprop_tokens is for classifiers, and SequenceAutoencoder has none: leave it out")
+
     def __call__(self, network: Network, batch: Mapping[str, Any], state: LSTMState | None) -> Loss:
         """`batch["unlabeled_documents"]`: input_ids, attention_mask (batch, time), lengths, indices (batch,)."""
         documents = batch["unlabeled_documents"]

@@ -112,7 +112,8 @@ class Supervised(Objective):
             losses = F.cross_entropy(
                 logits, labels, ignore_index=NO_LABEL, label_smoothing=self.label_smoothing, reduction="none"
             )  # (batch,)
-        return (weights * losses).sum() / weights.sum().clamp(min=torch.finfo(losses.dtype).tiny)
+        total = weights.sum()  # 0 where no document counts: then the loss is 0, and its gradients are
+        return (weights * losses).sum() / total.where(total > 0, 1.0)
 
     def _smoothed(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Binary targets, 0 or 1, drawn towards 1/2, of the logits' kind; shape kept."""

@@ -28,6 +28,7 @@ import lit_sft
 from lit_sft.checkpoint_io import AtomicCheckpointIO
 from lit_sft.checkpoints import read_entries, resolve
 from lit_sft.data.buckets import DocumentBatch
+from lit_sft.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from export import exported
@@ -89,9 +90,14 @@ def together(predictor: lit_sft.Predictor, texts: list[str]) -> None:
     predictor._probabilities = seen  # type: ignore[method-assign]
     predictor.predict(texts)
     predictor._probabilities = compute  # type: ignore[method-assign]
-    layers: Any = predictor.network.encoder.layers
+    layers: Any = getattr(predictor.network.encoder, "layers", None)
+    if layers is None:
+        raise UserError("only an LSTMEncoder's layers can be timed alone")
+    kind = predictor.autocast_to  # that of the run, in which the whole is computed, too
+    autocast = partial(torch.autocast, predictor.device.type, kind, enabled=kind is not None)
     vectors = [torch.randn(*shape, layers[0].input_size) for shape in shapes]
-    bare = min(seconds_of(lambda: through(layers, vectors)) for _ in range(3))
+    with autocast():
+        bare = min(seconds_of(lambda: through(layers, vectors)) for _ in range(3))
     whole = min(seconds_of(lambda: predictor.predict(texts)) for _ in range(3))
     print(
         f"together: {len(texts) / whole:.0f} documents a second, {sum(b * t for b, t in shapes) / whole:,.0f} tokens; "
