@@ -16,7 +16,7 @@ from lit_sft.data import encoding
 from lit_sft.data.corpus_config import CorpusConfig
 from lit_sft.data.documents import Documents
 from lit_sft.data.pairs import PairBatch, PairDataset
-from lit_sft.data.readers import read_documents
+from lit_sft.data.readers import iter_rows, read_documents
 from lit_sft.data.splits import hold_out
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.data.tokens import TokenArray, read_tokens, write_tokens
@@ -236,6 +236,13 @@ def test_a_number_is_a_response(tmp_path: Path, shared_cache: Path, files: Files
     data.prepare_data()
     data.setup()
     assert set(data.prepared.pair_texts("val")[1]) < {str(2 * i) for i in range(20)}
+
+
+def test_the_first_prompt_may_lack_its_response(tmp_path: Path) -> None:
+    rows = [{"prompt": "a"}, {"prompt": "b", "response": "c"}, {"response": "d", "prompt": "e"}]
+    (tmp_path / "train.jsonl").write_text("\n" + "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    found = list(iter_rows(str(tmp_path / "train.jsonl"), response_column="response", labels=True))
+    assert found == [(1, None, None), (2, "a", None), (3, "b", "c"), (4, "e", "d")]
 
 
 def test_prompts_without_a_response_are_left_out_and_counted(tmp_path: Path) -> None:

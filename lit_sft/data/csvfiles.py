@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO
 
 from lit_sft.data.label_fields import label_of
-from lit_sft.data.rows import Row, RowOptions, checked, choose_columns
+from lit_sft.data.rows import PEEKED_ROWS, Row, RowOptions, checked, choose_columns
 from lit_sft.data.textfiles import numbered_lines, text_lines
 
 MAX_FIELD = 64 << 20  # characters: a quote that is never closed must not fill the memory
-PEEKED_ROWS = 1024  # by which the text column is found
 
 
 def csv_rows(stream: BinaryIO, options: RowOptions) -> Iterator[Row]:

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from lit_sft.data.label_fields import label_of
-from lit_sft.data.rows import Row, RowOptions, checked, choose_columns, encodable
+from lit_sft.data.rows import PEEKED_ROWS, Row, RowOptions, checked, choose_columns, encodable
 from lit_sft.data.textfiles import numbered_lines
 
 
 def json_rows(stream: BinaryIO, options: RowOptions) -> Iterator[Row]:
-    """jsonl: a JSON object a line; the first one names the columns. A blank line is a row without text."""
+    """jsonl: a JSON object a line; the first one names the columns. A blank line is a row without text.
+
+    A prompt may lack its response, the first one too: there more rows are looked at.
+    """
     columns: tuple[str, str | None] | None = None
-    for number, line in numbered_lines(stream, options):
-        line = checked(line, number, options).strip()
-        if not line:
+    records = _records(stream, options)
+    peeked = list(itertools.islice(records, PEEKED_ROWS)) if options.response_column else []
+    for number, record in itertools.chain(peeked, records):
+        if record is None:
             yield Row(number, None, None)
             continue
-        record = _json_object(line, number, options)
         if columns is None:
-            strings = {key for key, value in record.items() if isinstance(value, str)}
-            columns = choose_columns(list(record), strings.__contains__, options)
+            known = [one for _, one in peeked if one is not None] or [record]
+            strings = {key for one in known for key, value in one.items() if isinstance(value, str)}
+            columns = choose_columns(
+                list(dict.fromkeys(key for one in known for key in one)), strings.__contains__, options
+            )
         text_column, label_column = columns
         if text_column not in record:
             raise options.error(number, f"no {text_column!r}; there: {', '.join(record)[:200] or 'nothing'}")
@@ -31,6 +38,13 @@ def json_rows(stream: BinaryIO, options: RowOptions) -> Iterator[Row]:
             raise options.error(number, f"{text_column!r} is {json.dumps(text)[:40]}, not text")
         label = None if label_column is None else label_of(record.get(label_column), number, options)
         yield Row(number, None if text is None else encodable(text, number, options), label)
+
+
+def _records(stream: BinaryIO, options: RowOptions) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Each line's number and object; None of a blank one."""
+    for number, line in numbered_lines(stream, options):
+        line = checked(line, number, options).strip()
+        yield number, _json_object(line, number, options) if line else None
 
 
 def _json_object(line: str, number: int, options: RowOptions) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import NamedTuple, TypedDict
 from lit_sft.errors import UserError
 
 Label = str | tuple[str, ...]
+PEEKED_ROWS = 1024  # by which columns are found where the first row doesn't tell
 
 
 class Row(NamedTuple):
