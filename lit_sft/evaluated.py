@@ -51,7 +51,7 @@ class Evaluated(L.LightningModule):
         self.evaluation.add(self.net, batch, clean)
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> NoReturn:
-        """Refuses, as built_trainer.py does before: it is here since Lightning asks for it earlier still."""
+        """Refuses, as trainer_checks.py does before: it is here since Lightning asks for it earlier still."""
         raise UserError(NO_PREDICT)
 
     def on_validation_epoch_end(self) -> None:

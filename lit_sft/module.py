@@ -17,7 +17,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
 from lit_sft.building import Blueprint, check_stage_and_labels
-from lit_sft.built_trainer import checked_data
 from lit_sft.checkpoints import NETWORK, InitFrom, checkpoint_in, contents, read_checkpoint, resolve
 from lit_sft.data.adopted import Adopted
 from lit_sft.data.datamodule import TextDataModule
@@ -37,6 +36,7 @@ from lit_sft.starting import adopted_from, read_sources
 from lit_sft.step_rates import StepRates
 from lit_sft.stored_network import stored_blueprint, stored_network, take_out_lightnings, with_options
 from lit_sft.stored_options import objective_of
+from lit_sft.trainer_checks import checked_data
 from lit_sft.transfer import first_misfit, load_rest
 from lit_sft.watch import Watcher, bar_needs_loss
 

@@ -120,7 +120,7 @@ class LastCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         ending = ends(trainer)
-        if not self._due(trainer, ending) or not (resumes_exactly(trainer) or (ending and not is_validated(trainer))):
+        if not self._due(trainer, ending) or not (resumes_exactly(trainer) or (ending and not validates_next(trainer))):
             return
         # Lightning logs a step after this hook: a run that is killed in between would never log it. So the next step
         # is saved; where every step is logged (one that is to stop does), or this is the last, it is logged before.
@@ -275,10 +275,10 @@ def resumes_exactly(trainer: Trainer) -> bool:
     """
     loop = trainer.fit_loop.epoch_loop
     last = loop.batch_progress.is_last_batch and trainer.num_training_batches > trainer.accumulate_grad_batches
-    return not (loop._should_accumulate() or last or is_validated(trainer))
+    return not (loop._should_accumulate() or last or validates_next(trainer))
 
 
-def is_validated(trainer: Trainer) -> bool:
+def validates_next(trainer: Trainer) -> bool:
     """Whether a validation follows this batch."""
     fetcher = trainer.fit_loop._data_fetcher
     assert fetcher is not None
