@@ -213,7 +213,8 @@ class LitCLI(LightningCLI):
     def _find_source(self, config: Namespace, name: str, data: TextDataModule) -> None:
         """What this run goes on with (``ckpt_path``) or starts from (``init_from``); the data take its tokenizer."""
         if config.run_dir:
-            check_folder(Path(config.run_dir), new=config.ckpt_path != "last")
+            writes = config.ckpt_path != "last" and not config.trainer.fast_dev_run
+            check_folder(Path(config.run_dir), new=writes)
         if config.ckpt_path == "last":
             self.folder, self.resumed = resume_run(name, config.run_dir), True
             self.source = last_checkpoint(self.folder)

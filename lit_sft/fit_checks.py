@@ -34,7 +34,8 @@ def check_fit(options: Namespace, data: TextData) -> None:
         callbacks = given if isinstance(given, list) else [given]
         if all(_class_path(callback).startswith(("lit_sft.", "lightning.")) for callback in callbacks):
             # else one of the user's own may log what is monitored: that is looked at when it is built
-            monitored = [BestCheckpoint(**vars(options.checkpoint)), EarlyStop(**vars(options.early_stopping))]
+            groups = (group.clone(with_meta=False) for group in (options.checkpoint, options.early_stopping))
+            monitored = [kind(**vars(group)) for kind, group in zip((BestCheckpoint, EarlyStop), groups, strict=True)]
     except (ValueError, MisconfigurationException) as error:  # an option's value that its class refuses
         raise refusal_in(error) from error
     check_stage(objective, model.stage)

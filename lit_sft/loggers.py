@@ -53,7 +53,8 @@ def _place(kind: str, options: Namespace, folder: Path, command: str, step: int 
         options.save_dir = str(folder)
     if kind == "TensorBoardLogger":
         options.name, options.version = "", ""
-        options.purge_step = step  # what was logged after the checkpoint is logged again: TensorBoard shows it once
+        # what was logged after the checkpoint, or by a run that ended before its first one, is logged again: shown once
+        options.purge_step = 0 if command == "fit" and step is None else step
         return
     if kind == "CSVLogger":
         earlier = list(folder.rglob("metrics.csv"))  # in the same place Lightning would delete it

@@ -123,7 +123,9 @@ class Cells:
             data = self.data(seed, subsets["labels_per_class"], subsets["val_labels_per_class"])
             figures = linear_model(data, options, folder, ("val", "test") if test else ("val",))
         else:
-            flags = as_flags({f"data.{key}": value for key, value in subsets.items()} | options)
+            # unless a grid asks for it: from scratch learns late, and the best checkpoint is what is measured
+            to_its_end = {"early_stopping.patience": 0}
+            flags = as_flags(to_its_end | {f"data.{key}": value for key, value in subsets.items()} | options)
             flags.append(f"--seed_everything={seed}")
             if "model.init_from" not in options:
                 flags.append(f"--model.init_from={self.start(method, options) or 'null'}")  # whatever a config says
@@ -203,8 +205,7 @@ def as_flags(options: Options) -> list[str]:
 def run_network(arguments: list[str], name: str, test: bool) -> Path:
     """``lit_sft fit`` and, where asked for, ``test``, in this process; returns the run's folder, in ``logs/NAME``.
 
-    One that learns nothing goes on to its end: that is its figure. Nothing stops early, whatever the config says: from
-    scratch learns late, and the best checkpoint is measured anyway. The test is given the fit's encoder and metrics,
+    One that learns nothing goes on to its end: that is its figure. The test is given the fit's encoder and metrics,
     which may be the user's own: a checkpoint alone can't name code.
 
     Raises:
@@ -212,7 +213,7 @@ def run_network(arguments: list[str], name: str, test: bool) -> Path:
         SystemExit: it ended by any other mistake.
     """
     command = ["fit", *arguments, f"--name={name}", "--trainer.enable_progress_bar=false"]
-    command += ["--health.collapse_patience=0", "--early_stopping.patience=0"]
+    command.append("--health.collapse_patience=0")
     print("python -m lit_sft", shlex.join(command), flush=True)
     folder = new_run(name)
     _check(lit_sft([*command, f"--run_dir={folder}"]))

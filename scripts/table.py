@@ -106,6 +106,13 @@ def _number(row: dict[str, Any], key: str, digits: int, over: float = 1.0) -> st
     return f"{row[key] / over:.{digits}f}" if key in row else ""
 
 
+def split_name(row: str) -> tuple[str, str]:
+    """NAME=RUN as the two; either may have a = of its own, so that the run is what is there."""
+    parts = row.split("=")
+    ways = [("=".join(parts[:at]), "=".join(parts[at:])) for at in range(1, len(parts))]
+    return next((way for way in ways if glob.glob(way[1])), (ways or [("", row)])[0])  # noqa: PTH207 - absolute ones, too
+
+
 def parser() -> argparse.ArgumentParser:
     """What it is called with."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -118,7 +125,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Write the CSV and print the table."""
     arguments = parser().parse_args()
-    named = dict(row.partition("=")[::2] for row in arguments.rows)
+    named = dict(map(split_name, arguments.rows))
     if arguments.reference not in named or "" in named or len(named) < len(arguments.rows):
         raise UserError("rows are NAME=RUN, each name once, and --reference is the name of one of them")
     lines = rows_of(named, arguments.reference)

@@ -381,6 +381,12 @@ def test_a_wrong_start_is_one_line_and_leaves_nothing(
     assert not Path("logs").exists() or made() == []
 
 
+def test_a_group_of_options_may_be_a_file(fit: Fit) -> None:
+    Path("stop.yaml").write_text("{monitor: val/accuracy, patience: 2}\n")
+    Path("best.yaml").write_text("{monitor: val/accuracy}\n")
+    assert fit("--early_stopping", "stop.yaml", "--checkpoint", "best.yaml", "--run_dir", "run").code == 0
+
+
 def test_one_callback_needs_no_list(fit: Fit) -> None:
     assert fit("--trainer.callbacks", "lightning.pytorch.callbacks.ModelSummary", "--run_dir", "run").code == 0
 
@@ -392,6 +398,7 @@ def test_a_new_run_takes_no_unfinished_ones_folder(fit: Fit, trained: Trained) -
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
     one_line(fit("--run_dir", "run"), "--run_dir run holds a run that isn't finished", "--ckpt_path last")
     one_line(fit("--run_dir", "run", "--ckpt_path", trained.finetune), "--run_dir run holds a run that isn't finished")
+    assert fit("--run_dir", "run", "--trainer.fast_dev_run", "true").code == 0  # which writes nothing
     assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
     assert fit("--run_dir", "run", "--ckpt_path", "last", "--trainer.max_epochs", "3").code == 0
 

@@ -172,11 +172,11 @@ class Asks(Callback):
 def test_a_run_that_is_to_stop_later_is_saved_meanwhile_and_stops_there_when_it_is_resumed(
     files: Files, shared_cache: Path, tmp_path: Path
 ) -> None:
-    def fit(path: Path | None, *more: Callback) -> int:
+    def fit(path: Path | None, *more: Callback, patience: int = 3) -> int:
         last = LastCheckpoint(every_steps=1, keep=100)
         last.dirpath = str(tmp_path)
         options = {"max_epochs": 9, "min_epochs": 2, "log_every_n_steps": 50, "limit_val_batches": 1.0}
-        trainer = trainer_of(tmp_path, callbacks=[EarlyStop(patience=3), *more, last], **options)
+        trainer = trainer_of(tmp_path, callbacks=[EarlyStop(patience=patience), *more, last], **options)
         trainer.fit(module_of("finetune"), data_of(files, shared_cache), ckpt_path=path, weights_only=True)
         return int(trainer.global_step)
 
@@ -184,6 +184,7 @@ def test_a_run_that_is_to_stop_later_is_saved_meanwhile_and_stops_there_when_it_
     kept = {step_of(path): path for path in tmp_path.glob("last*.ckpt")}
     assert {*range(9, 17)} <= kept.keys()
     assert fit(kept[11]) == 16
+    assert fit(kept[11], patience=9) == 72  # another one was given for that
 
 
 @pytest.mark.parametrize("validated", [{}, {"limit_val_batches": 0}, {"check_val_every_n_epoch": 3}], ids=str)

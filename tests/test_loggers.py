@@ -75,7 +75,9 @@ def test_without_a_folder_nothing_is_logged() -> None:
 def test_tensorboard_writes_into_the_folder_and_drops_what_a_resumed_run_logs_again(step: int | None) -> None:
     given = logger("TensorBoardLogger", save_dir="x", name="lightning_logs", version=None)
     options = placed(given, FOLDER, step=step).init_args
-    assert options.as_dict() == {"save_dir": str(FOLDER), "name": "", "version": "", "purge_step": step}
+    assert options.as_dict() == {"save_dir": str(FOLDER), "name": "", "version": "", "purge_step": step or 0}
+    options = placed(given, FOLDER, "test").init_args
+    assert options.purge_step is None
 
 
 def test_csv_finds_a_new_place_beside_what_is_there(tmp_path: Path) -> None:

@@ -239,7 +239,7 @@ def test_a_number_is_a_response(tmp_path: Path, shared_cache: Path, files: Files
 
 
 def test_the_first_prompt_may_lack_its_response(tmp_path: Path) -> None:
-    rows = [{"prompt": "a"}, {"prompt": "b", "response": "c"}, {"response": "d", "prompt": "e"}]
+    rows = [{"prompt": "a"}, {"prompt": "b", "response": "c"}, {"response": "d", "prompt": "e", "source": "the web"}]
     (tmp_path / "train.jsonl").write_text("\n" + "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     found = list(iter_rows(str(tmp_path / "train.jsonl"), response_column="response", labels=True))
     assert found == [(1, None, None), (2, "a", None), (3, "b", "c"), (4, "e", "d")]

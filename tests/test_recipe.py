@@ -182,6 +182,7 @@ def test_a_stage_without_a_checkpoint_starts_again_in_its_folder(
     shutil.rmtree(done / "finetune/checkpoints")
     before = curve(done / "finetune")
     assert fit_recipe("--ckpt_path", "last").code == 0
+    assert "--ckpt_path" not in calls[0]
     assert option(calls[0], "--run_dir") == str(done / "finetune")
     after = curve(done / "finetune")  # anew, not on top of the first
     assert len({step for step, _ in after}) == len(after) < len(before)

@@ -38,7 +38,7 @@ from scipy import stats
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import f1_score
-from table import rows_of, seconds_before
+from table import rows_of, seconds_before, split_name
 from table import table as runs_table
 
 from lit_sft.data.datamodule import TextDataModule
@@ -380,6 +380,14 @@ def test_what_holds_no_data_options_is_told(content: str, message: str, tmp_path
 def test_columns_without_a_header_are_named_by_numbers() -> None:
     names = ("text_column", "label_column", "response_column")
     assert options_of([f"{name}={number}" for number, name in enumerate(names)]) == dict(zip(names, "012", strict=True))
+
+
+def test_a_name_and_a_run_of_a_table_may_have_an_equals_sign(tmp_path: Path) -> None:
+    (tmp_path / "lr=0.1").mkdir()
+    for name in ("plain", "dropout=0.5"):
+        assert split_name(f"{name}={tmp_path}/lr=0.1") == (name, f"{tmp_path}/lr=0.1")
+    assert split_name("a=absent") == ("a", "absent")
+    assert split_name("absent") == ("", "absent")
 
 
 def test_a_table_of_runs_has_errors_differences_and_what_they_cost(tmp_path: Path) -> None:

@@ -136,7 +136,8 @@ def test_a_cell_is_an_ordinary_run_of_its_method_labels_and_seed(runs: list[dict
     by_method: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         by_method.setdefault(run["name"].removeprefix("baselines-out-"), []).append(run)
-    common = {"trainer.max_epochs": "2", "data.labels_per_class": "7", "data.val_labels_per_class": "null"}
+    common = {"early_stopping.patience": "0", "trainer.max_epochs": "2"}
+    common |= {"data.labels_per_class": "7", "data.val_labels_per_class": "null"}
     first = by_method["pretrained-7"][0]["flags"]
     assert first == common | {"model.optimizer.lr": "0.1", "seed_everything": "0", "model.init_from": "logs/lm"}
     assert {run["flags"]["model.init_from"] for run in by_method["other-7"]} == {"logs/other", "logs/third"}

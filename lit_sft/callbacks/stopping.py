@@ -79,6 +79,9 @@ class EarlyStop(EarlyStopping):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The count goes on; the patience is the resumed run's own option and not the checkpoint's."""
         super().load_state_dict({**state_dict, "patience": self.patience})
+        exhausted = self.stopping_reason == EarlyStoppingReason.PATIENCE_EXHAUSTED
+        if exhausted and state_dict["patience"] != self.patience and self.wait_count < self.patience:
+            self.stopping_reason, self.stopping_reason_message = EarlyStoppingReason.NOT_STOPPED, None
 
 
 def mode_of(monitor: str | None, module: LightningModule) -> Literal["min", "max"]:

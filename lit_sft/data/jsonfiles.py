@@ -25,11 +25,9 @@ def json_rows(stream: BinaryIO, options: RowOptions) -> Iterator[Row]:
             yield Row(number, None, None)
             continue
         if columns is None:
-            known = [one for _, one in peeked if one is not None] or [record]
-            strings = {key for one in known for key, value in one.items() if isinstance(value, str)}
-            columns = choose_columns(
-                list(dict.fromkeys(key for one in known for key in one)), strings.__contains__, options
-            )
+            strings = {key for key, value in record.items() if isinstance(value, str)}
+            later = [key for _, one in peeked for key in one or () if key == options.response_column]
+            columns = choose_columns(list(dict.fromkeys([*record, *later])), strings.__contains__, options)
         text_column, label_column = columns
         if text_column not in record:
             raise options.error(number, f"no {text_column!r}; there: {', '.join(record)[:200] or 'nothing'}")

@@ -30,7 +30,7 @@ import yaml
 from jsonargparse import Namespace
 
 from lit_sft.atomic import write_atomically
-from lit_sft.checkpoints import names_in, resolve
+from lit_sft.checkpoints import names_in, resolve, saved
 from lit_sft.cli import check
 from lit_sft.data.corpus_config import PYDOCS
 from lit_sft.errors import UserError, nearest
@@ -237,7 +237,7 @@ def _finished_pretraining(root: Path, stage: str) -> Path:
 
 
 def _run_stage(run: Run, stage: Stage) -> None:
-    """A stage as an ordinary ``fit`` into its folder: skipped if finished, resumed where it has begun."""
+    """A stage as an ordinary ``fit`` into its folder: skipped if finished, resumed where there is a checkpoint."""
     folder = run.folder / stage.name
     if (folder / RECORD).is_file():
         return
@@ -247,7 +247,7 @@ def _run_stage(run: Run, stage: Stage) -> None:
     more = ["--run_dir", str(folder)]
     if starts:
         more += ["--model.init_from", starts[0] if len(starts) == 1 else json.dumps(starts)]
-    if (folder / "config.yaml").is_file():
+    if saved(folder / "checkpoints" / "last.ckpt"):
         more += ["--ckpt_path", "last"]
     _call("fit", run.recipe, stage, run.flags, *more)
 
