@@ -131,15 +131,15 @@ def check_folder(folder: Path, new: bool = False) -> None:
 
     ``new``: whether a run begins there, which would write over the checkpoints of one that isn't finished.
     """
-    if new and saved(folder / "checkpoints" / "last.ckpt") and not (folder / RECORD).is_file():
-        raise UserError(
-            f"--run_dir {folder} holds a run that isn't finished: go on with it, --ckpt_path last, or give another "
-            "folder"
-        )
     if (folder / RECORD).is_file():
         raise UserError(
             f"--run_dir {folder} holds a finished run: give another folder, or leave it out (to train it further, "
             f"--ckpt_path {folder / 'checkpoints' / 'last.ckpt'} and more epochs)"
+        )
+    if new and saved(folder / "checkpoints" / "last.ckpt"):
+        raise UserError(
+            f"--run_dir {folder} holds a run that isn't finished: go on with it, --ckpt_path last, or give another "
+            "folder"
         )
     if "stages" in read_config(folder):
         raise UserError(
