@@ -110,6 +110,23 @@ def test_where_an_epoch_is_one_step_the_clock_and_signals_are_heard(
     assert saving.steps == ([1] if signaled else [2, 4, 5])
 
 
+def test_a_signal_after_the_last_step_leaves_a_finished_run(files: Files, shared_cache: Path, tmp_path: Path) -> None:
+    """With 143 a scheduler would start it again, and `--ckpt_path last` find nothing to go on with."""
+
+    class Late(L.Callback):
+        def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = [signal.getsignal(number) for number in STOPPING]
+    saving = Saved()
+    stop = StopOnSignal(saving)
+    trainer_of(tmp_path, callbacks=[Late(), saving, stop], max_steps=3).fit(
+        module_of("finetune"), data_of(files, shared_cache)
+    )
+    assert stop.received == signal.SIGTERM
+    assert [signal.getsignal(number) for number in STOPPING] == before
+
+
 @pytest.mark.parametrize("options", [{"every_minutes": -1.0}, {"every_steps": -1}, {"keep": 0}], ids=str)
 def test_values_out_of_range_are_told(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="saving: every_minutes="):

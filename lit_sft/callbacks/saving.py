@@ -170,6 +170,7 @@ class StopOnSignal(Callback):
 
     The run is saved at the next such step, which during a validation is its end, and the process ends with the exit
     code that shells expect, 128 plus the signal's number. Another one of these, a second later or more, ends at once.
+    One that comes after the last step and its validation changes nothing: the run is finished, and ends as such.
     """
 
     def __init__(self, last: LastCheckpoint) -> None:
@@ -229,8 +230,6 @@ class StopOnSignal(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore(trainer)
-        if self.received is not None:  # the fit was over before it could stop; what would follow must not begin
-            raise Stopped(128 + self.received)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # Lightning puts back what it found as the training began: ours, since setup, where others were before.
