@@ -26,7 +26,7 @@ from lit_sft.data.extension import EXTEND
 from lit_sft.errors import SickRun, UserError
 from lit_sft.fit_checks import check_fit
 from lit_sft.loggers import LoggedRun, place_loggers
-from lit_sft.measuring import check_measured, choose_measured, is_whole
+from lit_sft.measured_data import check_measured, choose_measured, is_whole
 from lit_sft.mistakes import mistake_in, refusal_in
 from lit_sft.module import LitSFT
 from lit_sft.options import check_trainer, explain, read_config_file, values_of
@@ -35,8 +35,8 @@ from lit_sft.resume import check_folder, check_resumable, last_checkpoint, read_
 from lit_sft.runs import discard_run, resume_run, run_folder_of, run_name, start_run
 from lit_sft.starting import Source, check_direction, start_from
 from lit_sft.stored_options import objective_of, stored_config
-from lit_sft.testing import keep_test, keep_validation
 from lit_sft.vocabulary import keep_head
+from lit_sft.written_results import keep_test, keep_validation
 
 DEFAULTS = Path(__file__).with_name("defaults.yaml")
 DEFAULT_ENCODER = "lit_sft.models.LSTMEncoder"

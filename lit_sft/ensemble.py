@@ -19,12 +19,12 @@ from lit_sft.evaluation.multilabel import MultilabelMetrics
 from lit_sft.evaluation.predictions import Predictions
 from lit_sft.evaluation.tested import OwnFigures, tested_by
 from lit_sft.evaluation.thresholds import column_order
-from lit_sft.measuring import TESTED
+from lit_sft.measured_data import TESTED
 from lit_sft.options import values_of, without
 from lit_sft.runs import numbered, package_versions, run_name, told, write_record
 from lit_sft.stored_network import encoder_name
 from lit_sft.stored_options import objective_of, own_encoder
-from lit_sft.testing import read_in_part
+from lit_sft.written_results import read_in_part
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from lit_sft.data.extension import EXTEND
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.diagnostics import log_measured
 from lit_sft.errors import UserError
-from lit_sft.evaluated import Batch, Evaluated
 from lit_sft.evaluation.passes import Evaluation
+from lit_sft.evaluation_steps import Batch, EvaluationSteps
 from lit_sft.first_look import see_documents, start_network
 from lit_sft.models import Encoder, LSTMEncoder, LSTMState, Network
 from lit_sft.objectives import MLE, Objective, Supervised
@@ -43,7 +43,7 @@ from lit_sft.watch import Watcher, bar_needs_loss
 Stage = Literal["pretrain", "finetune"]
 
 
-class LitSFT(Evaluated, StepRates):
+class LitSFT(EvaluationSteps, StepRates):
     """An LSTM that is pretrained on unlabeled text, or fine-tuned on labels or responses to prompts, one stage a run.
 
     The network is built in ``configure_model``, when the data module knows the vocabulary and the labels.

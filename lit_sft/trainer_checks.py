@@ -6,7 +6,7 @@ from typing import Any
 
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.errors import UserError
-from lit_sft.evaluated import NO_PREDICT
+from lit_sft.evaluation_steps import NO_PREDICT
 from lit_sft.options import check_everywhere
 
 

@@ -48,7 +48,7 @@ from lit_sft.data.corpus import Corpus
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.errors import SickRun, UserError
 from lit_sft.main import main as lit_sft
-from lit_sft.measuring import VALIDATED
+from lit_sft.measured_data import VALIDATED
 from lit_sft.options import GROUPS, read_config_file, read_yaml
 from lit_sft.runs import new_run, read_record
 

@@ -32,7 +32,7 @@ from lit_sft.data.texts import text_key
 from lit_sft.errors import UserError
 from lit_sft.evaluation.predictions import FILE, VAL_FILE, Predictions, read_predictions
 from lit_sft.runs import read_record
-from lit_sft.testing import predictions_file
+from lit_sft.written_results import predictions_file
 
 
 class Place(NamedTuple):

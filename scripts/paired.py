@@ -36,7 +36,7 @@ from lit_sft.evaluation.predictions import Predictions, read_predictions
 from lit_sft.evaluation.weighted import Figures, weighted_figures
 from lit_sft.evaluation.weighted_multilabel import weighted_multilabel_figures
 from lit_sft.runs import read_record
-from lit_sft.testing import predictions_file
+from lit_sft.written_results import predictions_file
 
 FIGURES = ("accuracy", "macro_f1", "loss")
 TOSSES = 10_000

@@ -24,7 +24,7 @@ from report import line, write_figures
 from lit_sft.checkpoints import names_in, read_config, stage_folders
 from lit_sft.errors import UserError
 from lit_sft.runs import read_record
-from lit_sft.testing import predictions_file
+from lit_sft.written_results import predictions_file
 
 FIELDS = (
     *("row", "seeds", "documents", "val_error", "error", "error_std", "error_low", "error_high"),

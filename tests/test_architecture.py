@@ -29,7 +29,7 @@ FORBIDDEN = {
     "lit_sft.module": ("lit_sft.callbacks", "lit_sft.runs", "lit_sft.recipes", "lit_sft.predictor"),
     "lit_sft.callbacks": ("lit_sft.recipes", "lit_sft.predictor", "lit_sft.module"),
     "lit_sft.cli": ("lit_sft.recipes",),
-    "lit_sft.testing": ("lit_sft.recipes",),
+    "lit_sft.written_results": ("lit_sft.recipes",),
     "lit_sft.recipes": ("lightning", "torch", "lit_sft.module", "lit_sft.models", "lit_sft.callbacks"),
     "lit_sft.evaluation": (
         "lit_sft.module",

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from processes import start, wait_all
 
 from lit_sft.errors import UserError
-from lit_sft.measuring import TESTED, same_data
+from lit_sft.measured_data import TESTED, same_data
 from lit_sft.runs import (
     RECORD,
     SHARED,
@@ -31,7 +31,7 @@ from lit_sft.runs import (
     versions,
     write_record,
 )
-from lit_sft.testing import record_of_test, write_test
+from lit_sft.written_results import record_of_test, write_test
 
 
 def test_a_process_that_the_first_did_not_start_needs_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
+BINS = 15  # of the calibration error, as Guo et al. 2017
 # The figures of each head, and of a classifier of any number of labels a document, to be monitored as val/NAME; a
 # class's own come as precision/LABEL and recall/LABEL.
 FIGURES = {
@@ -28,8 +29,6 @@ FIGURES = {
     "classifier": ("loss", "accuracy", "macro_f1", "auroc", "mcc", "ece"),
     "multilabel": ("loss", "accuracy", "micro_f1", "macro_f1", "auroc", "average_precision", "ece"),
 }
-
-
 MORE_IS_BETTER = ("accuracy", "micro_f1", "macro_f1", "auroc", "average_precision", "mcc", "precision", "recall")
 LESS_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "ece")
 
@@ -115,7 +114,7 @@ class ClassificationMetrics(nn.Module):
                 # its check of the labels alone reads values back from the device at each batch
                 "auroc": MulticlassAUROC(num_classes, average="none", thresholds=None, validate_args=False),
                 "mcc": MulticlassMatthewsCorrCoef(num_classes),
-                "ece": MulticlassCalibrationError(num_classes, n_bins=15),
+                "ece": MulticlassCalibrationError(num_classes, n_bins=BINS),
                 "precision": MulticlassPrecision(num_classes, average="none", zero_division=0),
                 "recall": MulticlassRecall(num_classes, average="none", zero_division=0),
                 "confusion": MulticlassConfusionMatrix(num_classes),

@@ -12,6 +12,7 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision, binary_calibration_error
 from torchmetrics.utilities.data import dim_zero_cat
 
+from lit_sft.evaluation.metrics import BINS
 from lit_sft.evaluation.thresholds import DEFAULT, applying, best_thresholds
 
 OUTCOMES = ("tn", "fp", "fn", "tp")
@@ -87,7 +88,7 @@ class MultilabelMetrics(nn.Module):
             "micro_f1": 2 * tp.sum() / (2 * tp + missed).sum().clamp(min=1),
             "macro_f1": f1[met].mean() if met.any() else torch.tensor(0.0),
             **_rankings(probabilities, labels.long()),
-            "ece": binary_calibration_error(probabilities.flatten(), labels.long().flatten(), n_bins=15),
+            "ece": binary_calibration_error(probabilities.flatten(), labels.long().flatten(), n_bins=BINS),
         }
         metrics = {"loss": float(self.loss.compute())} | {name: float(value) for name, value in figures.items()}
         for name, other in (("precision", fp), ("recall", fn)):

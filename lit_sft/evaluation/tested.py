@@ -106,52 +106,51 @@ def clean_targets(dataset: object, index: int, clean: np.ndarray | None) -> Tens
     return torch.from_numpy(clean[documents] & (documents >= 0))
 
 
-Rows = dict[str, dict[str, np.ndarray]]  # by head, what was kept of its units, by column
+@dataclass(frozen=True)
+class Kept:
+    """What all processes have kept of a pass that ended.
 
-
-def kept_rows(trainer: Trainer, evaluation: Evaluation) -> Rows:
-    """What all processes have kept of the pass that ends; every process must call it."""
-    ranks = of_all_ranks(trainer, {head: collector.rows() for head, collector in evaluation.kept.items()})
-    return {head: gathered([rank[head] for rank in ranks]) for head in evaluation.kept}
-
-
-def documents_in(
-    rows: Rows,
-    data: TextDataModule,
-    label_names: list[str],
-    thresholds: Sequence[float] | None,
-    split: Literal["val", "test"],
-) -> Predictions | Responses | None:
-    """What a classifier said of each document of a split, or what answers prompts has written; None of other models.
-
-    ``rows``: as :func:`kept_rows` puts them together; ``thresholds``: see :func:`predictions_in`.
+    Attributes:
+        rows: by head, then by column, of its documents or stretches.
+        data: which data were read.
+        label_names: the classes.
+        thresholds: see :func:`predictions_in`.
     """
-    flags = data.test_is_clean if split == "test" else None
-    if "generated" in rows.get("lm", {}):
-        texts, bytes_per_target = data.prepared.pair_texts(split), data.bytes_per_target(split)
-        return responses_in(rows["lm"], data.tokenizer, texts, bytes_per_target, flags)
-    if documents := rows.get("classifier"):
-        keys = (data.test if split == "test" else data.val).keys
-        return predictions_in(documents, label_names, thresholds, np.asarray(keys), flags)
-    return None
+
+    rows: dict[str, dict[str, np.ndarray]]
+    data: TextDataModule
+    label_names: list[str]
+    thresholds: Sequence[float] | None
+
+    @classmethod
+    def of(cls, trainer: Trainer, evaluation: Evaluation, label_names: list[str]) -> Kept:
+        """Gather it as a pass ends; every process must call this."""
+        ranks = of_all_ranks(trainer, {head: collector.rows() for head, collector in evaluation.kept.items()})
+        rows = {head: gathered([rank[head] for rank in ranks]) for head in evaluation.kept}
+        return cls(rows, trainer.datamodule, label_names, evaluation.thresholds)  # type: ignore[attr-defined]
+
+    def documents(self, split: Literal["val", "test"]) -> Predictions | Responses | None:
+        """What a classifier said of each document, or what answers prompts has written; None of other models."""
+        data, rows = self.data, self.rows
+        flags = data.test_is_clean if split == "test" else None
+        if "generated" in rows.get("lm", {}):
+            texts, bytes_per_target = data.prepared.pair_texts(split), data.bytes_per_target(split)
+            return responses_in(rows["lm"], data.tokenizer, texts, bytes_per_target, flags)
+        if documents := rows.get("classifier"):
+            keys = (data.test if split == "test" else data.val).keys
+            return predictions_in(documents, self.label_names, self.thresholds, np.asarray(keys), flags)
+        return None
 
 
-def tested_in(
-    rows: Rows,
-    data: TextDataModule,
-    label_names: list[str],
-    thresholds: Sequence[float] | None,
-    figures: dict[str, float],
-    own: OwnFigures | None,
-) -> Tested:
-    """What was measured of a test, from what all processes have kept.
+def tested_in(kept: Kept, figures: dict[str, float], own: OwnFigures | None) -> Tested:
+    """What was measured of a test.
 
     Args:
-        rows, data, label_names, thresholds: those of :func:`documents_in`.
+        kept: of its pass.
         figures: of the full test set, over all processes.
         own: the user's own figures of predictions.
     """
-    found = documents_in(rows, data, label_names, thresholds, "test")
+    data, found = kept.data, kept.documents("test")
 
     def parts(flags: np.ndarray | None) -> Parts:
         """Of the documents of a mask (documents of the split,), or of all."""
@@ -162,11 +161,9 @@ def tested_in(
         made = {}
         if found is not None:
             made[""] = _classifier_part(found if chosen is None else found.select(chosen))
-        if stretches := rows.get("lm"):
-            prefix, sums = (
-                "" if found is None else "lm_",
-                "" if flags is None else "clean_",
-            )  # as the evaluation names them
+        if stretches := kept.rows.get("lm"):
+            prefix = "" if found is None else "lm_"  # as the evaluation names them
+            sums = "" if flags is None else "clean_"
             made[prefix] = _stream_part(stretches, sums, data.bytes_per_target("test", flags))
         return made
 

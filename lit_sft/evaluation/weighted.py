@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from lit_sft.evaluation.metrics import BINS
 from lit_sft.evaluation.predictions import Predictions
 
-BINS = 15  # of the calibration error
 MATRIX_GROUPS = 32  # up to so many groups, a product with their members is faster than sorting
 Figures = dict[str, np.ndarray]
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from lit_sft.evaluation.metrics import BINS
 from lit_sft.evaluation.predictions import Predictions
-from lit_sft.evaluation.weighted import BINS, Figures, auroc, bins_of, group_sums, precision_and_recall
+from lit_sft.evaluation.weighted import Figures, auroc, bins_of, group_sums, precision_and_recall
 
 
 def weighted_multilabel_figures(

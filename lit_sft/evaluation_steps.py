@@ -7,20 +7,19 @@ from typing import Literal, NoReturn
 import lightning as L
 
 from lit_sft.data.buckets import DocumentBatch
-from lit_sft.data.datamodule import TextDataModule
 from lit_sft.data.streams import StreamBatch
 from lit_sft.errors import UserError
 from lit_sft.evaluation.passes import Evaluation
 from lit_sft.evaluation.predictions import Predictions
 from lit_sft.evaluation.responses import Responses
-from lit_sft.evaluation.tested import Rows, Tested, clean_targets, documents_in, kept_rows, tested_in
+from lit_sft.evaluation.tested import Kept, Tested, clean_targets, tested_in
 from lit_sft.models import Network
 
 Batch = StreamBatch | DocumentBatch
 NO_PREDICT = "Trainer.predict: new text is for lit_sft.load(RUN_OR_CKPT).predict(texts)"
 
 
-class Evaluated(L.LightningModule):
+class EvaluationSteps(L.LightningModule):
     """Measures its network's heads by an :class:`Evaluation`, which it has when the network is built."""
 
     network: Network | None  # no default here, which torch would find before the one that is set
@@ -59,21 +58,19 @@ class Evaluated(L.LightningModule):
             self.evaluation.tune()
         self._log_metrics("val")
         if self.trainer.state.fn == "validate":
-            self.validated = documents_in(*self._kept(), "val")
+            self.validated = self._kept().documents("val")
             if isinstance(self.validated, Responses):
                 self._log_figures("val", self.validated.scored())
 
     def on_test_epoch_end(self) -> None:
         figures = self._log_metrics("test")
         own = self.evaluation.own
-        self.tested = tested_in(*self._kept(), figures, None if own is None else own.of)
+        self.tested = tested_in(self._kept(), figures, None if own is None else own.of)
         self._log_figures("test", {n: v for n, v in self.tested.figures.items() if n not in figures})
         self._log_figures("test_clean", self.tested.clean_figures)
 
-    def _kept(self) -> tuple[Rows, TextDataModule, list[str], list[float] | None]:
-        """What all processes have kept of the pass that ends, of which data, their classes and thresholds."""
-        data: TextDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
-        return kept_rows(self.trainer, self.evaluation), data, self.label_names, self.evaluation.thresholds
+    def _kept(self) -> Kept:
+        return Kept.of(self.trainer, self.evaluation, self.label_names)
 
     def _log_metrics(self, split: Literal["val", "test"]) -> dict[str, float]:
         figures = self.evaluation.figures(self.trainer.datamodule.bytes_per_target(split))  # type: ignore[attr-defined]

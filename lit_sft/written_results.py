@@ -17,7 +17,7 @@ from lit_sft.evaluation.predictions import FILE, VAL_FILE
 from lit_sft.evaluation.responses import FILE as RESPONSES
 from lit_sft.evaluation.responses import VAL_FILE as VAL_RESPONSES
 from lit_sft.evaluation.responses import Responses
-from lit_sft.measuring import TESTED, reads_streams, same_data
+from lit_sft.measured_data import TESTED, reads_streams, same_data
 from lit_sft.module import LitSFT
 from lit_sft.runs import RECORD, numbered, read_record, told, write_record
 
@@ -44,7 +44,7 @@ def keep_test(
         source: the checkpoint it came from.
         folder: the run's folder.
         data: the data options of the test.
-        own: whether these are the run's own data (:func:`lit_sft.measuring.choose_measured`).
+        own: whether these are the run's own data (:func:`lit_sft.measured_data.choose_measured`).
     """
     tested = module.tested
     assert tested is not None
