@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from lit_sft.errors import UserError
 from lit_sft.models import ClassifierHead, Encoder, LMHead, Network
 from lit_sft.models.dropout import check_dropout
@@ -18,6 +20,8 @@ NEEDS_LABELS = (
     "fine-tuning needs labeled data: give --data.labeled a file with a label column; prompts with responses "
     "(data.response_column) are for --model.objective Completion"
 )
+
+NOT_PLAIN = object()
 
 
 @dataclass(frozen=True)
@@ -65,15 +69,39 @@ class Blueprint:
         return network
 
     def plain(self) -> dict[str, Any]:
-        """The options as a config has them; without the encoder where it is a function, which a config can't name."""
+        """The options as a config has them; without the encoder where it is a function, which a config can't name.
+
+        Raises:
+            UserError: an option was given to the encoder that a checkpoint can't hold, such as a function.
+        """
         options = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "make_encoder"}
         encoder = self.make_encoder if isinstance(self.make_encoder, partial) else partial(self.make_encoder)
         kind, given = encoder.func, encoder.keywords
         if isinstance(kind, type) and not encoder.args:
             _, *known = inspect.signature(kind).parameters.values()  # but for the vocabulary's size
-            given = {option.name: given.get(option.name, option.default) for option in known}
-            options["encoder"] = {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": given}
+            defaults = {option.name: option.default for option in known}
+            init_args = {name: _plain(value) for name, value in (defaults | given).items()}
+            if odd := [name for name in given if init_args[name] is NOT_PLAIN]:
+                raise UserError(
+                    f"the encoder's option {odd[0]} is {given[odd[0]]!r}, and a checkpoint holds numbers, texts and "
+                    "lists of them: let a class of your own take a name in its place"
+                )
+            kept = {name: value for name, value in init_args.items() if value is not NOT_PLAIN}
+            options["encoder"] = {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": kept}
         return options
+
+
+def _plain(value: Any) -> Any:
+    """An option as YAML and a checkpoint have it; NOT_PLAIN of anything else, an option without a default among it."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, list | tuple):
+        values = [_plain(v) for v in value]
+        return NOT_PLAIN if any(v is NOT_PLAIN for v in values) else values
+    if isinstance(value, dict):
+        values = [_plain(v) for v in value.values()]
+        return NOT_PLAIN if any(v is NOT_PLAIN for v in values) else dict(zip(map(str, value), values, strict=True))
+    return value if value is None or isinstance(value, str | int | float) else NOT_PLAIN
 
 
 def check_stage(objective: Objective, stage: str) -> None:

@@ -86,6 +86,8 @@ def choose_measured(source: Checkpoint, config: Namespace, command: str, data: T
         UserError: the documents were a part of the run's text, which has changed; a source that isn't there.
     """
     split: Literal["val", "test"] = "test" if command == "test" else "val"
+    if not (config.data[split] or config.data.labeled or config.data.unlabeled):  # as that of scripts/export.py
+        raise UserError(f"{source.path} names no data: give --data.{split} a file")
     before = source.config.get("data", {})
     if not same_data(config.data, before, TEXT):
         if not config.data[split]:

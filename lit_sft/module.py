@@ -98,6 +98,7 @@ class LitSFT(EvaluationSteps, StepRates):
         self.init_from, self.remap_vocabulary = init_from, remap_vocabulary
         head = (pooling, head_dropout, head_hidden_size, backprop_tokens)
         self.blueprint = Blueprint(encoder, *head, tie_weights_up_to, adaptive_cutoffs, loss_chunk)
+        self.blueprint.plain()  # now: what a checkpoint can't hold is told before the training
         self.make_optimizer, self.layer_decay, self.metrics = optimizer, layer_decay, metrics or {}
         self.objective: Objective = objective or (MLE() if stage == "pretrain" else Supervised())
         self.schedule: Schedule = schedule or WarmupCosine()

@@ -22,13 +22,16 @@ from torch.optim.lr_scheduler import LambdaLR
 class Schedule(ABC):
     """A learning-rate schedule: ``schedule(step, total_steps)`` is the factor on the optimizer's rate.
 
-    ``step`` counts optimizer steps from 0 to ``total_steps - 1``; later steps get the last factor.
+    ``step`` counts optimizer steps from 0 to ``total_steps - 1``; later steps get the last factor. A total of 0 is one
+    that isn't known (``trainer.max_epochs -1``), which only a schedule without ``needs_total`` is asked with.
     """
 
     needs_total = True  # whether the factor depends on the number of steps
 
     def __call__(self, step: int, total_steps: int) -> float:
-        return self.factor(min(step, max(total_steps - 1, 0)), max(total_steps, 1))
+        if total_steps > 0 or self.needs_total:
+            step = min(step, max(total_steps - 1, 0))
+        return self.factor(step, max(total_steps, 1))
 
     @abstractmethod
     def factor(self, step: int, total_steps: int) -> float:

@@ -37,6 +37,9 @@ def predict_command(arguments: list[str]) -> None:
         UserError: a mistake in an option, the checkpoint or the input; a half-written output file is removed.
     """
     options = _parser().parse_args(arguments)
+    for name, stream in (("input", sys.stdin), ("output", sys.stdout)):
+        if getattr(options, name) == "-" and stream is None:
+            raise UserError(f"--{name} -: standard {name} is closed; give a file")
     paths = names_in(options.ckpt_path)
     one_or_more = paths if len(paths) > 1 else paths[0]
     predictor = load(one_or_more, options.encoder and _class(options.encoder), options.device)

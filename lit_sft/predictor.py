@@ -253,8 +253,14 @@ def load(
 def _load(
     checkpoint: Checkpoint, encoder: Callable[..., Encoder] | None, device: str | torch.device | None
 ) -> Predictor:
-    network = stored_network(checkpoint, stored_blueprint(checkpoint, encoder))
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)  # as the run had, whatever the user's is now
+    try:
+        network = stored_network(checkpoint, stored_blueprint(checkpoint, encoder))
+    finally:
+        torch.set_default_dtype(default)
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         return Predictor(network, checkpoint, torch.device(device))
     except (RuntimeError, AssertionError) as error:  # what torch raises for a device that isn't there

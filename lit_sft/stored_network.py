@@ -79,6 +79,11 @@ def stored_network(checkpoint: Checkpoint, blueprint: Blueprint, objective: Obje
         network = blueprint.build(objective, checkpoint.tokenizer().vocab_size, labels, checkpoint.multilabel)
         network.load_state_dict(checkpoint.network_weights())
     except (RuntimeError, TypeError, ValueError) as error:
+        if "encoder" not in checkpoint.config.get("model", {}) and blueprint.make_encoder is LSTMEncoder:
+            raise UserError(
+                f"{checkpoint.path}: it doesn't say which encoder it has, since a function made it: give that again, "
+                "lit_sft.load(…, encoder=…)"
+            ) from error
         raise UserError(f"{checkpoint.path}: can't be built from its own options: {one_line(error)}") from error
     return network
 

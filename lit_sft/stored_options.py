@@ -129,7 +129,7 @@ def _harmless(value: Any) -> bool:
     """Whether a value is made of numbers and plain words: no dotted name, no path, no class."""
     if isinstance(value, dict):
         return "class_path" not in value and all(isinstance(k, str) and _harmless(v) for k, v in value.items())
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return all(map(_harmless, value))
     return value is None or isinstance(value, (bool, int, float)) or bool(re.fullmatch(r"[\w -]*", str(value)))
 
@@ -138,6 +138,6 @@ def _plain(value: Any) -> Any:
     """The value without anything that a parser could take for a class."""
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items() if k != "class_path"}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

@@ -64,6 +64,8 @@ def in_chunks(texts: Iterable[str | None]) -> Iterator[list[str | None]]:
     """Some texts at a time, taken as they are asked for."""
     if isinstance(texts, (str, bytes, Mapping)):  # whose characters or keys would pass for texts
         raise UserError(f"give a list of texts, not {'a dict' if isinstance(texts, Mapping) else 'one text'}")
+    if hasattr(texts, "columns"):  # whose names would
+        raise UserError("give one column of a table, such as table['text'], not all of it")
     chunk: list[str | None] = []
     size = 0
     for place, text in enumerate(texts):

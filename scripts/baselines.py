@@ -14,7 +14,8 @@ ordinary ``lit_sft fit`` and ``test``, called in this process with flags that ar
 by hand. Options may name an objective, a term or an encoder of your own, in a file where this runs.
 
 The CSV grows by a line a run and is read at the start: what is there is not run again. Where a config has changed all
-is run anew, and one or the other's lines must be taken out before there is a table. A seed whose tested run ends sick
+is run anew, and one or the other's lines must be taken out before there is a table. (Where the text in the files that
+it names has changed, begin another CSV.) A seed whose tested run ends sick
 has no line: it is told at the end, and tried again by the next call. Two calls for different ``--methods`` or
 ``--labels`` may run side by side. Every tested run, the linear model's too, leaves its predictions in
 its folder ``logs/baselines-OUT-METHOD-LABELS/version_K/`` (``…-small`` of the small validation set), which the CSV
@@ -52,7 +53,8 @@ from lit_sft.measured_data import VALIDATED
 from lit_sft.options import GROUPS, read_config_file, read_yaml
 from lit_sft.runs import new_run, read_record
 
-# What tells a run from others: start is --init_from, where the method takes it, config a hash of what the configs hold.
+# What tells a run from others: start is --init_from, where the method takes it, config a hash of what the configs hold
+# (and of small_val, for the small validation set).
 CELL = ("method", "labels", "val", "seed", "options", "start", "config")
 FIELDS = (*CELL, "val_macro_f1", "val_accuracy", "test_macro_f1", "test_accuracy", "run")
 PLAN = ("small_val", "seeds", "search_seeds", "fixed")  # of a label count in a search file; what else it has: methods
@@ -145,7 +147,8 @@ class Cells:
     def cell(self, plan: Plan, method: str, val: str, seed: int, options: Options) -> dict[str, Any]:
         """What tells a run from others in the CSV."""
         chosen, start = json.dumps(options, sort_keys=True), self.start(method, options)
-        return dict(zip(CELL, (method, plan.labels, val, seed, chosen, start, self.config), strict=True))
+        config = digest([self.config, plan.small_val]) if val == "small" else self.config
+        return dict(zip(CELL, (method, plan.labels, val, seed, chosen, start, config), strict=True))
 
     @functools.cached_property
     def config(self) -> str:

@@ -58,7 +58,7 @@ def labels_for(error: float, counts: np.ndarray, errors: np.ndarray) -> float:
         return float(counts[0]) if errors[0] == error else 0.0
     share = (errors[after - 1] - error) / (errors[after - 1] - errors[after])
     low, high = np.log(counts[after - 1]), np.log(counts[after])
-    return float(np.exp(low + share * (high - low)))
+    return min(float(np.exp(low + share * (high - low))), float(counts[after]))  # a rounding error would be beyond it
 
 
 def equivalent(pretrained: np.ndarray, other: Curve, seed: int = 0) -> tuple[float, float, float]:

@@ -10,13 +10,17 @@ from it (``--model.init_from model.ckpt``), but not go on with the one that made
 from __future__ import annotations
 
 import argparse
+import io
 from pathlib import Path
 from typing import Any
 
+import torch
 from one_line import in_one_line
 
-from lit_sft.checkpoint_io import AtomicCheckpointIO
+from lit_sft.atomic import write_atomically
 from lit_sft.checkpoints import read_entries, resolve
+from lit_sft.data.extension import EXTEND
+from lit_sft.data.tokenization import KINDS
 
 ENTRIES = ("state_dict", "global_step", "epoch", "pytorch-lightning_version")  # what Lightning's `test` needs
 PLACES = {"data": ("labeled", "unlabeled", "val", "test", "cache_dir"), "model": ("init_from",)}  # emptied
@@ -29,11 +33,18 @@ def exported(entries: dict[str, Any]) -> dict[str, Any]:
         section: config.get(section, {}) | {name: None for name in places if name in config.get(section, {})}
         for section, places in PLACES.items()
     }
-    if Path(tokenizer := str(kept["data"].get("tokenizer"))).is_absolute():
+    if (tokenizer := kept["data"].get("tokenizer")) not in (*KINDS, EXTEND, None):
         kept["data"]["tokenizer"] = Path(tokenizer).name  # it is in the file
     kept["trainer"] = {"precision": config.get("trainer", {}).get("precision")}
     ours = {name: value for name, value in entries["lit_sft"].items() if name != "ranks"} | {"config": kept}
     return {name: entries[name] for name in ENTRIES if name in entries} | {"lit_sft": ours}
+
+
+def write_exported(source: Path, target: Path) -> None:
+    """Read a checkpoint, and write what of it is handed over."""
+    buffer = io.BytesIO()
+    torch.save(exported(read_entries(source)), buffer)
+    write_atomically(target, buffer.getvalue())
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,7 +59,7 @@ def main() -> None:
     """Write the file."""
     arguments = parser().parse_args()
     source = resolve(arguments.run, "ckpt_path")
-    AtomicCheckpointIO().save_checkpoint(exported(read_entries(source)), arguments.target)
+    write_exported(source, arguments.target)
     before, after = (path.stat().st_size / 1e6 for path in (source, arguments.target))
     print(f"{arguments.target}: {after:.1f} MB, of the {before:.1f} MB of {source}")
 

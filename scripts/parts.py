@@ -4,8 +4,9 @@
 
 A variant's pretraining is run once (variants that only change the fine-tuning share the recipe's), its fine-tuning for
 each label count and seed. The CSV grows by a line a run and is read at the start: what is there is not run again, but
-where flags, configs or ``init_from`` have changed. Two calls with ``--only`` different variants may run side by side,
-once the pretrainings that they share are there.
+where flags, configs or ``init_from`` have changed. (Where the text in the files that these name has changed, begin
+another CSV.) A run that ends sick is told at the end, and tried again by the next call. Two calls with ``--only``
+different variants may run side by side, once the pretrainings that they share are there.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from one_line import in_one_line
 from report import append_line, line, read_lines, spread
 
 from lit_sft.checkpoints import resolve
-from lit_sft.errors import UserError, nearest
+from lit_sft.errors import SickRun, UserError, nearest
 from lit_sft.options import read_yaml
 from lit_sft.runs import read_record, run_folder_of
 
@@ -132,21 +133,32 @@ def pretrained(parts: Parts, flags: Flags) -> Path:
     return run_network(["--config", str(parts.pretrain), *as_flags(flags)], name, test=False)
 
 
-def run(parts: Parts, variant: str, path: Path) -> None:
-    """Every fine-tuning of one variant that the CSV doesn't have."""
+def run(parts: Parts, variant: str, path: Path) -> list[str]:
+    """Every fine-tuning of one variant that the CSV doesn't have; returns what ended sick (its loss isn't finite)."""
+    sick: list[str] = []
     for labels, options in parts.labels.items():
         there = {int(row["seed"]) for row in rows_of(parts, path, variant, labels)}
         for seed in set(range(parts.seeds)) - there:
-            model = pretrained(parts, parts.flags(variant, "pretrain"))
+            try:
+                model = pretrained(parts, parts.flags(variant, "pretrain"))
+            except SickRun:
+                return [f"{variant}, pretraining"]
             flags = options | parts.flags(variant, "finetune")
             flags |= {"seed_everything": seed, "model.init_from": str(model)}
             flags["data.labels_per_class"] = None if labels == "all" else labels
             arguments = ["--config", str(parts.finetune), *as_flags(flags)]
-            folder = run_network(arguments, _name({"variant": variant}), test=False)
-            shutil.rmtree(folder / "checkpoints")
-            found = read_record(model)["val"] | read_record(folder)["val"]
+            try:
+                folder = run_network(arguments, _name({"variant": variant}), test=False)
+            except SickRun:
+                sick.append(f"{variant}, {labels} labels, seed {seed}")
+                continue
+            found = read_record(model)["val"] | read_record(folder).get("val", {})
+            if missing := [name for name in FIGURES if name not in found]:
+                raise UserError(f"{folder}: its validation has no {' and no '.join(missing)}, which the table tells")
             row = {"variant": variant, "labels": labels, "seed": seed} | {k: found[k] for k in FIGURES}
             append_line(path, {k: str(v) for k, v in row.items()} | _ran_with(parts, variant, labels))
+            shutil.rmtree(folder / "checkpoints")  # a table leaves many runs behind
+    return sick
 
 
 def rows_of(parts: Parts, path: Path, variant: str, labels: int | str) -> list[dict[str, str]]:
@@ -198,9 +210,12 @@ def main() -> None:
     """Fill the CSV, then print the table."""
     arguments = parser().parse_args()
     parts = Parts.read(arguments.parts)
-    for variant in arguments.only or parts.variants:
-        run(parts, variant, arguments.out)
+    if data_options(parts.finetune).get("response_column"):
+        raise UserError(f"{parts.finetune}: prompts with responses have no macro-F1, which the table tells")
+    sick = [one for variant in arguments.only or parts.variants for one in run(parts, variant, arguments.out)]
     print(table(parts, arguments.out))
+    if sick:
+        raise SickRun(f"{arguments.out} is without runs that ended sick: {'; '.join(sick)}")
 
 
 if __name__ == "__main__":

@@ -318,6 +318,12 @@ def test_under_float16_gradients_of_a_sure_prediction_are_those_of_float32() -> 
     torch.testing.assert_close(share, expected, rtol=1e-5, atol=0.0)
 
 
+def own_term(name: str) -> Term:
+    term = EntMin()
+    term.name = name
+    return term
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -327,6 +333,8 @@ def test_under_float16_gradients_of_a_sure_prediction_are_those_of_float32() -> 
         (lambda: VAT(xi=0.0), "xi=0.0"),
         (lambda: VAT(power_steps=0), "power_steps=0"),
         (lambda: Mixed([VAT(), VAT()]), "vat, vat: give each of them once"),
+        (lambda: Mixed([own_term("loss")]), "a term is named loss, under which another figure"),
+        (lambda: Mixed([own_term("predicted_0")]), "a term is named predicted_0"),
     ],
 )
 def test_values_out_of_range_are_told(make: Callable[[], Any], message: str) -> None:

@@ -307,6 +307,13 @@ def test_what_can_be_monitored_is_what_is_measured(heads: set[str], multilabel: 
             check_monitors([EarlyStop(name)], frozenset(heads), multilabel)
 
 
+def test_averaging_may_wait_for_a_figure_that_a_callback_of_the_users_logs() -> None:
+    waiting = NonMonotonicAveraging(monitor="val/mine")
+    check_monitors([waiting, type("Own", (Callback,), {})()], frozenset({"lm"}))
+    with pytest.raises(UserError, match="no figure val/mine to monitor"):
+        check_monitors([waiting], frozenset({"lm"}))
+
+
 @pytest.mark.parametrize("kind", [BestCheckpoint, EarlyStop])
 def test_what_is_better_follows_from_the_figure(kind: type[BestCheckpoint | EarlyStop]) -> None:
     less = [

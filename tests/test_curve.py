@@ -24,6 +24,13 @@ def test_beyond_the_curve_the_number_is_only_bounded() -> None:
     assert labels_for(41.0, COUNTS, np.array([40.0, 20.0, 10.0])) == 0.0
 
 
+@pytest.mark.parametrize("last", [70, 100, 110, 170, 220])
+def test_an_error_at_the_curves_last_point_is_that_number_of_labels(last: int) -> None:
+    """And not infinity, where the exponential of the logarithm lies above it."""
+    assert np.exp(np.log(last)) > last
+    assert labels_for(10.0, np.array([20, last]), np.array([20.0, 10.0])) == last
+
+
 def test_the_first_crossing_counts_where_the_curve_rises_again() -> None:
     assert labels_for(20.0, COUNTS, np.array([30.0, 20.0, 25.0])) == pytest.approx(100.0)
 

@@ -13,6 +13,8 @@ import torch
 from conftest import Command, Configs, Files, Trained
 
 import lit_sft
+from lit_sft.checkpoints import resolve
+from lit_sft.errors import UserError
 
 TEXTS = ["the owl near the oak", "a ship on the sea", "nothing known"]
 
@@ -38,8 +40,20 @@ def test_the_file_predicts_tests_and_starts_runs(
     assert begun.code == 0
 
 
+def test_without_data_it_asks_for_those_that_are_measured(handed_over: Path, cli: Command) -> None:
+    for command, split in (("test", "test"), ("validate", "val")):
+        done = cli(command, "--ckpt_path", handed_over)
+        assert (done.code, f"names no data: give --data.{split} a file" in done.err) == (2, True)
+
+
+def test_a_place_that_cant_be_written_to_is_told_alone(trained: Trained, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"can't be written: [^;]*$"):  # and not how a training would go on
+        export.write_exported(resolve(str(trained.finetune), "ckpt_path"), tmp_path)
+
+
 def test_the_place_of_a_tokenizer_is_not_handed_over() -> None:
-    for given, kept in (("/home/me/run/tokenizer.json", "tokenizer.json"), ("word", "word")):
+    places = ("/home/me/run/tokenizer.json", "run/tokenizer.json", "~/tokenizer.json")
+    for given, kept in (*((place, "tokenizer.json") for place in places), ("word", "word")):
         entries = {"state_dict": {}, "lit_sft": {"config": {"data": {"tokenizer": given}, "model": {}}, "ranks": []}}
         assert export.exported(entries)["lit_sft"]["config"]["data"] == {"tokenizer": kept}
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import Command, Files
@@ -21,7 +22,7 @@ import lit_sft
 from lit_sft.building import Blueprint
 from lit_sft.checkpoints import read_checkpoint
 from lit_sft.errors import UserError
-from lit_sft.models import LSTMEncoder
+from lit_sft.models import Encoder, LSTMEncoder, TwoWayEncoder
 
 SMALL = partial(LSTMEncoder, embedding_size=8, hidden_size=12)
 TEXTS = ["the whale near a reef", "moss under the oak", "one comet above"]
@@ -361,7 +362,7 @@ def test_an_encoder_that_is_a_function_is_named_again(tmp_path: Path, files: Fil
     options = {"embedding_size": 8, "hidden_size": 12}
     module.blueprint = Blueprint(lambda size: LSTMEncoder(size, **options), *list(vars(module.blueprint).values())[1:])
     path = fitted(tmp_path / "c.ckpt", module, data_of(files, tmp_path / "cache"))
-    with pytest.raises(UserError, match="can't be built from its own options"):
+    with pytest.raises(UserError, match="it doesn't say which encoder it has, since a function made it"):
         lit_sft.load(path)
     loaded = lit_sft.load(path, encoder=partial(LSTMEncoder, **options))
     assert all(row is not None for row in loaded.predict(TEXTS))
@@ -376,6 +377,39 @@ def test_what_is_built_from_options_in_python_has_the_options_of_a_config() -> N
     assert Blueprint(LSTMEncoder, *head).plain()["encoder"]["init_args"]["hidden_size"] > 3
     assert "encoder" not in Blueprint(lambda size: LSTMEncoder(size), *head).plain()
     assert isinstance(LSTMEncoder(10, **plain["encoder"]["init_args"]), nn.Module)
+
+
+class OwnEncoder(LSTMEncoder):
+    """With what a signature can have beside plain options."""
+
+    def __init__(
+        self, vocab_size: int, sizes: tuple[int, int] = (8, 12), gate: Any = torch.tanh, *rest: Any, **more: Any
+    ) -> None:
+        super().__init__(vocab_size, *sizes, **more)
+        self.gate = gate
+
+
+def test_options_that_are_not_plain_are_stored_so_or_left_out_or_told() -> None:
+    own = Blueprint(partial(OwnEncoder, sizes=(4, 6), output_dropout=np.float64(0.25), num_layers=np.int64(2)))
+    found = own.plain()["encoder"]["init_args"]
+    assert found == {"sizes": [4, 6], "output_dropout": 0.25, "num_layers": 2}
+    assert {type(value) for value in found.values()} == {list, float, int}
+    assert Blueprint(OwnEncoder).plain()["encoder"]["init_args"] == {"sizes": [8, 12]}
+    both = Blueprint(partial(TwoWayEncoder, embedding_size=8, hidden_size=12)).plain()
+    assert both["encoder"]["init_args"] == {"embedding_size": 8, "hidden_size": 12}
+    with pytest.raises(UserError, match="the encoder's option gate is <built-in method relu"):
+        lit_sft.LitSFT("finetune", encoder=partial(OwnEncoder, gate=torch.relu))
+
+
+@pytest.mark.parametrize("kind", [OwnEncoder, TwoWayEncoder])
+def test_a_training_with_options_by_keyword_is_loaded(kind: type[Encoder], tmp_path: Path, files: Files) -> None:
+    options = {"sizes": (8, 12)} if kind is OwnEncoder else {"embedding_size": 8, "hidden_size": 12}
+    module = lit_sft.LitSFT("finetune", encoder=partial(kind, **options, output_dropout=np.linspace(0, 0.5, 3)[1]))
+    path = fitted(tmp_path / "c.ckpt", module, data_of(files, tmp_path / "cache"), max_steps=1)
+    loaded = lit_sft.load(path, encoder=OwnEncoder if kind is OwnEncoder else None)
+    kept = module.net.state_dict()
+    assert all(torch.equal(weight, kept[name]) for name, weight in loaded.network.state_dict().items())
+    assert all(row is not None for row in loaded.predict(TEXTS))
 
 
 def test_the_readme_s_training_in_python(

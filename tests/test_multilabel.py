@@ -88,6 +88,8 @@ def test_a_threshold_between_neighbours_of_float32_tells_them_apart() -> None:
     probabilities, labels = torch.stack([high, low]).unsqueeze(1), torch.tensor([[1], [0]])
     chosen = best_thresholds(probabilities, labels)
     assert applying(probabilities, chosen).tolist() == [[True], [False]]
+    with torch.device("meta"):  # the default device of a program that uses another one
+        assert applying(probabilities, best_thresholds(probabilities, labels)).tolist() == [[True], [False]]
 
 
 def test_no_documents_and_no_numbers_leave_the_thresholds_at_a_half() -> None:

@@ -111,6 +111,18 @@ def test_factors_are_shares_for_any_number_of_steps_and_the_last_one_stays() -> 
     assert wrong == []
 
 
+def test_a_schedule_that_needs_no_total_goes_on_where_there_is_none() -> None:
+    class InverseSqrt(Schedule):
+        needs_total = False
+
+        def factor(self, step: int, total_steps: int) -> float:
+            return min((step + 1) / 100, math.sqrt(100 / (step + 1)))
+
+    schedule = InverseSqrt()
+    assert [schedule(step, 0) for step in (0, 10, 99, 999)] == pytest.approx([0.01, 0.11, 1.0, math.sqrt(0.1)])
+    assert schedule(999, 100) == schedule(99, 100)  # a known end stays one
+
+
 @pytest.mark.parametrize(
     "make", [lambda v: WarmupCosine(warmup=v), lambda v: OneCycle(warmup=v), lambda v: SlantedTriangular(cut_frac=v)]
 )

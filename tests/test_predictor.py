@@ -9,6 +9,7 @@ import select
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from lit_sft.evaluation.metrics import ClassificationMetrics
 from lit_sft.evaluation.predictions import read_predictions
 from lit_sft.main import main
 from lit_sft.module import LitSFT
+from lit_sft.predict_command import predict_command
 from lit_sft.stored_network import stored_blueprint, stored_network
 from lit_sft.stored_options import MODEL_OPTIONS
 
@@ -125,6 +127,49 @@ def test_one_text_is_not_taken_for_many(model: Predictor, trained: Trained) -> N
         model.encode("a text")
     with pytest.raises(UserError, match="give a list of texts, not a dict"):
         model.predict({"id-1": "a text"})  # type: ignore[arg-type]
+
+    class Table:
+        """As a DataFrame: what it is iterated over is the names of its columns."""
+
+        columns = ("text",)
+
+        def __iter__(self) -> Iterator[str]:
+            return iter(self.columns)
+
+    with pytest.raises(UserError, match="give one column of a table"):
+        model.predict(Table())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_changed_default_dtype_changes_no_prediction(
+    dtype: torch.dtype, model: Predictor, trained: Trained, texts: list[str]
+) -> None:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        assert load(trained.finetune).predict(texts) == model.predict(texts)
+        assert torch.get_default_dtype() == dtype
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_a_device_of_number_0_is_a_device(trained: Trained) -> None:
+    if torch.cuda.is_available():
+        assert load(trained.finetune, device=0).device.type == "cuda"
+    else:
+        with pytest.raises(UserError, match="device 0: "):
+            load(trained.finetune, device=0)
+
+
+@pytest.mark.parametrize("name", ["stdin", "stdout"])
+def test_a_standard_stream_that_is_closed_is_told(
+    name: str, cli: Command, trained: Trained, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = "input" if name == "stdin" else "output"
+    monkeypatch.setattr(sys, name, None)
+    options = {"input": str(files.test), "output": "out.jsonl"} | {put: "-"}
+    with pytest.raises(UserError, match=f"--{put} -: standard {put} is closed"):
+        predict_command(["--ckpt_path", str(trained.finetune), *(f"--{k}={v}" for k, v in options.items())])
 
 
 @pytest.mark.parametrize("wrong", [b"bytes", float("nan"), ["a", "list"]])

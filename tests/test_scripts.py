@@ -22,6 +22,7 @@ from linear import WORD, fitted_features, linear_model, low_shot_positions
 from one_line import in_one_line
 from paired import write_intervals
 from parts import Parts, pretrained
+from parts import main as parts_main
 from parts import rows_of as rows_of_parts
 from parts import run as run_variant
 from parts import table as parts_table
@@ -42,7 +43,7 @@ from table import rows_of, seconds_before, split_name
 from table import table as runs_table
 
 from lit_sft.data.datamodule import TextDataModule
-from lit_sft.errors import UserError
+from lit_sft.errors import SickRun, UserError
 from lit_sft.evaluation.predictions import FILE, Predictions, read_predictions
 
 SEARCH = Path(__file__).parents[1] / "scripts" / "search" / "pydocs.yaml"
@@ -564,6 +565,48 @@ def test_a_part_is_measured_with_labels_a_class_and_with_all(tmp_path: Path, mon
     assert len(rows_of_parts(parts, out, "it", 20)) == 6  # a file without that column doesn't say
     with pytest.raises(UserError, match="no variant 'that': there are 'it'"):
         run_variant(parts, "that", out)
+
+
+def test_parts_that_end_sick_are_told_after_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+
+    def run_network(arguments: list[str], name: str, test: bool) -> Path:
+        if set(arguments) & {"--seed_everything=1", "--lr=9"}:
+            raise SickRun("a run ended sick")
+        folder = tmp_path / f"run{len(ran)}"
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "checkpoints" / "best.ckpt").touch()
+        val = dict.fromkeys(("macro_f1", "accuracy", "perplexity", "bits_per_byte"), 0.5)
+        (folder / "metrics.json").write_text(json.dumps({"val": val}))
+        ran.append(name)
+        return folder
+
+    monkeypatch.setattr("parts.run_network", run_network)
+    monkeypatch.chdir(tmp_path)
+    for config in ("p.yaml", "f.yaml"):
+        Path(config).write_text("{}")
+    variants = {"it": {}, "fast": {"pretrain": {"lr": 9}}, "other": {"finetune": {"x": 1}}}
+    content = {"pretrain": "p.yaml", "finetune": "f.yaml", "seeds": 3, "labels": {"all": {}}, "variants": variants}
+    Path("parts.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.setattr(sys, "argv", ["parts.py", "--parts", "parts.yaml", "--out", "out.csv"])
+    with pytest.raises(SickRun, match=r"fast, pretraining; it, all labels, seed 1; other, all labels, seed 1$"):
+        parts_main()
+    assert [(row["variant"], row["seed"]) for row in read_lines(Path("out.csv"))] == [
+        *(("it", "0"), ("it", "2"), ("other", "0"), ("other", "2"))
+    ]
+
+
+def test_parts_of_prompts_with_responses_are_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("p.yaml").write_text("{}")
+    Path("f.yaml").write_text("data: {response_column: response}")
+    content = {"pretrain": "p.yaml", "finetune": "f.yaml", "seeds": 1, "labels": {"all": {}}, "variants": {"it": {}}}
+    Path("parts.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.setattr(sys, "argv", ["parts.py", "--parts", "parts.yaml", "--out", "out.csv"])
+    with pytest.raises(UserError, match=r"f\.yaml: prompts with responses have no macro-F1"):
+        parts_main()
 
 
 def test_a_pretraining_of_parts_is_another_where_a_file_that_its_config_names_has_changed(

@@ -87,7 +87,7 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any]
 
 def filled(tmp_path: Path, metric: str = "macro_f1", **options: Any) -> list[dict[str, str]]:
     search, out = tmp_path / "search.yaml", tmp_path / "out.csv"
-    search.write_text(SEARCH)
+    search.write_text(options.get("search", SEARCH))
     (tmp_path / "config.yaml").write_text(options.get("config", "{}"))
     start = options.get("init_from", "logs/lm")
     keep = options.get("keep_tested", False)
@@ -215,6 +215,16 @@ def test_a_small_validation_set_is_drawn_where_the_plan_has_one(runs: list[dict[
     assert {run["data"][2] for run in runs if run["name"] == "tfidf"} == {3}
     # apart from those of the full validation set, so that a pattern of folders is of one method
     assert {run["name"] for run in runs} == {"baselines-out-pretrained-7-small", "tfidf"}
+
+
+def test_rows_of_a_small_validation_set_of_another_size_are_not_taken_for_this_one_s(
+    runs: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    for number in (3, 3, 2):
+        search = SEARCH.replace("small_val: 3", f"small_val: {number}")
+        rows = filled(tmp_path, vals=["small", "full"], labels=["7"], methods=["pretrained"], search=search)
+    assert len(rows) == 7 + 7 + 7  # of both sizes, and of the full set once
+    assert len({row["config"] for row in rows}) == 3
 
 
 def test_a_point_whose_run_ends_sick_is_not_chosen_and_not_run_again(

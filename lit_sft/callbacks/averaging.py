@@ -141,6 +141,8 @@ class NonMonotonicAveraging(WeightMean):
         UserError: the same of one of the user's own, which the module's metrics tell; a Trainer that logs no figure.
     """
 
+    mode = "min"  # so that it may wait for a figure that a callback of the user's own logs
+
     def __init__(self, monitor: str = "val/loss", nonmono: int = 5) -> None:
         super().__init__()
         if nonmono < 0:

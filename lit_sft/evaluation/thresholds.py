@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,7 +28,8 @@ def best_thresholds(probabilities: Tensor, labels: Tensor) -> list[float]:
     if not len(scores):
         return [DEFAULT] * scores.shape[1]
     applies = labels.cpu().double().gather(0, order)
-    taken = torch.arange(1, len(scores) + 1, dtype=torch.float64).unsqueeze(1)  # the k documents of the highest scores
+    # the k documents of the highest scores
+    taken = torch.arange(1, len(scores) + 1, dtype=torch.float64, device=scores.device).unsqueeze(1)
     f1 = 2 * applies.cumsum(0) / (taken + applies.sum(0))  # (documents, classes): 2 TP / (predicted + actual)
     below = torch.cat([scores[1:], torch.zeros_like(scores[:1])])
     last = taken == len(scores)
@@ -40,7 +42,8 @@ def best_thresholds(probabilities: Tensor, labels: Tensor) -> list[float]:
 
 def applying(probabilities: Tensor, thresholds: Sequence[float]) -> Tensor:
     """Which labels apply: probabilities (documents, classes) -> bool (documents, classes), on the CPU."""
-    limits = torch.tensor(thresholds, dtype=torch.float64)  # (classes,): float32 has no number between two neighbours
+    # (classes,); float32 has no number between two neighbours; on the CPU, whatever the user's default device
+    limits = torch.tensor(thresholds, dtype=torch.float64, device="cpu")
     return probabilities.detach().cpu().double() >= limits
 
 
@@ -66,4 +69,4 @@ def column_order(names: list[str], others: list[str]) -> list[int]:
 def mean_thresholds(thresholds: Sequence[list[float] | None], orders: Sequence[list[int]]) -> list[float] | None:
     """The mean of the models' thresholds, each with the places of its classes; None where a document has one label."""
     given = [[own[place] for place in order] for own, order in zip(thresholds, orders, strict=True) if own is not None]
-    return torch.tensor(given, dtype=torch.float64).mean(0).tolist() if given else None
+    return np.mean(given, axis=0).tolist() if given else None

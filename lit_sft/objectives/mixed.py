@@ -19,6 +19,16 @@ from lit_sft.objectives.supervised import Supervised
 from lit_sft.objectives.term import DOCUMENTS, LABELED, Step, Term
 
 SCALE = 1024.0
+# What is logged beside the terms, under train/ as they are.
+TAKEN = (
+    "loss",
+    "supervised",
+    "activation_penalty",
+    "temporal_penalty",
+    "unlabeled_share",
+    "grad_norm",
+    "skipped_batches",
+)
 
 
 class Mixed(Supervised):
@@ -40,7 +50,7 @@ class Mixed(Supervised):
         label_smoothing, class_weights, activation_penalty, temporal_penalty: as `Supervised` has them.
 
     Raises:
-        ValueError: as `Supervised`; two terms of one name.
+        ValueError: as `Supervised`; two terms of one name, or one with that of another figure.
     """
 
     def __init__(
@@ -56,6 +66,8 @@ class Mixed(Supervised):
         names = [term.name for term in terms]
         if len(set(names)) < len(names):
             raise ValueError(f"terms are {', '.join(names)}: give each of them once")
+        if taken := [name for name in names if name in TAKEN or name.startswith("predicted_")]:
+            raise ValueError(f"a term is named {taken[0]}, under which another figure is logged: give it another name")
         self.terms, self.diagnose_every = terms, diagnose_every
         self.batches = frozenset({LABELED}).union(*(term.batches for term in terms))
         self.heads = frozenset({"classifier"}).union(*(term.heads for term in terms))

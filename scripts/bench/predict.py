@@ -25,13 +25,12 @@ import numpy as np
 import torch
 
 import lit_sft
-from lit_sft.checkpoint_io import AtomicCheckpointIO
-from lit_sft.checkpoints import read_entries, resolve
+from lit_sft.checkpoints import resolve
 from lit_sft.data.buckets import DocumentBatch
 from lit_sft.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from export import exported
+from export import write_exported
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,7 +51,7 @@ def main() -> None:
     texts = [line for line in lines if line.strip()][: arguments.documents]
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder, "model.ckpt")
-        AtomicCheckpointIO().save_checkpoint(exported(read_entries(resolve(arguments.run, "ckpt_path"))), model)
+        write_exported(resolve(arguments.run, "ckpt_path"), model)
         start(model, texts[0], arguments.threads)
         predictor = lit_sft.load(model, device="cpu")
     count = sum(parameter.numel() for parameter in predictor.network.parameters())
