@@ -141,6 +141,13 @@ def test_text_that_was_prepared_in_another_way_is_pointed_at(tmp_path: Path) -> 
         assert ("of the tokens of test are unknown" in text) == (name == "other")
 
 
+def test_a_validation_that_decides_by_chance_is_told(tmp_path: Path) -> None:
+    for count, told in ((60, True), (600, False)):
+        train = str(write_csv(tmp_path / f"train{count}.csv", labeled_rows(count, 1)))
+        data = ready(tmp_path / "cache", labeled=train, vocab_size=300)
+        assert ("of validation choose little but by chance" in data_card(data, classifies=True).text()) == told
+
+
 def test_a_fit_shows_its_card_also_in_tensorboard(cli: Command, configs: Configs) -> None:
     shown = cli("fit", "--config", configs.finetune, "--run_dir", "run")
     assert "labels of train: sea 40, sky 40, wood 40" in shown.log

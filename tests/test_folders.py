@@ -145,6 +145,7 @@ def test_a_folder_of_files_is_read_one_after_the_other(tmp_path: Path) -> None:
         "a.csv": "text,label\nfirst,x\n,x\n",
         "b/1.tsv": "label\tid\ttext\ny\t1\tsecond\n",
         "part-9.csv": "",
+        "part-8.csv": "\ufeff",
         "c.pdf": "%PDF",
         "LICENSE": "free",
     }
@@ -152,7 +153,10 @@ def test_a_folder_of_files_is_read_one_after_the_other(tmp_path: Path) -> None:
     rows, report = read(root)
     assert rows == [("first", "x"), ("second", "y"), ("third", "y")]
     assert (report.rows, report.blank) == (4, 1)
-    assert report.notes == [f"{root}: 2 files are not read: LICENSE, c.pdf", f"{root}: 1 empty files: part-9.csv"]
+    assert report.notes == [
+        f"{root}: 2 files are not read: LICENSE, c.pdf",
+        f"{root}: 2 empty files: part-8.csv, part-9.csv",
+    ]
     rows, report = read(f"tsv:{root}")
     assert rows == [("second", "y")]
     assert "a.csv, b/2.jsonl, c.pdf" in report.notes[0]

@@ -183,7 +183,7 @@ def test_validation_is_held_out_by_prompts_whatever_they_are_answered_with() -> 
 
 def test_what_was_prepared_before_there_were_pairs_is_found_again() -> None:
     """The fingerprint is that of the version before ``response_column``, until what is prepared changes (FORMAT)."""
-    before = "aa90b47586da4ba63e9cc96a"
+    before = "7dc784a26d25a20181977eb5"
     assert CorpusConfig(labeled=["a.csv"]).fingerprint({}) == before
     assert CorpusConfig(labeled=["a.csv"], response_column="label").fingerprint({}) != before
 

@@ -36,6 +36,8 @@ def write(path: Path, content: str | bytes) -> Path:
             r"no column 'label'; columns: text, lable; did you mean 'lable'\?",
         ),
         ("a.jsonl", '{"text": "x"}', True, r"no column 'label'; columns: text; set label_column"),
+        ("a.csv", "text;label\nx;1\n", True, r"no column 'label', but one column alone; is it separated by ';'\?"),
+        ("a.csv", "text,label\rx,1\ry,2\r", True, r"a\.csv, row 1: a carriage return alone ends a line"),
         (
             "a.csv",
             "a,b,label\nx,y,1\n",

@@ -137,6 +137,13 @@ def test_a_byte_order_mark_is_not_text(tmp_path: Path) -> None:
     assert values(iter_rows(write(tmp_path / "a.txt", "\ufeffx\n"))) == [(1, "x", None)]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("given", ["utf-8", "utf-16", "utf-16-be", "latin-1"])
+def test_a_byte_order_mark_comes_before_the_encoding_that_is_given_for_all_files(encoding: str, given: str) -> None:
+    stream = io.BytesIO("x y\nGr\u00fc\u00dfe\n".encode(encoding))
+    assert [row.text for row in iter_rows(stream, encoding=given)] == ["x y", "Gr\u00fc\u00dfe"]
+
+
 def test_a_character_across_chunk_bounds_is_one_character() -> None:
     text = "é" * 200_001  # two bytes each, chunks of 64 KiB
     assert [row.text for row in iter_rows(io.BytesIO(text.encode("utf-16-le")), encoding="utf-16-le")] == [text]

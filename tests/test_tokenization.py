@@ -10,6 +10,7 @@ import sys
 import unicodedata
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -175,6 +176,16 @@ def test_a_tokenizer_without_a_normalizer_leaves_the_text() -> None:
     assert Tokenizer.train(TEXTS, "bpe", vocab_size=300).normalized("The <br />") == "The <br />"
 
 
+def test_an_expression_sees_composed_accents_and_a_decomposed_one_is_told() -> None:
+    marks = {"[\u0300\u0301]": ""}
+    tokenizer = Tokenizer.train(TEXTS, "word", vocab_size=0, replace=marks)
+    # of the second there is no composed letter
+    assert tokenizer.normalized("ka\u0301 k\u0254\u0301") == "k\u00e1 k\u0254"
+    with pytest.raises(UserError, match=r"apart from its letter, .*: write '\u00e1'$"):
+        Tokenizer.train(TEXTS, "word", vocab_size=0, replace={"a\u0301": "a"})
+    Tokenizer.train(TEXTS, "whitespace", vocab_size=0, replace={"a\u0301": "a"})
+
+
 def test_a_wrong_expression_is_told() -> None:
     with pytest.raises(UserError, match=r"data\.replace '\(' is not a regular expression"):
         Tokenizer.train(TEXTS, "word", vocab_size=300, replace={"(": ""})
@@ -222,6 +233,29 @@ def test_a_foreign_tokenizer_gets_the_special_tokens_and_loses_its_truncation() 
     assert (tokenizer.pad_id, tokenizer.unk_id, tokenizer.eos_id) == (3, 2, 5)  # its own name for an unknown word
     assert tokenizer.vocab_size == 6
     assert [ids.tolist() for ids in tokenizer.encode_batch(["a b a zzz", "a"])] == [[0, 1, 0, 2], [0]]
+
+
+def test_the_unknown_token_of_a_unigram_model_is_found_by_its_number(tmp_path: Path) -> None:
+    model = tokenizers.models.Unigram([("[UNK]", 0.0), ("a", -1.0), ("b", -2.0)], unk_id=0)
+    (tmp_path / "uni.json").write_text(tokenizers.Tokenizer(model).to_str())
+    tokenizer = Tokenizer.from_file(tmp_path / "uni.json")
+    assert tokenizer.unk_id == 0
+    assert tokenizer.encode_batch(["abz"])[0].tolist() == [1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (tokenizers.models.Unigram([("a", -1.0), ("b", -2.0)]), "it can't encode what it doesn't know: "),
+        (tokenizers.models.WordLevel({"a": 0}, unk_token="[UNK]"), "it can't encode what it doesn't know: "),
+        (tokenizers.models.BPE({"a": 0, "b": 1}, []), "it drops what it doesn't know without a word"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_foreign_tokenizer_that_loses_text_is_refused(model: Any, message: str, tmp_path: Path) -> None:
+    (tmp_path / "own.json").write_text(tokenizers.Tokenizer(model).to_str())
+    with pytest.raises(UserError, match=rf"own\.json: {message}"):
+        Tokenizer.from_file(tmp_path / "own.json")
 
 
 def test_lone_surrogates_become_question_marks(bpe: Tokenizer) -> None:

@@ -26,7 +26,10 @@ def random_texts(count: int, seed: int) -> list[str]:
     return ["".join(rng.choice(PIECES) for _ in range(rng.randint(0, 12))) for _ in range(count)]
 
 
-WITHOUT_BLANKS = ("THAI", "LAO", "MYANMAR", "KHMER", "CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "HALFWIDTH KATAKANA")
+WITHOUT_BLANKS = (
+    *("THAI", "LAO", "MYANMAR", "KHMER", "CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "HALFWIDTH KATAKANA"),
+    *("TAI LE", "NEW TAI LUE", "TAI THAM", "TAI VIET", "BALINESE", "JAVANESE"),
+)
 
 
 def slow_words(text: str) -> list[str]:

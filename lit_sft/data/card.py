@@ -19,6 +19,7 @@ from lit_sft.data.tokens import TokenArray
 PERCENTILES = (5, 50, 95)
 TOP_LABELS = 8
 STRANGE, STRANGE_FROM = 2.5, 0.03  # times validation's share of unknown tokens, and at least this one
+FEW_DOCUMENTS, FEW_TOKENS = 50, 10_000  # of validation: an accuracy on 50 documents has a standard error up to 7 points
 AT_ONCE = 1 << 22  # tokens looked at together
 REPEATS = {
     "train": "in train",
@@ -96,6 +97,12 @@ class DataCard:
             if len(split.labels)
         ]
         lines += self.cut_pairs
+        val = next((split for split in self.splits if split.name == "val"), None)
+        if val is not None and val.documents < FEW_DOCUMENTS and val.tokens < FEW_TOKENS:
+            lines.append(
+                f"{val.documents:,} documents and {val.tokens:,} tokens of validation choose little but by chance: "
+                "give data.val, or a larger data.val_fraction"
+            )
         repeated = [f"{count:,} {REPEATS[name]}" for name, count in self.repeats.items() if count]
         unknown = {split.name: split.unknown for split in self.splits}
         # Validation is not learned from either; of train, a vocabulary of all its words knows every one.

@@ -18,7 +18,7 @@ from lit_sft.errors import UserError
 PYDOCS = "pydocs"
 HUB_SPLITS = {"labeled": "train", "unlabeled": "train", "val": "validation", "test": "test"}  # read by each option
 Sources = str | list[str] | None
-FORMAT = 5  # of what is prepared from a corpus: another one where the same sources would give something else
+FORMAT = 6  # of what is prepared from a corpus: another one where the same sources would give something else
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pathlib import Path, PurePath
 from lit_sft.data.label_fields import label_of
 from lit_sft.data.rows import Label, RowOptions
 from lit_sft.data.sources import SUFFIXES, Source, bare_path, check_file, file_format, format_of
+from lit_sft.data.textfiles import BYTE_ORDER_MARKS
 from lit_sft.errors import UserError
 
 UNLABELED = "unsup"  # aclImdb's folder of reviews without a label
@@ -160,7 +161,7 @@ def _plain_parts(source: Source, found: list[PurePath]) -> Parts:
     notes = _unread(source, set(found) - set(wanted))
     if 0 < len(beside) < len(wanted):
         notes.append(f"{source.place}: {len(beside)} files beside the subfolders are read too: {_names(beside)}")
-    if source.kind != "file" and (empty := [path for path in wanted if not (source.path / path).stat().st_size]):
+    if source.kind != "file" and (empty := [path for path in wanted if _is_empty(source.path / path)]):
         notes.append(f"{source.place}: {len(empty)} empty files: {_names(empty)}")
         wanted = sorted(set(wanted) - set(empty))
     if not wanted:
@@ -172,6 +173,12 @@ def _plain_parts(source: Source, found: list[PurePath]) -> Parts:
         notes.append(f"{source.place}: {lines} text files are read as {how}")
     named = zip(wanted, kinds, strict=True)
     return Parts([Part(source.path / path, f"{source.place}/{path}", kind) for path, kind in named], notes)
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether a file holds nothing, or a byte-order mark alone."""
+    size = path.stat().st_size
+    return not size or (size <= 4 and path.read_bytes() in [mark for mark, _ in BYTE_ORDER_MARKS])
 
 
 def _check_not_splits(paths: list[PurePath], source: Source) -> None:

@@ -39,7 +39,7 @@ def iter_rows(
         text_column: by default "text" if there is one, else the only column that holds text. Ignored without columns.
         label_column: by default "label". Labels come as strings: 1 and 1.0 as "1", true as "true", missing as None;
             those of text files as they are written.
-        encoding: of everything but Parquet; given, not guessed.
+        encoding: of everything but Parquet, and of files that begin with a byte-order mark; given, not guessed.
         header: False - the first row of a CSV or TSV is data and columns are named "0", "1", ...
         separator: what stands between label and text in label_text, a tab by default.
         label_pattern: a regular expression, searched in each label as it stands: its first group, or its whole match

@@ -89,6 +89,10 @@ def _existing(name: str, names: list[str], option: str, options: RowOptions) -> 
         if names.count(name) > 1:
             raise UserError(f"{options.name}: {names.count(name)} columns are named {name!r}")
         return name
+    one = names[0] if len(names) == 1 else ""
+    if separators := [f"{mark!r}" for mark in (";", "\t", "|") if mark in one]:
+        what = f"one column alone; is it separated by {' or '.join(separators)}? A CSV is by commas, a TSV by tabs"
+        raise UserError(f"{options.name}: no column {name!r}, but {what}")
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else f"; set {option}"
     raise UserError(f"{options.name}: no column {name!r}; {_listed(names)}{hint}")

@@ -33,7 +33,7 @@ class TextData:
             of files, a folder with a folder of text files for each class, or ``hf:NAME[:CONFIG][:SPLIT]``.
         unlabeled: more text for the language model, which reads the labeled training documents in any case; text files
             are a document a line, ``file:PATH`` is a document a file, ``wikitext:FILE`` the articles of WikiText.
-        val: validation data; without it a seeded part of ``labeled`` is held out, with every label in it.
+        val: validation data; without it a seeded part of ``labeled`` is held out, with every label of two texts in it.
         test: test data: ``test`` alone measures on it; a fit counts, or leaves out, its copies in the other data.
         text_column, label_column: which hold the text ("text", or the only column of strings) and the label ("label").
         response_column: which holds the response to a prompt, that of ``text_column``; such data have no labels.

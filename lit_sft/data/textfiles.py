@@ -25,11 +25,11 @@ codecs.register_error("lit_sft_mark", lambda error: (UNDECODABLE, getattr(error,
 
 # Longest first: the mark of UTF-32 begins with that of UTF-16.
 BYTE_ORDER_MARKS = (
-    (codecs.BOM_UTF32_LE, "utf-32", "utf-32-be"),
-    (codecs.BOM_UTF32_BE, "utf-32", "utf-32-le"),
-    (codecs.BOM_UTF8, "utf-8", ""),
-    (codecs.BOM_UTF16_LE, "utf-16", "utf-16-be"),
-    (codecs.BOM_UTF16_BE, "utf-16", "utf-16-le"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
 )
 
 
@@ -73,27 +73,25 @@ class _Bytes(io.RawIOBase):
 
 def _may_be_mark(head: bytes) -> bool:
     """Whether more bytes could make a mark of this; a short first line is not held up."""
-    marks = (GZIP_MAGIC, *(mark for mark, _, _ in BYTE_ORDER_MARKS))
+    marks = (GZIP_MAGIC, *(mark for mark, _ in BYTE_ORDER_MARKS))
     return any(len(head) < len(mark) and mark.startswith(head) for mark in marks)
 
 
 def text_lines(stream: BinaryIO, options: RowOptions, may_be_empty: bool = False) -> Iterator[str]:
-    """Lines with their ends, without a byte-order mark; UNDECODABLE stands where bytes are not ``encoding``.
+    """Lines with their ends, without a byte-order mark; UNDECODABLE stands where bytes are not of the encoding.
+
+    That is ``options.encoding``, or what a byte-order mark says.
 
     Raises:
-        UserError: an empty stream, gzip data under another name, the byte-order mark of another encoding.
+        UserError: an empty stream, gzip data under another name.
     """
     data = _Bytes(stream, options.name)
-    codec = codecs.lookup(options.encoding).name
     if data.head.startswith(GZIP_MAGIC):
         raise UserError(f"{options.name}: gzip data; a file's name must end in .gz, a stream must be unzipped before")
-    for mark, family, other_order in BYTE_ORDER_MARKS:
-        if data.head.startswith(mark):
-            if not codec.startswith(family) or codec == other_order:
-                raise UserError(f"{options.name}: begins with the byte-order mark of {family}; set `encoding` {family}")
-            break
+    marked = (family for mark, family in BYTE_ORDER_MARKS if data.head.startswith(mark))
+    encoding = next(marked, options.encoding)  # a file's own word comes before that for all files
     buffered = io.BufferedReader(data, CHUNK_BYTES)
-    text = io.TextIOWrapper(buffered, encoding=options.encoding, errors="lit_sft_mark", newline="\n")
+    text = io.TextIOWrapper(buffered, encoding=encoding, errors="lit_sft_mark", newline="\n")
     try:
         first = text.readline().removeprefix("\ufeff")
         if not first and not may_be_empty:
@@ -101,7 +99,7 @@ def text_lines(stream: BinaryIO, options: RowOptions, may_be_empty: bool = False
         yield first
         yield from text
     except UnicodeError as error:  # of the few codecs that can't mark an error
-        raise UserError(f"{options.name}: can't be decoded as {options.encoding} ({error})") from error
+        raise UserError(f"{options.name}: can't be decoded as {encoding} ({error})") from error
 
 
 def numbered_lines(stream: BinaryIO, options: RowOptions) -> Iterator[tuple[int, str]]:

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import sys
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +42,7 @@ _PIECES = (
 ).replace("+", "{1,256}")
 TokenizerKind = Literal["bpe", "word", "whitespace"]
 KINDS = get_args(TokenizerKind)
+RARE = "\U00013080"  # a letter that hardly any training text has: an Egyptian hieroglyph
 
 
 class Tokenizer:
@@ -66,6 +68,9 @@ class Tokenizer:
         unknown = getattr(tokenizer.model, "unk_token", None)  # a given file's model may have another name for it
         if isinstance(unknown, str) and tokenizer.token_to_id(unknown) is not None:
             self.unk_id = self._id(unknown)
+        if isinstance(tokenizer.model, models.Unigram):  # which has its number, and tells it in its JSON alone
+            number = json.loads(tokenizer.to_str())["model"].get("unk_id")
+            self.unk_id = self.unk_id if number is None else int(number)
         self.vocab_size: int = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
 
     @classmethod
@@ -129,17 +134,25 @@ class Tokenizer:
         """The tokenizer in a ``tokenizer.json``.
 
         Raises:
-            UserError: there is no such file, or it holds something else.
+            UserError: there is no such file, it holds something else, or it can't encode characters that it doesn't
+                know, or drops them.
         """
         path = expanded(path)
         if not path.is_file():
-            problem = "is not a file" if path.exists() else "does not exist"
+            problem = "is not a file" if path.exists() else f"does not exist (nor is it one of {', '.join(KINDS)})"
             raise UserError(f"tokenizer file {path} {problem}")
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not a tokenizer: its bytes are not UTF-8") from error
-        return cls.from_json(text, source=str(path))
+        found = cls.from_json(text, source=str(path))
+        try:
+            lost = not len(found.encode_batch([RARE])[0])
+        except Exception as error:  # the library raises bare Exception here
+            raise UserError(f"{path}: it can't encode what it doesn't know: {_first_line(error)}") from error
+        if lost:
+            raise UserError(f"{path}: it drops what it doesn't know without a word: give its model an unk_token")
+        return found
 
     def to_json(self) -> str:
         """The whole tokenizer as JSON, as ``tokenizer.json`` holds it."""
@@ -230,6 +243,12 @@ def _untrained(
 
 def _normalizers(kind: TokenizerKind, lowercase: bool, replace: Mapping[str, str]) -> tuple[Any, Any]:
     """What is done to the text before it is split: when the vocabulary is learned, and after."""
+    for pattern in replace if kind != "whitespace" else ():
+        if unicodedata.normalize("NFC", pattern) != pattern:
+            raise UserError(
+                f"data.replace {pattern!r} has an accent apart from its letter, and texts are composed (NFC) before: "
+                f"write {unicodedata.normalize('NFC', pattern)!r}"
+            )
     first: list[Any] = [_replacement(pattern, by) for pattern, by in replace.items()]
     first += [normalizers.Lowercase()] if lowercase else []
     if kind != "whitespace":

@@ -26,11 +26,13 @@ from lit_sft.data.splits import seeded_hash
 
 CHARACTERS_AT_ONCE = 1 << 17
 _BREAK = re.compile(r"<br\s*/?>")
-# First and last code points of Thai and Lao, Burmese, Khmer, the marks and kana of Japanese, ideographs (with the rarer
-# and compatible ones), kana of half width, old kana, and the two planes of further ideographs.
+# First and last code points of Thai and Lao, Burmese, Khmer, Tai Le and New Tai Lue, Tai Tham, Balinese, the marks and
+# kana of Japanese, ideographs (with the rarer and compatible ones), Javanese and more of Burmese, Tai Viet, kana of
+# half width, old kana, and the two planes of further ideographs.
 WITHOUT_BLANKS = (
-    *((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3005, 0x312F), (0x31A0, 0x9FFF)),
-    *((0xF900, 0xFAFF), (0xFF66, 0xFF9F), (0x1B000, 0x1B16F), (0x20000, 0x3FFFF)),
+    *((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x1950, 0x19DF), (0x1A20, 0x1AAF), (0x1B00, 0x1B7F)),
+    *((0x3005, 0x312F), (0x31A0, 0x9FFF), (0xA980, 0xA9FF), (0xAA60, 0xAADF), (0xF900, 0xFAFF)),
+    *((0xFF66, 0xFF9F), (0x1B000, 0x1B16F), (0x20000, 0x3FFFF)),
 )
 _LETTER, _ALONE, _ITS_MARK = 1, 2, 3  # of a word; a letter of these scripts; a mark of them; 0 is between words
 _OF_CHARACTERS, _OF_WORDS = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93  # odd, so that they have an inverse modulo 2**64
