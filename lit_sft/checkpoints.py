@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lit_sft.data.adopted import Adopted
 from lit_sft.data.batches import Direction
-from lit_sft.data.fed import NOTHING, is_fed
+from lit_sft.data.provenance import NOTHING, is_fed
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.errors import UserError
 from lit_sft.options import read_yaml
@@ -38,7 +38,7 @@ class Checkpoint:
     """What of a checkpoint every command needs. ``config`` holds the run's options as plain values.
 
     ``multilabel``: a document has any number of the labels; ``thresholds`` says from which probability on each applies.
-    ``fed``: what weights and tokenizer were made from (:mod:`lit_sft.data.fed`).
+    ``fed``: what weights and tokenizer were made from (:mod:`lit_sft.data.provenance`).
     """
 
     path: Path
@@ -56,10 +56,15 @@ class Checkpoint:
         """The tokenizer that the run used."""
         return Tokenizer.from_json(self.tokenizer_json, source=f"{self.path}: a damaged checkpoint: its tokenizer")
 
+    def options(self, group: Literal["data", "model"]) -> dict[str, Any]:
+        """The run's options of a group; none where the checkpoint has none."""
+        found: dict[str, Any] = self.config.get(group, {})
+        return found
+
     @property
     def direction(self) -> Direction:
         """How the run read documents."""
-        return self.config.get("data", {}).get("direction") or "forward"  # older ones say nothing
+        return self.options("data").get("direction") or "forward"  # older ones say nothing
 
     def adopted(self, labels: bool = True) -> Adopted:
         """What the data of another run take over from it; ``labels``: its classes, too, if it is a classifier."""
@@ -71,7 +76,7 @@ class Checkpoint:
     @property
     def num_beams(self) -> int:
         """Of the run's search for responses; older ones say nothing."""
-        return self.config.get("model", {}).get("num_beams") or 1
+        return self.options("model").get("num_beams") or 1
 
     @property
     def precision(self) -> str:

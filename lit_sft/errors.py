@@ -40,6 +40,16 @@ def no_room(error: BaseException | None) -> OSError | None:
     return None
 
 
+def one_line(error: BaseException) -> str:
+    """An error's message in one line, or its kind where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its kind where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """``did you mean X? `` for the nearest known name, or nothing."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

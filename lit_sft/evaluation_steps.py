@@ -7,6 +7,7 @@ from typing import Literal, NoReturn
 import lightning as L
 
 from lit_sft.data.buckets import DocumentBatch
+from lit_sft.data.datamodule import TextDataModule
 from lit_sft.data.streams import StreamBatch
 from lit_sft.errors import UserError
 from lit_sft.evaluation.passes import Evaluation
@@ -35,6 +36,12 @@ class EvaluationSteps(L.LightningModule):
             raise RuntimeError("the network is built in configure_model; without a Trainer, call build()")
         return self.network
 
+    @property
+    def text_data(self) -> TextDataModule:
+        """The data module that the Trainer reads."""
+        data: TextDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        return data
+
     def on_validation_epoch_start(self) -> None:
         self.evaluation.start(keep=self.trainer.state.fn == "validate")
 
@@ -46,7 +53,7 @@ class EvaluationSteps(L.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         dataset = self.trainer.test_dataloaders[dataloader_idx].dataset  # type: ignore[index]
-        clean = clean_targets(dataset, batch_idx, self.trainer.datamodule.test_is_clean)  # type: ignore[attr-defined]
+        clean = clean_targets(dataset, batch_idx, self.text_data.test_is_clean)
         self.evaluation.add(self.net, batch, clean)
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> NoReturn:
@@ -73,7 +80,7 @@ class EvaluationSteps(L.LightningModule):
         return Kept.of(self.trainer, self.evaluation, self.label_names)
 
     def _log_metrics(self, split: Literal["val", "test"]) -> dict[str, float]:
-        figures = self.evaluation.figures(self.trainer.datamodule.bytes_per_target(split))  # type: ignore[attr-defined]
+        figures = self.evaluation.figures(self.text_data.bytes_per_target(split))
         self._log_figures(split, figures)
         return figures
 

@@ -11,7 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lit_sft.building import NEEDS_LABELS, check_stage
 from lit_sft.callbacks import BestCheckpoint, EarlyStop
 from lit_sft.callbacks.stopping import check_monitors
-from lit_sft.data.datamodule import check_answering
+from lit_sft.data.pairs import check_answering
 from lit_sft.data.textdata import TextData
 from lit_sft.errors import UserError
 from lit_sft.mistakes import refusal_in

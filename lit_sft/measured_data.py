@@ -23,10 +23,11 @@ MEASURED = (
     *("label_names", "max_length", "truncation", "labeled", "unlabeled", "val", "remove_test_copies"),
     *("response_column", "max_response_length"),
 )
-# batch_size is of streams, which begin anywhere in a document (others change no figure), num_beams of written responses
+# batch_size, since the number of streams decides where each begins (of documents it changes no figure), and num_beams,
+# which changes the responses
 TESTED = (*MEASURED, "batch_size", "num_beams")
 ADDED = {"max_response_length": 200}  # what older configs lack
-# A validation's own documents may be held out of the labeled ones; what is kept of it, a classifier said of documents.
+# Which documents a validation measures: they may be held out of the labeled ones.
 VALIDATED = (*MEASURED, "val_fraction", "split_seed", "val_labels_per_class")
 # What decides which text there is: the same in a run and its test, or no copies are looked for.
 TEXT = [name for name in TESTED if name not in ("max_length", "max_response_length", "truncation", "batch_size")]
@@ -49,13 +50,13 @@ def check_measured(source: Checkpoint, config: Namespace, command: str) -> None:
     if stage == "finetune" and ("classifier" in heads) == pairs:
         kind, do = ("a classifier", "leave out") if pairs else ("a model that answers prompts", "give")
         raise UserError(f"--ckpt_path {source.path} is {kind}: {do} --data.response_column")
-    pooling = source.config.get("model", {}).get("pooling")
+    pooling = source.options("model").get("pooling")
     if stage == "finetune" and pooling not in (None, config.model.pooling):
         raise UserError(
             f"--model.pooling {config.model.pooling} makes another network of {source.path}, which was trained with "
             f"{pooling}: leave model.pooling out"
         )
-    before = source.config.get("data", {})
+    before = source.options("data")
     own = same_data(config.data, before, ("labeled", "unlabeled", "val", "test"))  # else no copies are looked for
     if command == "test" and own and config.data.remove_test_copies and not before.get("remove_test_copies"):
         raise UserError(
@@ -88,14 +89,14 @@ def choose_measured(source: Checkpoint, config: Namespace, command: str, data: T
     split: Literal["val", "test"] = "test" if command == "test" else "val"
     if not (config.data[split] or config.data.labeled or config.data.unlabeled):  # as that of scripts/export.py
         raise UserError(f"{source.path} names no data: give --data.{split} a file")
-    before = source.config.get("data", {})
+    before = source.options("data")
     if not same_data(config.data, before, TEXT):
         if not config.data[split]:
             return False
         own_size = config.data.val_labels_per_class == before.get("val_labels_per_class")
         if not same_data(config.data, before, ["val"]) and own_size:  # which was not meant for these
             config.data.val_labels_per_class = data.val_labels_per_class = None
-    elif data.food.is_as_before(split):
+    elif data.provenance.is_as_before(split):
         options = TESTED if split == "test" else [*VALIDATED, "batch_size"]
         streams = reads_streams(objective_of(source))
         return same_data(config.data, before, [name for name in options if streams or name != "batch_size"])

@@ -9,13 +9,14 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lit_sft.checkpoint_io import what_now
-from lit_sft.errors import UserError, no_room
-from lit_sft.options import one_line, reason
+from lit_sft.errors import UserError, no_room, one_line
+from lit_sft.options import reason
 
 # The functions that hand a checkpoint's entries out: what any of these refuses, the file holds and not the program.
 RESTORING = {"_restore_modules_and_callbacks", "restore_training_state", "go_on_drawing", "take_options"}
 
-# What no class raises to refuse an option's value: a bug in it, which the parser wraps as if it were a wrong value.
+# Raised while an option's class is built, these are a bug in that class and never mean a wrong value, though
+# jsonargparse reports them as one.
 BUGS = (NameError, AttributeError, LookupError)
 
 

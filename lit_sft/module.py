@@ -119,7 +119,7 @@ class LitSFT(EvaluationSteps, StepRates):
     def build(self, tokenizer: Tokenizer, label_names: list[str], multilabel: bool = False) -> Network:
         """Make the network for a vocabulary and labels, with the heads that the objective needs.
 
-        ``multilabel``: a document has any number of the labels, and not one of them.
+        ``multilabel``: a document may have several labels, or none, in place of exactly one.
 
         Raises:
             UserError: labels missing, an objective of the other stage, an option of encoder or heads out of range.
@@ -176,15 +176,14 @@ class LitSFT(EvaluationSteps, StepRates):
     def _start(self) -> None:
         """Load ``init_from``, unless the weights are a checkpoint's (``setup`` can't tell) or were trained already."""
         if not self.trainer.ckpt_path and not self._initialized:
-            data = self.trainer.datamodule  # type: ignore[attr-defined]
-            start_network(self.net, data, self.init_from, self.remap_vocabulary, self.label_names)
+            start_network(self.net, self.text_data, self.init_from, self.remap_vocabulary, self.label_names)
         self._initialized = True
 
     def on_fit_start(self) -> None:
         """Load ``init_from``, unless the run is resumed; show the objective the documents."""
         self._start()
         with self.trainer.precision_plugin.train_step_context():
-            see_documents(self.objective, self.net, self.trainer.datamodule)  # type: ignore[attr-defined]
+            see_documents(self.objective, self.net, self.text_data)
 
     def on_validation_start(self) -> None:
         """What is measured before a fit is ``init_from``, too."""
@@ -207,7 +206,7 @@ class LitSFT(EvaluationSteps, StepRates):
         self._state = loss.state
         size = sum(b.num_tokens for b in batch.values())
         total, mean = weighted(self.trainer, loss.shares or [(loss.total, loss.weight)])
-        self.log("train/loss", mean, batch_size=size, prog_bar=bar_needs_loss(self._trainer))
+        self.log("train/loss", mean, batch_size=size, prog_bar=bar_needs_loss(self.trainer))
         if len(loss.parts) > 1:
             self.log_dict({f"train/{name}": value for name, value in loss.parts.items()}, batch_size=size)
         if loss.measured:
@@ -241,7 +240,7 @@ class LitSFT(EvaluationSteps, StepRates):
 
     def total_steps(self) -> int:
         """Optimizer steps of the whole fit, 0 where no limit is set; a UserError where the schedule needs one."""
-        trainer, batches = self.trainer, self.trainer.datamodule.train_batches()  # type: ignore[attr-defined]
+        trainer, batches = self.trainer, self.text_data.train_batches()
         limits = (trainer.limit_train_batches, trainer.accumulate_grad_batches, trainer.max_epochs, trainer.max_steps)
         steps = steps_of_fit(batches, *limits)
         if steps == 0 and self.schedule.needs_total:
@@ -251,7 +250,7 @@ class LitSFT(EvaluationSteps, StepRates):
 
     def on_train_start(self) -> None:
         """After a resume the config's optimizer options win over the checkpoint's; what changed is printed."""
-        self._data = data = self.trainer.datamodule  # type: ignore[attr-defined]
+        self._data = data = self.text_data
         self._own = data.handed_on(with_labels=self.stage == "finetune")  # now they know of init_from and of a resume
         if self._state is not None:
             self._state = tuple(tuple(t.to(self.device) for t in layer) for layer in self._state)
@@ -274,7 +273,7 @@ class LitSFT(EvaluationSteps, StepRates):
         self._watcher.before_saving(self.trainer)
         ranks = of_all_ranks(self.trainer, {"state": self._state, "random": random_states()})
         labels, fed = (self.label_names, self.multilabel, self.evaluation.thresholds), dict(self._own.before)
-        data: TextDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self.text_data
         if self._data is not None and self.trainer.state.fn != "fit":
             data = self._data
             checkpoint[type(data).__qualname__] = data.state_dict()
@@ -296,5 +295,5 @@ class LitSFT(EvaluationSteps, StepRates):
         if misfit := first_misfit(self.state_dict(), checkpoint["state_dict"]):
             raise UserError(f"the checkpoint doesn't fit the model: {misfit}; give --model the options of its run")
         self._own = checkpoint_in(checkpoint, Path(str(self.trainer.ckpt_path))).adopted()
-        self.trainer.datamodule.serve(self._own)  # type: ignore[attr-defined]
+        self.text_data.serve(self._own)
         self.evaluation.thresholds = checkpoint["lit_sft"].get("thresholds")

@@ -15,7 +15,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 
-from lit_sft.errors import UserError, nearest
+from lit_sft.errors import UserError, nearest, one_line
 
 GROUPS = ("data", "model", "trainer", "checkpoint", "early_stopping", "saving", "health")
 
@@ -89,11 +89,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict | None):
         raise UserError(f"{path}: a config is a mapping of options, not a {type(content).__name__}")
     return content or {}
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message in one line, or its kind where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def reason(error: BaseException) -> str:

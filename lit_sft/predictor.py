@@ -42,7 +42,7 @@ class Predictor(TextClassifier):
         self.autocast_to = MIXED.get(checkpoint.precision)
         if device.type == "cpu" and self.autocast_to == torch.float16:
             self.autocast_to = None  # the CPU has no float16 LSTM
-        data = checkpoint.config.get("data", {})
+        data = checkpoint.options("data")
         self.max_length = data.get("max_length") or 400
         self.truncation: Truncation = data.get("truncation") or "head"
         self.direction: Direction = checkpoint.direction
@@ -143,12 +143,12 @@ class Predictor(TextClassifier):
                 ]
                 dataset = DocumentDataset(
                     TokenArray.from_ids(ids),
-                    tokenizer.eos_id,
-                    tokenizer.pad_id,
-                    self.max_length,
-                    self.truncation,
-                    TOKENS_AT_ONCE,
-                    TEXTS_AT_ONCE,
+                    eos_id=tokenizer.eos_id,
+                    pad_id=tokenizer.pad_id,
+                    max_length=self.max_length,
+                    truncation=self.truncation,
+                    max_tokens=TOKENS_AT_ONCE,
+                    max_documents=TEXTS_AT_ONCE,
                     seed=0,
                     shuffle=False,
                     direction=self.direction,

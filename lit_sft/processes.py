@@ -79,8 +79,9 @@ class Stopped(SystemExit):
 def ending_together(launcher: Any) -> Iterator[None]:
     """Within it an exception of a run's first process ends those that it has started.
 
-    By themselves they would wait for it, and be there when it is gone. Where all end alike, the exit code is that of
-    the first: those that it has started end with 0, or Lightning would kill it for their codes before it has finished.
+    Without it they would wait for the first, and outlive it. Where all end for the same reason (a sick run, a signal),
+    a process that was started exits with 0, since Lightning would otherwise kill the first for its code. The exit code
+    of the run is the first's.
 
     Args:
         launcher: of the Trainer's strategy; None where there is none.

@@ -31,7 +31,7 @@ def check_resumable(source: Checkpoint, config: dict[str, Any]) -> None:
             f"--ckpt_path {source.path} is a {source.stage} checkpoint and model.stage is {stage}: --ckpt_path resumes "
             f"the same stage; to start from its weights, use --model.init_from {source.path}"
         )
-    before = source.config.get("data", {})
+    before = source.options("data")
     given = data.get("tokenizer") in (*KINDS, EXTEND)
     for key in (*TOKENIZER_OPTIONS, "tokenizer") if given else ():
         if key in before and before[key] != data.get(key):
@@ -39,7 +39,7 @@ def check_resumable(source: Checkpoint, config: dict[str, Any]) -> None:
                 f"--data.{key} {data.get(key)} conflicts with {source.path}, whose tokenizer has {before[key]}: "
                 "a resumed run keeps its tokenizer"
             )
-    options = source.config.get("model", {}), config["model"]
+    options = source.options("model"), config["model"]
     had, asked = (str(class_path_of(o.get("optimizer")) or "").rpartition(".")[2] for o in options)
     if had and asked and had != asked:
         raise UserError(

@@ -14,7 +14,7 @@ from lit_sft.checkpoints import Checkpoint, InitFrom, names_in, read_checkpoint,
 from lit_sft.data.adopted import Adopted
 from lit_sft.data.batches import Direction
 from lit_sft.data.extension import EXTEND, check_extendable
-from lit_sft.data.fed import together
+from lit_sft.data.provenance import together
 from lit_sft.data.textdata import TextData
 from lit_sft.data.tokenization import KINDS, Tokenizer
 from lit_sft.errors import UserError
@@ -91,7 +91,7 @@ def _tell_unused(source: Checkpoint, data: Any) -> None:
 
     An option that stands at its default isn't known to be asked for. One that was extended had other options before.
     """
-    kind, before = tokens_of(data.tokenizer), source.config.get("data", {})
+    kind, before = tokens_of(data.tokenizer), source.options("data")
     if kind is None or before.get("tokenizer") == EXTEND:
         return
     known = inspect.signature(TextData).parameters

@@ -9,10 +9,9 @@ from typing import Any
 
 from lit_sft.building import Blueprint, check_stage_and_labels
 from lit_sft.checkpoints import Checkpoint
-from lit_sft.errors import UserError
+from lit_sft.errors import UserError, one_line
 from lit_sft.models import Encoder, LSTMEncoder, Network
 from lit_sft.objectives import Objective
-from lit_sft.options import one_line
 from lit_sft.stored_options import class_path_of, objective_of, own_encoder, stored_config
 
 # Options of a LitSFT: those of a training, that no weight tells, and those that a checkpoint has decided.
@@ -79,7 +78,7 @@ def stored_network(checkpoint: Checkpoint, blueprint: Blueprint, objective: Obje
         network = blueprint.build(objective, checkpoint.tokenizer().vocab_size, labels, checkpoint.multilabel)
         network.load_state_dict(checkpoint.network_weights())
     except (RuntimeError, TypeError, ValueError) as error:
-        if "encoder" not in checkpoint.config.get("model", {}) and blueprint.make_encoder is LSTMEncoder:
+        if "encoder" not in checkpoint.options("model") and blueprint.make_encoder is LSTMEncoder:
             raise UserError(
                 f"{checkpoint.path}: it doesn't say which encoder it has, since a function made it: give that again, "
                 "lit_sft.load(…, encoder=…)"
@@ -90,4 +89,4 @@ def stored_network(checkpoint: Checkpoint, blueprint: Blueprint, objective: Obje
 
 def encoder_name(checkpoint: Checkpoint) -> str:
     """The class path of the encoder that a checkpoint names."""
-    return str(class_path_of(checkpoint.config.get("model", {}).get("encoder")))
+    return str(class_path_of(checkpoint.options("model").get("encoder")))

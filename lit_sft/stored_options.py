@@ -34,14 +34,14 @@ def stored_config(checkpoint: Checkpoint, encoder: Any = None, metrics: bool = T
     Raises:
         UserError: an encoder or metric outside the package and torchmetrics that the user did not name.
     """
-    model = checkpoint.config.get("model", {})
+    model = checkpoint.options("model")
     chosen = {key: _plain(model[key]) for key in MODEL_OPTIONS if key in model}
     spec = model.get("encoder")
     if spec is not None and (encoder is None or class_path_of(encoder) == class_path_of(spec)):
         chosen["encoder"] = _encoder_spec(checkpoint.path, spec, encoder)
     if metrics and model.get("metrics"):
         chosen["metrics"] = _metric_specs(checkpoint.path, model["metrics"])
-    data = {k: _plain(v) for k, v in checkpoint.config.get("data", {}).items() if k not in LOCAL_DATA_OPTIONS}
+    data = {k: _plain(v) for k, v in checkpoint.options("data").items() if k not in LOCAL_DATA_OPTIONS}
     return {"data": data, "model": chosen, "trainer": {"precision": checkpoint.precision}}
 
 

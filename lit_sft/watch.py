@@ -34,7 +34,7 @@ class Watcher:
         """Called before any checkpoint is written; an exception keeps it from being written."""
 
 
-def bar_needs_loss(trainer: L.Trainer | None) -> bool:
+def bar_needs_loss(trainer: L.Trainer) -> bool:
     """Whether a progress bar is to be given the loss at every step, for which Lightning waits for the device."""
-    bar = getattr(trainer, "progress_bar_callback", None)
+    bar = trainer.progress_bar_callback
     return bar is not None and not getattr(bar, "reads_loss", False)

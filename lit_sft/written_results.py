@@ -1,6 +1,6 @@
 """What a test leaves behind: its figures in the run's record, and every document's prediction beside it.
 
-A validation leaves the predictions alone.
+A ``validate`` leaves only the predictions or responses, and no figures.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def keep_test(
     if not trainer.is_global_zero or read_in_part(trainer):
         return
     if not reads_streams(module.objective):
-        data = {**data, "batch_size": source.config.get("data", {}).get("batch_size")}
+        data = {**data, "batch_size": source.options("data").get("batch_size")}
     path = record_of_test(folder, source.path, own, data)
     if path.name == RECORD and "test" in read_record(folder):
         rank_zero_info(f"{path} has test figures already: it stays")

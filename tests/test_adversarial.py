@@ -16,7 +16,7 @@ from lit_sft.models.heads import num_outputs
 from lit_sft.objectives import AT, VAT, EntMin, Mixed, Supervised, Term
 from lit_sft.objectives import vat as vat_module
 from lit_sft.objectives.divergence import entropy, kl_divergence
-from lit_sft.objectives.known import is_float16
+from lit_sft.objectives.gradients import is_float16
 from lit_sft.objectives.mixed import share_of_gradient
 from lit_sft.objectives.reading import Reading, random_unit, unit
 from lit_sft.objectives.term import Step

@@ -14,7 +14,7 @@ from lit_sft.data.adopted import Adopted
 from lit_sft.data.buckets import DocumentDataset
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.data.documents import Documents, content_keys
-from lit_sft.data.labels import from_plain, label_array, label_counts, label_names_of, to_plain
+from lit_sft.data.labels import count_labels, from_plain, label_array, label_counts, to_plain
 from lit_sft.data.splits import hold_out, low_shot, seeded_hash
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.data.tokens import read_tokens, write_tokens
@@ -52,7 +52,7 @@ def test_label_arrays_equal_a_loop_and_survive_json() -> None:
     assert (array.dtype, array.shape) == (np.uint8, (50, 4))
     assert np.array_equal(array, table_of(documents))
     assert np.array_equal(from_plain(to_plain(array), 4, True), array)
-    assert label_counts(array, 4).tolist() == [label_names_of(documents)[name] for name in NAMES]
+    assert label_counts(array, 4).tolist() == [count_labels(documents)[name] for name in NAMES]
     assert label_array(Documents(["a"], [("odd", "odd")]), INDEX).tolist() == [[0, 0, 1, 0]]
     one = label_array(Documents(["a", "b", "c"], ["odd", "calm", "odd"]), INDEX)
     assert (one.dtype, one.tolist()) == (np.int64, [2, 0, 2])
@@ -72,12 +72,12 @@ def test_every_label_stands_on_both_sides_of_a_split_where_it_can() -> None:
         documents = documents_of(seed, 60)
         rest, held = hold_out(documents, 0.1, seed)
         assert sorted(rest.texts + held.texts) == sorted(documents.texts)
-        assert set(label_names_of(rest)) == set(label_names_of(documents))
-        for name in set(label_names_of(documents)):
+        assert set(count_labels(rest)) == set(count_labels(documents))
+        for name in set(count_labels(documents)):
             with_it = [i for i, labels in enumerate(documents.labels or []) if name in labels]
             # a text that is the last of another label has to stay
             if len({documents.texts[i] for i in with_it}) > 8:
-                assert label_names_of(held)[name] > 0, (seed, name)
+                assert count_labels(held)[name] > 0, (seed, name)
 
 
 def test_documents_without_any_label_are_split_by_their_hash_alone() -> None:
@@ -85,7 +85,7 @@ def test_documents_without_any_label_are_split_by_their_hash_alone() -> None:
     rest, held = hold_out(documents, 0.2, 3)
     hashes = seeded_hash(content_keys(documents.texts), 3) / 2.0**64
     assert {t for t, h in zip(documents.texts[:199], hashes, strict=False) if h < 0.2} == set(held.texts) - {"text 199"}
-    assert label_names_of(rest) == {"calm": 1}, "a label that lives in one source stays in the rest"
+    assert count_labels(rest) == {"calm": 1}, "a label that lives in one source stays in the rest"
 
 
 def test_low_shot_takes_for_each_label_the_lowest_hashes_and_is_nested() -> None:

@@ -15,9 +15,9 @@ CODE = """
 import re, sys
 from pathlib import Path
 from lit_sft.data.corpus import CorpusConfig
-from lit_sft.data.prepare import Preparation
+from lit_sft.data.prepare import Preparation, TokenizerOptions
 config = CorpusConfig(**{sys.argv[3]: [sys.argv[1]]})
-made = Preparation(config, "word", 5000, False, 1, {}, Path(sys.argv[2]))
+made = Preparation(config, "word", TokenizerOptions(5000, False, 1, {}), Path(sys.argv[2]))
 made.make(made.tokenizer())
 data = made.read(made.tokenizer())
 peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())  # ru_maxrss has the parent's in it

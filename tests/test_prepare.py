@@ -16,7 +16,7 @@ from conftest import Files, labeled_rows, write_csv
 from lit_sft.data import prepare as module
 from lit_sft.data.corpus_config import CorpusConfig
 from lit_sft.data.documents import content_keys
-from lit_sft.data.prepare import Preparation, Prepared, default_cache_dir, write_atomically
+from lit_sft.data.prepare import Preparation, Prepared, TokenizerOptions, default_cache_dir, write_atomically
 from lit_sft.data.splits import sample
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.data.tokens import TokenArray, read_tokens, write_tokens
@@ -26,8 +26,8 @@ from lit_sft.errors import UserError
 def preparation(
     cache: Path, kind: str = "bpe", vocab_size: int = 300, min_frequency: int = 2, **options: Any
 ) -> Preparation:
-    lowercase, replace = options.pop("lowercase", False), options.pop("replace", {})
-    return Preparation(CorpusConfig(**options), kind, vocab_size, lowercase, min_frequency, replace, cache)
+    own = TokenizerOptions(vocab_size, options.pop("lowercase", False), min_frequency, options.pop("replace", {}))
+    return Preparation(CorpusConfig(**options), kind, own, cache)
 
 
 def prepared(cache: Path, **options: Any) -> Prepared:

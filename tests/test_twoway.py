@@ -21,7 +21,7 @@ from toy_network import encoded
 import lit_sft
 from lit_sft.checkpoints import Checkpoint, names_in, read_checkpoint, resolve
 from lit_sft.data.buckets import collate
-from lit_sft.data.fed import together
+from lit_sft.data.provenance import together
 from lit_sft.data.readers import iter_rows
 from lit_sft.errors import UserError
 from lit_sft.evaluation.predictions import read_predictions

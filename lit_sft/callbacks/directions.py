@@ -14,9 +14,9 @@ LEAST = 3.0
 class DirectionCheck(L.Callback):
     """Warns once a fit if, at a validation, ``train/vat_kl_ratio`` is below 3.
 
-    A direction that is right has a KL thousands of times that of a random one of the same norm. One near 1 was computed
-    at too small a distance for the precision, or far beyond it the model is flat, or as yet everywhere.
-    Reads a number from the device at a validation, where that waits anyway.
+    A right direction has a KL thousands of times that of a random one of the same norm. A ratio near 1 has three
+    causes: ``xi`` is too small for the precision; ``norm`` is so large that the model is flat there; or the classifier
+    has learned nothing yet, and is flat everywhere. Reads a number from the device at a validation, which waits anyway.
     """
 
     def __init__(self) -> None:

@@ -126,13 +126,12 @@ class Health(L.Callback, Watcher):
     def see_gradient(self, trainer: L.Trainer, norm: Tensor, optimizer: Optimizer) -> None:
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             return
-        self._note(self._reading(trainer, "norm of the gradient", norm), trainer)
+        self._note(self._reading(trainer, "norm of the gradient", norm, self._accumulated), trainer)
         if not is_ready(norm) and all(group.get("fused") for group in optimizer.param_groups):
             # What a gradient scaler sets too; a fused kernel looks at it on the device, and does nothing where it is 1.
             optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
 
-    def _reading(self, trainer: L.Trainer, what: str, value: Tensor) -> Measured:
-        places = self._accumulated if "gradient" in what else self._places
+    def _reading(self, trainer: L.Trainer, what: str, value: Tensor, places: Sequence[Place]) -> Measured:
         return Measured(what, value, trainer.global_step, trainer.current_epoch, self._batch, tuple(places))
 
     def _note(self, reading: Measured, trainer: L.Trainer) -> None:
@@ -185,7 +184,8 @@ class Health(L.Callback, Watcher):
     # ---- spikes
 
     def accepts(self, trainer: L.Trainer, loss: Tensor) -> bool:
-        self._note(self._reading(trainer, "loss", loss), trainer)
+        reading = self._reading(trainer, "loss", loss, self._places)
+        self._note(reading, trainer)
         if not self.skip_spikes:
             return True
         value, limit = loss.item(), self.spikes.limit()
@@ -194,12 +194,13 @@ class Health(L.Callback, Watcher):
             return True
         self.skipped += 1
         self._in_a_row += 1
-        where = self._reading(trainer, "loss", loss).where()
         told = f"the loss {value:.4g} is above {limit:.4g}; {documents(trainer, self._places)}"
         if self._in_a_row >= SKIPPED_IN_A_ROW:
             ways = f"{_way_on(trainer)}, or a larger --health.skip_spikes (now {self.skip_spikes:g})"
-            self._stop(f"{where}: {told}; that is batch {self._in_a_row} in a row and no spike any more; {ways}")
-        rank_zero_info(f"{where} skipped: {told}")
+            self._stop(
+                f"{reading.where()}: {told}; that is batch {self._in_a_row} in a row and no spike any more; {ways}"
+            )
+        rank_zero_info(f"{reading.where()} skipped: {told}")
         return False
 
     # ---- collapse

@@ -78,10 +78,10 @@ class BestCheckpoint(ModelCheckpoint):
 class LastCheckpoint(Checkpoint):
     """``checkpoints/last.ckpt``, what ``--ckpt_path last`` goes on from, bit for bit.
 
-    It is written after every validation, at the end of the training, and between by the clock or by steps. Not after
-    any batch, though: gradients under accumulation are in no checkpoint, and resumed at a batch that a validation
-    follows, Lightning would leave that validation out. There it waits for the next batch that will do. Where the
-    training ends among gradients under accumulation (``max_time``), they are lost, and only they.
+    It is written after each validation, at the end of the training, and in between by the clock or by steps. In
+    between, two kinds of batch are unsuitable: one in the middle of an accumulation, since accumulated gradients are in
+    no checkpoint, and one right before a validation, which Lightning would skip on resume. The save then waits for the
+    next suitable batch. If the training ends in the middle of an accumulation (``max_time``), those gradients are lost.
 
     Args:
         every_minutes: time between two saves; 0 saves after validations alone.

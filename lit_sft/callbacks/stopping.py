@@ -55,9 +55,10 @@ class EarlyStop(EarlyStopping):
         super().setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A run that was saved where it ends by this, and killed there, ends there: no checkpoint says so.
+        """A run that this had ended, but that was killed before it finished, ends at once when it is resumed.
 
-        One that is trained further, in a folder of its own, goes on, for ``patience`` validations at least.
+        (Lightning's checkpoints don't record that it was stopping.) One that is trained further, in another folder,
+        goes on for at least ``patience`` validations.
         """
         check_interval(trainer)
         # with trainer.min_epochs it may have been asked to end, and have got better since
@@ -110,9 +111,9 @@ def check_monitors(
 ) -> None:
     """Raise a UserError where a callback waits for a figure of the test, or for one that the heads don't have.
 
-    The test is to tell about new text: whatever chooses by it makes it training data. Lightning would tell of a missing
-    figure after the first validation; an epoch of a language model can take an hour. It is left to it where a callback
-    of the user's own may log the figure, and the one that waits says which way is better.
+    Choosing by the test would turn it into training data. Lightning reports a missing figure only after the first
+    validation, perhaps an hour into the fit, so it is checked here. It is left to Lightning where a callback of the
+    user's own may log the figure, and the one that waits for it says whether less or more is better.
 
     Args:
         callbacks: all of the fit.

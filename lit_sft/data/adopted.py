@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_sft.data.batches import Direction
-from lit_sft.data.fed import NOTHING
+from lit_sft.data.provenance import NOTHING
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.errors import UserError
 
@@ -20,7 +20,7 @@ class Adopted:
         tokenizer: whose ids its embedding knows.
         label_names: its classes in their order.
         multilabel: whether its documents have any number of labels.
-        fed: what it was fed with (:mod:`lit_sft.data.fed`).
+        fed: what it was fed with (:mod:`lit_sft.data.provenance`).
         direction: how it reads documents.
         to_extend: its tokenizer, where the data take more words into it, and not as it is (``tokenizer`` is None).
     """

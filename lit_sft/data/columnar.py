@@ -14,7 +14,7 @@ from lit_sft.data.label_fields import label_of
 from lit_sft.data.rows import Row, RowOptions, choose_columns
 from lit_sft.data.sources import is_gzip
 from lit_sft.data.textfiles import CHUNK_BYTES, open_bytes, read_piece
-from lit_sft.errors import UserError
+from lit_sft.errors import UserError, first_line
 
 READ_BYTES = 1 << 20  # of a column at a time
 BATCH_BYTES = 1 << 20  # and no more than this, by what the file says of its rows
@@ -41,7 +41,7 @@ def _parquet_rows(stream: BinaryIO, options: RowOptions) -> Iterator[Row]:
         try:
             return call()
         except (pa.ArrowException, OSError, ValueError, ArithmeticError, MemoryError, LookupError, TypeError) as error:
-            raise UserError(f"{options.name}: not a readable Parquet file ({_first_line(error)})") from error
+            raise UserError(f"{options.name}: not a readable Parquet file ({first_line(error)[:200]})") from error
 
     # Buffered column by column: otherwise pyarrow holds whole row groups, and a file may be a single one.
     buffered = {"pre_buffer": False, "buffer_size": READ_BYTES, "page_checksum_verification": True}
@@ -114,7 +114,3 @@ def column_values(batch: pa.RecordBatch | pa.Table, name: str | None) -> list[An
     elif _is_list(column.type) and is_string(column.type.value_type):
         column = column.cast(pa.large_list(pa.large_binary()))
     return list(column.to_pylist())
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

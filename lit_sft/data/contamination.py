@@ -14,7 +14,7 @@ import numpy as np
 
 from lit_sft.data.copies import Copies, CopyFinder
 from lit_sft.data.documents import Documents
-from lit_sft.data.labels import label_names_of
+from lit_sft.data.labels import count_labels
 from lit_sft.data.repeats import KeyTable
 from lit_sft.errors import UserError
 
@@ -68,7 +68,7 @@ class Gate:
             raise UserError("data.remove_test_copies: every training document is a copy of a test document")
         if val is not None and self.val.others.all():
             raise UserError("data.remove_test_copies: every validation document is a copy of a test document")
-        lost = label_names_of(train).keys() - label_names_of(kept[0]).keys() if labeled else set()
+        lost = count_labels(train).keys() - count_labels(kept[0]).keys() if labeled else set()
         if names := ", ".join(map(repr, sorted(lost))):
             raise UserError(
                 f"data.remove_test_copies: every document of the label {names} is a copy of a test document"
@@ -76,9 +76,11 @@ class Gate:
         return *kept, None if val is None else _without(val, self.val.others)
 
     def report(self) -> dict[str, Any]:
-        """The counts as plain values: of test documents, except for ``documents`` and ``removed``, of the others.
+        """The counts as plain values.
 
-        ``exact`` and ``near`` exclude each other. ``why``: reasons of ``transductive``, as far as the texts tell.
+        They count test documents, but for ``documents`` and ``removed``, which count those of a side (``train``,
+        ``unlabeled``, ``val``). No document is in both ``exact`` and ``near``. ``why``: the reasons for
+        ``transductive`` that the texts show.
         """
         exact, near = self._found
         sides = {"training text": self.train.found | self.unlabeled.found, "validation data": self.val.found}

@@ -12,7 +12,7 @@ from lit_sft.data.contamination import Gate, through_gate
 from lit_sft.data.corpus_config import HUB_SPLITS, PYDOCS, CorpusConfig
 from lit_sft.data.documents import Documents
 from lit_sft.data.label_fields import alike_labels
-from lit_sft.data.labels import label_names_of
+from lit_sft.data.labels import count_labels
 from lit_sft.data.readers import read_documents
 from lit_sft.data.repeats import KeyTable, count_repeats, without_copies
 from lit_sft.data.splits import hold_out
@@ -45,7 +45,7 @@ class Corpus:
 
     @property
     def multilabel(self) -> bool:
-        """Whether a document has any number of the labels, and not one of them."""
+        """Whether a document may have several labels, or none, in place of exactly one."""
         return any(documents.multilabel for documents in (self.train, self.val, self.test))
 
     @property
@@ -91,7 +91,7 @@ def _labeled_corpus(config: CorpusConfig, cache_dir: Path, file: TextFile, gated
         docs = pydocs.load_pydocs(cache_dir)
     train = docs.train if docs else _read(config, "labeled", notes, file)
     if config.label_names is None:
-        notes += alike_labels(label_names_of(train))
+        notes += alike_labels(count_labels(train))
     names = _label_names(config, train)
     known = _known_labels(config, names)
     val = _read(config, "val", notes, file, known) if config.val else docs.val if docs else None
@@ -218,7 +218,7 @@ def _misplaced_pydocs(config: CorpusConfig, option: str) -> str:
 
 def _label_names(config: CorpusConfig, train: Documents) -> list[str]:
     """The labels in their order: as ``label_names`` lists them, else sorted (numbers by value)."""
-    counts = label_names_of(train)
+    counts = count_labels(train)
     if len(counts) < (1 if train.multilabel else 2):
         only = f"only {next(iter(counts))!r}" if counts else "none"
         needed = "a label" if train.multilabel else "two labels or more"

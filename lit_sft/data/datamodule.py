@@ -14,9 +14,9 @@ import numpy as np
 
 from lit_sft.data.adopted import Adopted
 from lit_sft.data.buckets import DocumentBatch, DocumentDataset
-from lit_sft.data.fed import Food
 from lit_sft.data.loader import StatefulLoader
-from lit_sft.data.pairs import PairDataset
+from lit_sft.data.pairs import PairDataset, check_answering
+from lit_sft.data.provenance import Provenance
 from lit_sft.data.streams import StreamDataset
 from lit_sft.data.textdata import Split, TextData
 from lit_sft.data.tokens import TokenArray
@@ -90,7 +90,7 @@ class TextDataModule(TextData, L.LightningDataModule):
         return replace(found, label_names=self.label_names, multilabel=self.multilabel) if with_labels else found
 
     def serve(self, model: Adopted) -> None:
-        """From now on these data, as set up, are a model's: what it was fed with before goes into :attr:`food`.
+        """From now on these data, as set up, are a model's: what it was fed with before goes into :attr:`provenance`.
 
         Raises:
             UserError: it has another tokenizer, direction or labels than they have.
@@ -107,9 +107,9 @@ class TextDataModule(TextData, L.LightningDataModule):
         self._served = model
 
     @property
-    def food(self) -> Food:
+    def provenance(self) -> Provenance:
         """As the base class; set up for one model, they may serve another, which was fed with something else before."""
-        found = super().food
+        found = super().provenance
         return replace(found, before=self._served.fed) if self._served and self._served.fed else found
 
     def stream_loader(self, split: Split) -> StatefulLoader:
@@ -117,10 +117,18 @@ class TextDataModule(TextData, L.LightningDataModule):
         array = self.prepared.unlabeled if split == "train" else self._array(split)
         self._check_not_empty(array, split)
         shuffle = split == "train" and not self._overfits()
-        eos, pad = self._boundaries
-        sizes, order = (self.batch_size, self.bptt), (self.seed, shuffle)
-        drawn = self.random_bptt and shuffle  # in evaluation, and where the same batches are repeated, it is fixed
-        return self._loader(StreamDataset(array, eos, pad, *sizes, *order, self.direction, drawn))
+        streams = StreamDataset(
+            array,
+            eos_id=self.tokenizer.eos_id,
+            pad_id=self.tokenizer.pad_id,
+            batch_size=self.batch_size,
+            bptt=self.bptt,
+            seed=self.seed,
+            shuffle=shuffle,
+            direction=self.direction,
+            random_bptt=self.random_bptt and shuffle,  # fixed in evaluation, and where the same batches are repeated
+        )
+        return self._loader(streams)
 
     def document_loader(self, split: Split) -> StatefulLoader:
         """Length-bucketed batches of the split's labeled documents, shuffled in training only."""
@@ -162,9 +170,18 @@ class TextDataModule(TextData, L.LightningDataModule):
         kind: MakesDocuments = DocumentDataset,
     ) -> DocumentDataset:
         """``apart``: in an order that has nothing to do with that of the labeled documents."""
-        eos, pad = self._boundaries
-        kept, order = (self.max_length, self.truncation), (self.seed + (APART if apart else 0), shuffle)
-        return kind(array, eos, pad, *kept, self.max_tokens, max_documents, *order, self.direction)
+        return kind(
+            array,
+            eos_id=self.tokenizer.eos_id,
+            pad_id=self.tokenizer.pad_id,
+            max_length=self.max_length,
+            truncation=self.truncation,
+            max_tokens=self.max_tokens,
+            max_documents=max_documents,
+            seed=self.seed + (APART if apart else 0),
+            shuffle=shuffle,
+            direction=self.direction,
+        )
 
     def train_dataloader(self) -> dict[str, StatefulLoader]:
         """A loader for each kind of batch that the objective needs; after ``load_state_dict`` they go on from there.
@@ -260,10 +277,6 @@ class TextDataModule(TextData, L.LightningDataModule):
         """Whether the Trainer repeats the same batches (``overfit_batches``): these must not be drawn anew."""
         return self.trainer is not None and bool(self.trainer.overfit_batches)  # type: ignore[attr-defined]
 
-    @property
-    def _boundaries(self) -> tuple[int, int]:
-        return self.tokenizer.eos_id, self.tokenizer.pad_id
-
     def _check_not_empty(self, array: TokenArray, split: Split) -> None:
         if len(array) == 0:
             option = "--data.val_fraction" if split == "val" else f"--data.{split}"
@@ -281,14 +294,3 @@ class TextDataModule(TextData, L.LightningDataModule):
 
     def _epoch_ends_here(self) -> bool:
         return self.trainer is not None and self.trainer.is_last_batch
-
-
-def check_answering(pairs: bool, direction: str | None) -> None:
-    """Raise a UserError where responses can't be learned: there are none, or they would be read from their end."""
-    if not pairs:
-        raise UserError("this objective learns responses to prompts: set --data.response_column")
-    if direction == "backward":
-        raise UserError(
-            "a response is written from its first word on: leave out --data.direction backward, and start from a "
-            "pretraining that reads forward"
-        )

@@ -23,7 +23,7 @@ from lit_sft.data.columnar import BATCH_ROWS, check_text_type, column_values, de
 from lit_sft.data.label_fields import label_of
 from lit_sft.data.rows import Row, RowOptions, choose_columns
 from lit_sft.data.sources import HUB, Source, expanded
-from lit_sft.errors import UserError
+from lit_sft.errors import UserError, one_line
 
 PROBE_SECONDS = 5.0
 _answers: dict[str, tuple[float, bool]] = {}  # by the hub's address: when it was asked, and whether it answered
@@ -196,7 +196,7 @@ def _tried(source: Source, call: Callable[[], T]) -> T:
     except UserError:
         raise
     except Exception as error:
-        what = " ".join(str(error).split())[:200] or type(error).__name__
+        what = one_line(error)[:200]
         if isinstance(error, ConnectionError):
             what = "the Hugging Face hub can't be reached, and its data are not in the cache"
             hint = "give local files (--data.labeled FILE) or a local folder in the hub's layout (hf:FOLDER)"

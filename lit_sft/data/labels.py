@@ -41,7 +41,7 @@ def label_array(documents: Documents, index: Mapping[str, int] | None) -> np.nda
         raise UserError(f"{what} is not one of the classes: {known}") from None
 
 
-def label_names_of(documents: Documents) -> Counter[str]:
+def count_labels(documents: Documents) -> Counter[str]:
     """How many documents have each label."""
     return Counter(name for label in documents.labels or [] for name in names_of(label))
 

@@ -48,8 +48,8 @@ class StatefulLoader(DataLoader[BatchT], Generic[BatchT]):
         dataset: map-style over batches.
         num_workers: processes that prepare batches; they are started anew each epoch, with the epoch's order.
         pin_memory: hand batches out in page-locked memory.
-        cut_short: asked for a state, whether the pass under way ends here, before the data set's last batch
-            (``limit_train_batches``, a short loader cycled beside a long one): then the next one is a new epoch.
+        cut_short: called when the state is read. True if the present pass ends with this batch though the data set has
+            more (``limit_train_batches``, a short loader cycled beside a long one): the state is the start of the next.
 
     Attributes:
         epoch: the epoch of the last batch handed out (of the first one, before that).

@@ -118,3 +118,14 @@ def read_texts(folder: Path, split: str) -> tuple[list[str], list[str]]:
         return table.column("prompt").to_pylist(), table.column("response").to_pylist()
     except (OSError, KeyError, pa.ArrowException) as error:
         raise UserError(f"cannot read {path} ({error}): delete that folder and run again") from error
+
+
+def check_answering(pairs: bool, direction: str | None) -> None:
+    """Raise a UserError where responses can't be learned: there are none, or they would be read from their end."""
+    if not pairs:
+        raise UserError("this objective learns responses to prompts: set --data.response_column")
+    if direction == "backward":
+        raise UserError(
+            "a response is written from its first word on: leave out --data.direction backward, and start from a "
+            "pretraining that reads forward"
+        )

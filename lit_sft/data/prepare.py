@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -48,7 +48,7 @@ class Prepared:
     """Token arrays of every split.
 
     ``unlabeled`` is the language model's text: the training documents, then the extra ones. ``multilabel``: a document
-    has any number of the labels, and not one of them. ``repeats`` counts documents that stand
+    may have several labels, or none, in place of exactly one. ``repeats`` counts documents that stand
     there twice (:func:`lit_sft.data.repeats.count_repeats`). ``contamination`` holds the gate's counts as plain values
     (:meth:`lit_sft.data.contamination.Gate.report`; empty where nothing was compared), ``clean``, bool (test
     documents,), is True where no copy of the document is in what is trained on.
@@ -72,28 +72,32 @@ class Prepared:
         return read_texts(self.folder, split)
 
 
+@dataclass(frozen=True)
+class TokenizerOptions:
+    """Of a tokenizer that is trained here: see :meth:`Tokenizer.train`."""
+
+    vocab_size: int
+    lowercase: bool
+    min_frequency: int
+    replace: dict[str, str]
+
+    def plain(self) -> list[Any]:
+        """For a hash: the replacements as a list, since their order counts."""
+        return [self.vocab_size, self.lowercase, self.min_frequency, list(self.replace.items())]
+
+
 class Preparation:
     """Makes and finds the prepared data of one corpus and one tokenizer choice.
 
     Args:
         config: the corpus.
         kind: ``bpe``, ``word``, ``whitespace``, ``extend``, or the path of a ``tokenizer.json``.
-        vocab_size, lowercase, min_frequency, replace: of a tokenizer that is trained here.
+        options: of a tokenizer that is trained here.
         cache_dir: where prepared data are kept; safe to delete.
     """
 
-    def __init__(
-        self,
-        config: CorpusConfig,
-        kind: str,
-        vocab_size: int,
-        lowercase: bool,
-        min_frequency: int,
-        replace: Mapping[str, str],
-        cache_dir: Path,
-    ) -> None:
-        self.config, self.kind, self.cache_dir = config, kind, cache_dir
-        self.options = (vocab_size, lowercase, min_frequency, list(replace.items()))  # a list: their order counts
+    def __init__(self, config: CorpusConfig, kind: str, options: TokenizerOptions, cache_dir: Path) -> None:
+        self.config, self.kind, self.options, self.cache_dir = config, kind, options, cache_dir
         self.base: Tokenizer | None = None  # of the checkpoint that a run starts from, to be extended
         self._tokenizer: Tokenizer | None = None
 
@@ -133,13 +137,13 @@ class Preparation:
 
     def _find_tokenizer(self) -> Tokenizer:
         if self.kind not in (*KINDS, EXTEND):
-            if self.options[1] or self.options[3]:
+            if self.options.lowercase or self.options.replace:
                 log.warning("data.lowercase and data.replace are not used: %s has its own", self.kind)
             return Tokenizer.from_file(self.kind)
         if self.kind == EXTEND and self.base is None:
             raise UserError(NO_BASE)
         base = [self.base.digest] if self.kind == EXTEND and self.base else []
-        path = self.cache_dir / "tokenizers" / f"{_key(self.fingerprint, self.kind, *self.options, *base)}.json"
+        path = self.cache_dir / "tokenizers" / f"{_key(self.fingerprint, self.kind, *self.options.plain(), *base)}.json"
         if not path.is_file():
             corpus = self.corpus
             texts = joined(corpus.train.texts, corpus.extra.texts)
@@ -151,11 +155,17 @@ class Preparation:
     def _trained(self, texts: Sequence[str]) -> Tokenizer:
         chosen = sample(texts, BPE_BYTES) if self.kind == "bpe" else texts
         log.info("training a tokenizer (%s) on %s of %s documents", self.kind, len(chosen), len(texts))
-        vocab_size, lowercase, min_frequency, replace = self.options
+        options = self.options
         if self.kind == EXTEND and self.base is not None:
-            return extended(self.base, chosen, vocab_size, min_frequency)
-        kind = cast(TokenizerKind, self.kind)
-        return Tokenizer.train(chosen, kind, vocab_size, lowercase, min_frequency, dict(replace))
+            return extended(self.base, chosen, options.vocab_size, options.min_frequency)
+        return Tokenizer.train(
+            chosen,
+            cast(TokenizerKind, self.kind),
+            vocab_size=options.vocab_size,
+            lowercase=options.lowercase,
+            min_frequency=options.min_frequency,
+            replace=options.replace,
+        )
 
     def folder(self, tokenizer: Tokenizer) -> Path:
         """Where the token arrays of this corpus and ``tokenizer`` are kept."""
@@ -208,18 +218,18 @@ class Preparation:
         clean = np.ones(len(test), dtype=bool)
         clean[meta["copied"]] = False
         return Prepared(
-            tokenizer,
-            meta["label_names"],
-            train,
-            read_tokens(folder / "val"),
-            test,
-            unlabeled,
-            meta["notes"],
-            meta["multilabel"],
-            meta["repeats"],
-            meta["contamination"],
-            clean,
-            folder,
+            tokenizer=tokenizer,
+            label_names=meta["label_names"],
+            train=train,
+            val=read_tokens(folder / "val"),
+            test=test,
+            unlabeled=unlabeled,
+            notes=meta["notes"],
+            multilabel=meta["multilabel"],
+            repeats=meta["repeats"],
+            contamination=meta["contamination"],
+            clean=clean,
+            folder=folder,
         )
 
 

@@ -12,9 +12,9 @@ from lit_sft.data.batches import Direction
 from lit_sft.data.contamination import told
 from lit_sft.data.corpus import Corpus
 from lit_sft.data.corpus_config import CorpusConfig, Sources
-from lit_sft.data.fed import Food
 from lit_sft.data.labels import label_array, label_counts
-from lit_sft.data.prepare import Preparation, Prepared, default_cache_dir
+from lit_sft.data.prepare import Preparation, Prepared, TokenizerOptions, default_cache_dir
+from lit_sft.data.provenance import Provenance
 from lit_sft.data.sources import expanded
 from lit_sft.data.splits import low_shot
 from lit_sft.data.tokenization import Tokenizer
@@ -140,8 +140,8 @@ class TextData:
         _check_at_least(1, **positive, **documents, max_tokens=max_tokens, max_response_length=max_response_length)
         _check_at_least(0, num_workers=num_workers)
         cache = expanded(cache_dir) if cache_dir else default_cache_dir()
-        options = (vocab_size, lowercase, min_frequency, replace or {}, cache)
-        self.preparation = Preparation(self.corpus_config, tokenizer, *options)
+        options = TokenizerOptions(vocab_size, lowercase, min_frequency, replace or {})
+        self.preparation = Preparation(self.corpus_config, tokenizer, options, cache)
         self.direction: Direction = direction or "forward"
         self.max_length, self.truncation, self.max_response_length = max_length, truncation, max_response_length
         self.batch_size, self.bptt, self.random_bptt = batch_size, bptt, random_bptt
@@ -238,7 +238,7 @@ class TextData:
 
     @property
     def multilabel(self) -> bool:
-        """Whether a document has any number of the labels, and not one of them."""
+        """Whether a document may have several labels, or none, in place of exactly one."""
         return self.prepared.multilabel
 
     @property
@@ -261,20 +261,20 @@ class TextData:
         ``transductive`` says whether the test split was training text of this run or of one before it, ``why`` how.
         """
         found = self.prepared.contamination
-        why = [*found.get("why", []), *self.food.reasons()]
+        why = [*found.get("why", []), *self.provenance.reasons()]
         return {**found, "transductive": bool(why), "why": why} if found or len(self.test) else {}
 
     @property
     def fed(self) -> dict[str, Any]:
-        """What a checkpoint of this run was fed with, as plain values (:mod:`lit_sft.data.fed`)."""
-        return self.food.plain(self.contamination.get("transductive", False))
+        """What a checkpoint of this run was fed with, as plain values (:mod:`lit_sft.data.provenance`)."""
+        return self.provenance.plain(self.contamination.get("transductive", False))
 
     @property
-    def food(self) -> Food:
+    def provenance(self) -> Provenance:
         """What a run is fed with that reads these sources."""
-        config = self.corpus_config
-        digests = self.preparation.digests
-        return Food(digests, config.remove_test_copies, self._adopted.before, only_measured=config.only is not None)
+        config, digests = self.corpus_config, self.preparation.digests
+        only_measured = config.only is not None
+        return Provenance(digests, config.remove_test_copies, self._adopted.before, only_measured)
 
     @property
     def test_is_clean(self) -> np.ndarray | None:

@@ -18,7 +18,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from lit_sft.data.sources import expanded
-from lit_sft.errors import UserError
+from lit_sft.errors import UserError, first_line
 
 # Left unset, the library prints a warning in every forked loader worker. Those never tokenise. A user's own
 # may, and does so without threads: it would wait for ever for the library's, which aren't in a fork.
@@ -127,7 +127,7 @@ class Tokenizer:
         try:
             return cls(tokenizers.Tokenizer.from_str(text))
         except Exception as error:  # the library raises bare Exception here
-            raise UserError(f"{source} is not a tokenizer: {_first_line(error)}") from error
+            raise UserError(f"{source} is not a tokenizer: {first_line(error)}") from error
 
     @classmethod
     def from_file(cls, path: str | Path) -> Tokenizer:
@@ -149,7 +149,7 @@ class Tokenizer:
         try:
             lost = not len(found.encode_batch([RARE])[0])
         except Exception as error:  # the library raises bare Exception here
-            raise UserError(f"{path}: it can't encode what it doesn't know: {_first_line(error)}") from error
+            raise UserError(f"{path}: it can't encode what it doesn't know: {first_line(error)}") from error
         if lost:
             raise UserError(f"{path}: it drops what it doesn't know without a word: give its model an unk_token")
         return found
@@ -264,7 +264,7 @@ def _replacement(pattern: str, by: str) -> Any:
     try:
         return normalizers.Replace(Regex(pattern), by)
     except Exception as error:  # the library raises bare Exception here
-        raise UserError(f"data.replace {pattern!r} is not a regular expression: {_first_line(error)}") from error
+        raise UserError(f"data.replace {pattern!r} is not a regular expression: {first_line(error)}") from error
 
 
 def encodable(texts: Iterable[str]) -> Iterator[str]:
@@ -275,7 +275,3 @@ def encodable(texts: Iterable[str]) -> Iterator[str]:
         except UnicodeEncodeError:
             text = text.encode("utf-8", "replace").decode("utf-8")
         yield text
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

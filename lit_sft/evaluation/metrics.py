@@ -21,6 +21,7 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
+IGNORED = -100  # a target that isn't predicted
 BINS = 15  # of the calibration error, as Guo et al. 2017
 # The figures of each head, and of a classifier of any number of labels a document, to be monitored as val/NAME; a
 # class's own come as precision/LABEL and recall/LABEL.
@@ -64,7 +65,7 @@ class LanguageModelMetrics(nn.Module):
         self.nll = SumMetric(nan_strategy="disable")
         self.targets = SumMetric(nan_strategy="disable")
 
-    def update(self, nll: Tensor, targets: Tensor, ignore_index: int = -100) -> None:
+    def update(self, nll: Tensor, targets: Tensor) -> None:
         """Add a batch.
 
         Args:
@@ -72,7 +73,7 @@ class LanguageModelMetrics(nn.Module):
             targets: (batch, time).
         """
         self.nll.update(nll.sum())
-        self.targets.update((targets != ignore_index).sum())
+        self.targets.update((targets != IGNORED).sum())
 
     def compute(self, bytes_per_target: float) -> dict[str, float]:
         """``loss``, ``perplexity`` and ``bits_per_byte`` over all updates.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from lit_sft.evaluation.metrics import IGNORED
 from lit_sft.evaluation.weighted import Figures
 
 
@@ -45,7 +46,7 @@ class Stretches:
         return figures
 
 
-def row_sums(nll: Tensor, targets: Tensor, clean: Tensor | None, ignore_index: int = -100) -> dict[str, Tensor]:
+def row_sums(nll: Tensor, targets: Tensor, clean: Tensor | None) -> dict[str, Tensor]:
     """What is kept of a stream batch: sums over time, each (batch,).
 
     Args:
@@ -53,7 +54,7 @@ def row_sums(nll: Tensor, targets: Tensor, clean: Tensor | None, ignore_index: i
         targets: (batch, time).
         clean: bool (batch, time), the targets of clean documents, whose sums are kept apart; None: no such sums.
     """
-    real = targets != ignore_index
+    real = targets != IGNORED
     sums = {"nll": nll.sum(1), "targets": real.sum(1)}
     if clean is not None:
         counted = clean.to(nll.device) & real

@@ -198,7 +198,7 @@ class ClassifierHead(nn.Module):
         pooling: last, mean, max, concat or attention; see `pool`.
         dropout: share of the pooled units set to zero in training.
         hidden_size: units of the layer between; 0 for none.
-        multilabel: any number of the classes apply to a document, and not one of them.
+        multilabel: several classes may apply to a document, or none, in place of exactly one.
 
     Raises:
         ValueError: an unknown pooling, a dropout outside [0, 1), a negative hidden_size.

@@ -113,7 +113,7 @@ class Network(nn.Module):
 
     @property
     def multilabel(self) -> bool:
-        """Whether any number of the classes apply to a document, and not one of them."""
+        """Whether several classes may apply to a document, or none, in place of exactly one."""
         return self.classifier is not None and self.classifier.multilabel
 
     def class_probabilities(self, logits: Tensor) -> Tensor:

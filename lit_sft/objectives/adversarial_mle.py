@@ -9,7 +9,7 @@ from lit_sft.models.encoder import LSTMState, detach_state
 from lit_sft.models.network import Network
 from lit_sft.objectives.at import Direction
 from lit_sft.objectives.base import Loss
-from lit_sft.objectives.known import differentiated, gradients, is_float16
+from lit_sft.objectives.gradients import differentiated, gradients, is_float16
 from lit_sft.objectives.mle import MLE, mean_nll
 from lit_sft.objectives.reading import random_unit, unit
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_sft.models.network import Network
-from lit_sft.objectives.known import gradients, is_float16
+from lit_sft.objectives.gradients import gradients, is_float16
 from lit_sft.objectives.reading import Reading, random_unit, unit
 from lit_sft.objectives.term import LABELED, Step, Term
 

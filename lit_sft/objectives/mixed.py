@@ -13,7 +13,7 @@ from lit_sft.models.encoder import LSTMState
 from lit_sft.models.network import Network
 from lit_sft.objectives.base import Loss
 from lit_sft.objectives.divergence import log_probabilities
-from lit_sft.objectives.known import gradients
+from lit_sft.objectives.gradients import gradients
 from lit_sft.objectives.reading import Reading, mean_over
 from lit_sft.objectives.supervised import Supervised
 from lit_sft.objectives.term import DOCUMENTS, LABELED, Step, Term

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_sft.models.encoder import LSTMState
 from lit_sft.models.network import Network
-from lit_sft.objectives.known import differentiated
+from lit_sft.objectives.gradients import differentiated
 from lit_sft.objectives.reading import Reading
 
 LABELED, DOCUMENTS, STREAM = "labeled", "unlabeled_documents", "unlabeled"
@@ -91,9 +91,10 @@ class Term(ABC):
 
     @abstractmethod
     def __call__(self, step: Step) -> Tensor | tuple[Tensor, Tensor]:
-        """Scalar, to be minimised, and what it is a mean over, a scalar by which several processes weigh their shares.
+        """The term, a scalar to minimise, and, where it is given, the number that it is a mean over, a scalar too.
 
-        Without the latter they weigh it as the supervised loss. No value is read back from the device.
+        Several processes weigh their shares by that number; without it, by the supervised loss's. No value is read back
+        from the device.
         """
 
     def prepare(self, network: Network) -> None:  # noqa: B027 - may be left

@@ -8,7 +8,7 @@ from torch import Tensor
 from lit_sft.models.network import Network
 from lit_sft.objectives.at import Direction
 from lit_sft.objectives.divergence import kl_divergence
-from lit_sft.objectives.known import gradients
+from lit_sft.objectives.gradients import gradients
 from lit_sft.objectives.reading import Reading, mean_over, random_unit, unit
 from lit_sft.objectives.term import DOCUMENTS, LABELED, Step, Term
 

@@ -30,9 +30,9 @@ class Planned:
     Attributes:
         name: of the stage, in words.
         options: as parsed.
-        direction: how it will read; None where it starts from something else than a stage, which says so.
-        tokens: what kind of tokens it will have, as ``Tokenizer.model`` names it; None where something else says so.
-        vocab_size: entries that its vocabulary has room for; 0 where there is no limit, or something else says so.
+        direction: how it will read; None if it starts from a checkpoint that is no stage's, which then decides it.
+        tokens: what kind of tokens it will have, as ``Tokenizer.model`` names it; None in the same case.
+        vocab_size: entries that its vocabulary has room for; 0 in the same case, or where there is no limit.
     """
 
     name: str

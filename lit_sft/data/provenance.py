@@ -31,7 +31,7 @@ def together(fed: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def is_fed(value: Any) -> bool:
-    """Whether a value, which may come from anywhere, is what :meth:`Food.plain` returns."""
+    """Whether a value, which may come from anywhere, is what :meth:`Provenance.plain` returns."""
     if not isinstance(value, dict) or not isinstance(value.get("transductive"), bool):
         return False
     lists = value.get("digests"), value.get("test", [])
@@ -39,7 +39,7 @@ def is_fed(value: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Food:
+class Provenance:
     """What a run is fed with.
 
     Attributes:
@@ -78,9 +78,10 @@ class Food:
         return found
 
     def is_as_before(self, split: Literal["val", "test"]) -> bool:
-        """Whether the sources of this split, and of what copies of it are looked for in, hold what they held before.
+        """Whether the sources that this split depends on hold what they held in the training.
 
-        They do where the checkpoint says nothing. Test data count where their copies were removed: from other text now.
+        True if the checkpoint recorded no digests. With ``remove_test_copies`` the test sources count too: other test
+        data would have removed other training documents.
         """
         digests = set(self.sources["val"].values())
         if split == "test" or not digests:

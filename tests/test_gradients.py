@@ -13,7 +13,7 @@ from lit_sft.models import Network
 from lit_sft.models.encoder import EncoderOutput
 from lit_sft.objectives import AT, VAT, AdversarialMLE, EntMin, Mixed, Objective, Supervised
 from lit_sft.objectives.divergence import entropy
-from lit_sft.objectives.known import differentiated
+from lit_sft.objectives.gradients import differentiated
 from lit_sft.objectives.mle import mean_nll
 from lit_sft.objectives.penalties import Penalties
 from lit_sft.objectives.reading import Reading, unit

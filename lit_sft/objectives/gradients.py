@@ -1,4 +1,4 @@
-"""Gradients that a loss itself asks for: where documents are to be moved to, and what the step then needs no more."""
+"""Gradients that an objective computes itself: those at the embeddings, and with them those that the step needs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def gradients(loss: Tensor, at: Sequence[Tensor], retain_graph: bool = False) ->
 
 
 def differentiated(loss: Tensor, at: Tensor, parameters: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """The gradient of a scalar loss at `at`, and the loss once more, with that at the parameters known already.
+    """Compute a loss's gradients now, for `at` and for the parameters, and reuse the latter in the step.
 
-    A backward pass through an LSTM yields both at the price of one, and is what adversarial training takes twice else:
-    for the perturbation, which is needed before the second pass, and for the step. What is returned has the value and
-    the gradients of `loss`, at any factor, and its own backward pass costs nothing. `loss` can still be differentiated.
+    Adversarial training needs the gradient at the embeddings before its second pass, and the parameters' in the step:
+    one backward pass through the LSTM yields both. The loss that is returned has the same value, and its own backward
+    pass only hands out the gradients that are there, times any factor. `loss` can still be differentiated.
 
     Not under float16 (`is_float16`), whose gradients need a scale that is not known here.
 
