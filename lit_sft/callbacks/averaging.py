@@ -1,4 +1,4 @@
-"""Averaged weights: they are validated, saved and left in the module in place of those that are trained."""
+"""Averaged weights, which are validated, saved and left in the module instead of the trained ones."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ TRAINED = "current_model_state"  # where a checkpoint keeps the weights that tra
 
 
 class WeightMean(OfOneModule):
-    """A mean of the weights, kept beside them from the moment a subclass begins it.
+    """A mean of the weights, kept beside them from the moment that a subclass begins it.
 
-    Until then nothing is averaged, copied or exchanged: validation and checkpoints have the weights as they are. (So
-    it is no subclass of Lightning's ``WeightAveraging``, which copies the module before its weights are loaded and
-    until its first update validates and saves that copy: Lightning issue 21724.) From then on ``state_dict`` of every
-    checkpoint is the mean, as ``init_from``, ``test`` and ``predict`` take it; the trained weights are beside it, and a
-    resumed run goes on from these, exactly. Buffers are not averaged: the networks here have none that are trained.
+    Until then nothing is averaged, copied or exchanged: validation and checkpoints use the weights as they are. (It is
+    therefore no subclass of Lightning's ``WeightAveraging``, which copies the module before its weights are loaded, and
+    validates and saves that copy until its first update: Lightning issue 21724.) From then on, the ``state_dict`` of a
+    checkpoint is the mean, which ``init_from``, ``test`` and ``predict`` use. The trained weights are stored beside it,
+    and a resumed run continues from them exactly. Buffers are not averaged: the networks here have no trained ones.
 
     Raises:
-        UserError: in ``setup``, two of these, or one beside Lightning's: each would take the other's mean for the
-            weights that are trained.
+        UserError: in ``setup``, two such callbacks, or one beside Lightning's: each would take the other's mean for the
+            trained weights.
     """
 
     def __init__(self) -> None:
         self.forget()
 
     def forget(self) -> None:
-        self.count = 0  # weights in the mean; 0 before it is begun
-        self._mean: list[Tensor] = []  # one a parameter of the module
+        self.count = 0  # number of weights in the mean; 0 before it begins
+        self._mean: list[Tensor] = []  # one per parameter of the module
         self._step = 0  # optimizer steps that were seen
         self._exchanged = False  # whether the module has the mean, and `_mean` the trained weights
 
@@ -49,8 +49,8 @@ class WeightMean(OfOneModule):
             raise UserError(f"trainer.callbacks: {' and '.join(kinds)} both average the weights: give one of them")
 
     def begin(self, module: L.LightningModule) -> None:
-        """The mean is the weights of now."""
-        with torch.inference_mode(False):  # a validation makes tensors that training could not change
+        """Begin the mean with the current weights."""
+        with torch.inference_mode(False):  # tensors made in a validation could not be changed in training
             self._mean = [p.detach().clone() for p in module.parameters()]
         self.count = 1
 
@@ -87,12 +87,12 @@ class WeightMean(OfOneModule):
             self._exchange(module)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Leave the mean in the module; a checkpoint that is written after this knows the trained weights, too."""
+        """Leave the mean in the module; a checkpoint written after this still contains the trained weights."""
         if self.count and not self._exchanged:
             self._exchange(module)
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """The same where a finished run is gone on with: nothing is trained then, so no training ends."""
+        """Do the same if a finished run is resumed: nothing is trained then, so ``on_train_end`` is not called."""
         self.on_train_end(trainer, module)
 
     @torch.no_grad()
@@ -126,11 +126,11 @@ class WeightMean(OfOneModule):
 
 
 class NonMonotonicAveraging(WeightMean):
-    """Averages the weights from the moment that validation gets no better: NT-ASGD, with plain SGD as the optimizer.
+    """Averages the weights once validation stops improving: NT-ASGD, with plain SGD as the optimizer.
 
-    The trigger (Merity et al. 2018, algorithm 1): a validation whose figure is above the best of all those before but
-    the last ``nonmono``. From there on the mean is that of the weights at the trigger and after each step since. The
-    rate stays what optimizer and schedule make it, constant in the paper.
+    The trigger (Merity et al. 2018, algorithm 1) is a validation whose figure is above the best of all earlier ones
+    except the last ``nonmono``. From then on, the mean is that of the weights at the trigger and after each later step.
+    The learning rate remains that of optimizer and schedule; in the paper it is constant.
 
     Args:
         monitor: a validation figure of which less is better.
@@ -138,10 +138,10 @@ class NonMonotonicAveraging(WeightMean):
 
     Raises:
         ValueError: ``nonmono`` below 0; a figure of which more is better.
-        UserError: the same of one of the user's own, which the module's metrics tell; a Trainer that logs no figure.
+        UserError: a figure of the user's own whose metric says that more is better; a Trainer that logs no figure.
     """
 
-    mode = "min"  # so that it may wait for a figure that a callback of the user's own logs
+    mode = "min"  # lets it wait for a figure that a callback of the user's own logs
 
     def __init__(self, monitor: str = "val/loss", nonmono: int = 5) -> None:
         super().__init__()
@@ -198,12 +198,12 @@ class NonMonotonicAveraging(WeightMean):
 class ExponentialAveraging(WeightMean):
     """An exponential moving average: after each step mean <- decay * mean + (1 - decay) * weights.
 
-    The first 1 / (1 - decay) steps are a plain mean (Tarvainen & Valpola 2017): else the weights of the start, such as
-    those of a new head, would make up most of it for so long.
+    The first 1 / (1 - decay) steps are a plain mean (Tarvainen & Valpola 2017): otherwise the initial weights, such as
+    those of a new head, would dominate it during these steps.
 
     Args:
         decay: in [0, 1).
-        start_step: optimizer steps before it begins, with the weights of then.
+        start_step: optimizer steps before the average begins, with the weights at that step.
 
     Raises:
         ValueError: a value out of range.

@@ -11,9 +11,9 @@ from lit_sft.tensorboard_text import log_text
 
 
 class ShowData(L.Callback):
-    """Tells the data card (:mod:`lit_sft.data.card`), to TensorBoard too; with ``fast_dev_run`` as well.
+    """Logs the data card (:mod:`lit_sft.data.card`), also to TensorBoard, and also with ``fast_dev_run``.
 
-    And says so where bfloat16 was asked for and the CPU has no instructions for it.
+    It also reports if bfloat16 was requested and this CPU, which has no instructions for it, is slow with it.
     """
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""Says when adversarial directions are no better than chance: then what is trained is a costly kind of noise."""
+"""Warns when adversarial directions are no better than random ones, which are a costly kind of noise."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ LEAST = 3.0
 
 
 class DirectionCheck(L.Callback):
-    """Warns once a fit if, at a validation, ``train/vat_kl_ratio`` is below 3.
+    """Warns once per fit if, at a validation, ``train/vat_kl_ratio`` is below 3.
 
-    A right direction has a KL thousands of times that of a random one of the same norm. A ratio near 1 has three
-    causes: ``xi`` is too small for the precision; ``norm`` is so large that the model is flat there; or the classifier
-    has learned nothing yet, and is flat everywhere. Reads a number from the device at a validation, which waits anyway.
+    The KL of a correct direction is thousands of times that of a random one of the same norm. A ratio near 1 has three
+    possible causes: ``xi`` is too small for the precision; ``norm`` is so large that the model is flat there; or the
+    classifier has learned nothing yet and is flat everywhere. The number is read from the device at a validation, which
+    waits for the device anyway.
     """
 
     def __init__(self) -> None:

@@ -29,7 +29,7 @@ SHOWN = 4  # documents of a batch that a message names
 UNREAD = 200  # readings that wait on the device, at most
 SKIPPED_IN_A_ROW = 10  # batches; more is no spike
 LEAST_SCALE = 1e-4  # of gradients in float16; it begins at 65,536
-# What tells a classifier that has only begun to learn from one that has collapsed, though both predict one class:
+# A classifier that has only begun to learn differs from a collapsed one, though both predict a single class:
 NO_WORSE = 1.1  # its loss is below this many times that of guessing,
 RANKS = 0.6  # and either its AUROC is above this (a constant answer has 0.5),
 FALLING = 0.99  # or the loss has come below this share of that of the validation before
@@ -52,32 +52,32 @@ class Measured:
 
 
 class Health(L.Callback, Watcher):
-    """Ends a fit that has gone wrong, by a UserError that names the step, the documents and what to do.
+    """Ends a fit that has gone wrong, with a UserError that names the step, the documents and what to do.
 
-    **Not finite**: a loss, or a gradient's norm, that is NaN or infinite ends the fit. On a CPU it does so before the
-    optimizer changes anything. On a GPU, where reading a number waits for the device, they are read every
-    ``log_every_n_steps``, before a validation and before a checkpoint; until then fused optimizers (the default) leave
-    weights and state as they are at such a step. No checkpoint is ever written with numbers that aren't finite.
-    Gradients under ``16-mixed`` don't count: there the gradient scaler skips the step and lowers its scale. That ends
-    the fit where it has come down so far that nothing more is to be hoped for.
+    **Not finite**: a loss or a gradient's norm that is NaN or infinite ends the fit. On a CPU it does so before the
+    optimizer changes anything. On a GPU, where reading a number waits for the device, the numbers are read every
+    ``log_every_n_steps``, before a validation and before a checkpoint; until then fused optimizers (the default) skip
+    such a step, leaving weights and state unchanged. No checkpoint is ever written with numbers that aren't finite.
+    Gradients under ``16-mixed`` don't count: there the gradient scaler skips the step and lowers its scale. The fit
+    ends if that scale has become so small that recovery can't be expected.
 
-    **Spikes**: a batch is not learned from if its loss is too far above those before (see ``SpikeFilter``). Its step
-    counts and the schedule goes on. If it is one of several whose gradients are accumulated, the others are learned
-    from, with the weight they have anyway (under ``16-mixed`` none of them, if it is the last). Ten in a row are no
-    spike, and end the fit. Reads the loss at each step, for which a GPU has to be waited for.
+    **Spikes**: a batch is not learned from if its loss is too far above earlier ones (see ``SpikeFilter``). Its step
+    still counts, and the schedule proceeds. If it is one of several whose gradients are accumulated, the others are
+    learned from with their usual weight (under ``16-mixed`` none of them, if it is the last). Ten in a row are not
+    spikes, and end the fit. The loss is read at each step, which waits for a GPU.
 
-    **Collapse**: a classifier that gives nearly every validation document the same label, though they have several, in
-    ``collapse_patience`` validations in a row: other labels than this one are given to fewer than a twentieth of as
-    many documents as have others. (Where a document has any number of labels, every document must get the same ones.)
-    One that has only begun to learn does so too, and isn't meant: its loss is about that of guessing, and it falls, or
-    its AUROC shows that it ranks the documents already.
+    **Collapse**: the fit ends if, in ``collapse_patience`` validations in a row, a classifier gives nearly every
+    document the same label although several occur: the documents predicted to have other labels are fewer than a
+    twentieth of those that have them. (With any number of labels per document, all documents must get the same ones.)
+    A classifier that has only begun to learn does so too, but is not stopped: its loss is about that of guessing and
+    is falling, or its AUROC shows that it already ranks the documents.
 
     Args:
-        skip_spikes: skip batches whose loss is this many spreads above the median of those before, such as 6; 0 skips
-            none. One process only.
-        spike_window: how many losses before are looked at; the first that many batches are never skipped.
-        collapse_patience: end a fine-tuning at so many validations in a row that predict nearly one class alone; 0
-            never does.
+        skip_spikes: skip batches whose loss is this many spreads above the median of earlier ones, such as 6; 0 skips
+            none. Single process only.
+        spike_window: how many earlier losses are considered; as many batches at the start are never skipped.
+        collapse_patience: end a fine-tuning after this many validations in a row that predict almost a single class;
+            0 never does.
     """
 
     def __init__(self, skip_spikes: float = 0.0, spike_window: int = 100, collapse_patience: int = 3) -> None:
@@ -128,7 +128,7 @@ class Health(L.Callback, Watcher):
             return
         self._note(self._reading(trainer, "norm of the gradient", norm, self._accumulated), trainer)
         if not is_ready(norm) and all(group.get("fused") for group in optimizer.param_groups):
-            # What a gradient scaler sets too; a fused kernel looks at it on the device, and does nothing where it is 1.
+            # A gradient scaler sets this, too; a fused kernel reads it on the device, and changes nothing if it is 1.
             optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
 
     def _reading(self, trainer: L.Trainer, what: str, value: Tensor, places: Sequence[Place]) -> Measured:
@@ -140,7 +140,7 @@ class Health(L.Callback, Watcher):
             self._read(trainer)
 
     def _read(self, trainer: L.Trainer) -> None:
-        """Look at what was noted, and at the scaler; waits for the device. A run that was stopped is stopped again."""
+        """Check the noted readings and the scaler, waiting for the device; a stopped run raises its error again."""
         if self._unread and self._error is None:
             finite = torch.stack([reading.value.isfinite() for reading in self._unread]).tolist()
             if not all(finite):
@@ -189,7 +189,7 @@ class Health(L.Callback, Watcher):
         if not self.skip_spikes:
             return True
         value, limit = loss.item(), self.spikes.limit()
-        if not math.isfinite(value) or self.spikes.accepts(value):  # the former is noted, and told when it is read
+        if not math.isfinite(value) or self.spikes.accepts(value):  # not finite: reported when the reading is read
             self._in_a_row = 0
             return True
         self.skipped += 1
@@ -248,19 +248,19 @@ class Health(L.Callback, Watcher):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.spikes.losses.extend(state_dict["losses"])  # of another window's the last ones stay
+        self.spikes.losses.extend(state_dict["losses"])  # a smaller window keeps the last ones
         self.skipped, self._in_a_row = state_dict["skipped"], state_dict["in_a_row"]
         self._collapsed, self._collapsed_since = state_dict["collapsed"]
         self._val_loss = state_dict["val_loss"]
 
 
 def is_ready(value: Tensor) -> bool:
-    """Whether reading a value waits for no device."""
+    """Whether a value can be read without waiting for a device."""
     return value.device.type == "cpu"
 
 
 def documents(trainer: L.Trainer, places: Sequence[Place]) -> str:
-    """The documents of some batches: of the first few the place in the training data and the start; how many more."""
+    """Describe the documents of some batches: number and first words of the first few, and how many more there are."""
     told = []
     for kind in dict.fromkeys(place[0] for place in places):
         dataset = copy.copy(trainer.train_dataloader[kind].dataset)  # type: ignore[index]
@@ -279,10 +279,10 @@ def documents(trainer: L.Trainer, places: Sequence[Place]) -> str:
 
 
 def _stored(trainer: L.Trainer, kind: type[BestCheckpoint | LastCheckpoint]) -> tuple[Path, int] | None:
-    """Where the checkpoint of a callback of this kind is, and after how many steps it was written."""
+    """The path of the checkpoint of a callback of this kind, and the step after which it was written."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, kind) and callback.path is not None:
-            with suppress(UserError):  # none there, or one that nobody could go on from
+            with suppress(UserError):  # missing, or not resumable
                 return callback.path, read_checkpoint(callback.path).global_step
     return None
 

@@ -18,8 +18,8 @@ class L2Start(OfOneModule):
     """L2-SP (Li et al. 2018, eq. 2): strength / 2 * ||w - w0||^2 over the encoder's weights, w0 those of ``init_from``.
 
     Its gradient, strength * (w - w0), is added once a step, before clipping, so that the loss is reported without it;
-    weights that are frozen are left alone. w0 is in every checkpoint, for runs that go on. Heads start anew, mostly:
-    the optimizer's ``weight_decay`` draws theirs to zero, but the encoder's too; leave it 0 for the paper's L2-SP.
+    frozen weights are not changed. Every checkpoint stores w0, for resumed runs. Heads mostly start from nothing: the
+    optimizer's ``weight_decay`` pulls their weights to zero, but the encoder's too; leave it 0 for the paper's L2-SP.
     An optimizer that rescales gradients (Adam) rescales this one too: there ``strength`` is not the paper's alpha.
 
     Args:
@@ -27,8 +27,8 @@ class L2Start(OfOneModule):
 
     Raises:
         ValueError: a strength below 0.
-        UserError: at the start of a fit, a new run without ``init_from``, one that goes on without w0, an encoder
-            that is frozen as a whole, or 16-mixed with an optimizer that unscales gradients itself.
+        UserError: at the start of a fit, a new run without ``init_from``, a resumed run without w0, an encoder that
+            is frozen as a whole, or 16-mixed with an optimizer that unscales gradients itself.
     """
 
     def __init__(self, strength: float = 0.01) -> None:
@@ -41,8 +41,8 @@ class L2Start(OfOneModule):
         self._start: dict[str, Tensor] = {}  # the encoder's weights by name
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        dry = trainer.fast_dev_run  # type: ignore[attr-defined]  # of a dry recipe no stage has a start
-        if not (module.init_from or trainer.ckpt_path or dry):  # a run that goes on has w0 in its checkpoint
+        dry = trainer.fast_dev_run  # type: ignore[attr-defined]  # in a recipe's dry run no stage has a start
+        if not (module.init_from or trainer.ckpt_path or dry):  # a resumed run has w0 in its checkpoint
             raise UserError("L2Start draws weights to those of model.init_from: give it, or leave the callback out")
         if not any(parameter.requires_grad for parameter in _encoder(module).parameters()):
             raise UserError("L2Start: the encoder is frozen and stays as it was anyway: leave the callback out")

@@ -10,12 +10,12 @@ import lightning as L
 
 
 class OfOneModule(L.Callback, ABC):
-    """Forgets its state where a fit trains another module than the one before: the same object, in a loop over seeds.
+    """Forgets its state if a fit trains another module than the last, as when one callback serves a loop over seeds.
 
-    Several fits of one module go on with it; so does a resumed run, as Lightning hands it the checkpoint's after this.
+    Several fits of one module keep the state; so does a resumed run, as Lightning loads the checkpoint's after this.
     """
 
-    _module: weakref.ref[L.LightningModule] | None = None  # whose the state is
+    _module: weakref.ref[L.LightningModule] | None = None  # the module that the state belongs to
 
     @abstractmethod
     def forget(self) -> None:
@@ -29,4 +29,4 @@ class OfOneModule(L.Callback, ABC):
         self._module = weakref.ref(module)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_module"}  # no pickle takes it
+        return {name: value for name, value in self.__dict__.items() if name != "_module"}  # can't be pickled

@@ -1,4 +1,4 @@
-"""How far a stage is and how fast it goes, in words: what the bar and the lines of a log have in common."""
+"""How far a stage has come and how fast it goes, in words: shared by the bar and the lines of a log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MARK_SECONDS, MARKS = 0.5, 60  # rates are those of the last half minute, or of 
 
 
 class Pace:
-    """Batches and tokens a second of late; the first batch, slow on most devices, is not measured."""
+    """Recent batches and tokens per second; the first batch, slow on most devices, is not measured."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -57,7 +57,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a stage stands; what isn't known yet is left out of its words."""
+    """The progress of a stage; ``words`` leaves out what isn't known yet."""
 
     stage: str
     epoch: str
@@ -83,24 +83,24 @@ class Standing:
 
 
 class FitProgress:
-    """Follows a fit. Nothing is read back from the device but where a :class:`Standing` is asked for.
+    """Follows a fit. Values are read back from the device only when a :class:`Standing` is requested.
 
     Args:
-        clock: seconds since any moment.
-        module: the LitSFT that is trained; at its start the Trainer must know the batches of an epoch.
+        clock: seconds since an arbitrary moment.
+        module: the LitSFT being trained; its Trainer must know the number of batches of an epoch by now.
     """
 
     def __init__(self, clock: Callable[[], float], module: Any) -> None:
         self._trainer: Any = module.trainer
         self._module = module
         self._pace = Pace(clock)
-        self._total_steps = int(module.total_steps())  # 0 where the fit has no end that is known
+        self._total_steps = int(module.total_steps())  # 0 if the end of the fit is unknown
         self._validated: dict[str, float] = {}
         self._validation_seconds = 0.0
-        self._batches = self._trainer.fit_loop.epoch_loop.batch_idx + 1  # of the epoch: some, after a resume
+        self._batches = self._trainer.fit_loop.epoch_loop.batch_idx + 1  # of the epoch; not 0 after a resume
 
     def epoch_starts(self) -> None:
-        """Not called where a resume goes on in mid-epoch."""
+        """An epoch starts; not called if a run is resumed in mid-epoch."""
         self._batches = 0
 
     def batch(self, batch: Mapping[str, Any], batch_idx: int) -> None:
@@ -109,11 +109,11 @@ class FitProgress:
         self._pace.batch(sum(part.num_tokens for part in batch.values()))
 
     def validation_starts(self) -> None:
-        """Its time is no training's."""
+        """A validation starts: its time does not count as training time."""
         self._pace.pause()
 
     def validation_ends(self) -> Standing:
-        """Take its figures; returns where the fit stands with these alone."""
+        """Take the validation's figures; returns the standing of the fit with these figures alone."""
         self._validation_seconds = self._pace.resume()
         metrics = self._trainer.callback_metrics
         shown = (*SHOWN, *self._module.metrics)
@@ -153,7 +153,7 @@ class FitProgress:
         )
 
     def _seconds_left(self, batches_per_second: float) -> float | None:
-        """Of the whole fit with its validations, as long as the last one; None where its end isn't known, and at it."""
+        """For the whole fit, with validations as long as the last one; None if its end is unknown, or reached."""
         trainer = self._trainer
         total, done = (n * trainer.accumulate_grad_batches for n in (self._total_steps, trainer.global_step))
         ends = [timer.time_remaining() for timer in trainer.callbacks if isinstance(timer, Timer)]  # max_time
@@ -165,7 +165,7 @@ class FitProgress:
         return left if left > 0 else None
 
     def _batches_between_validations(self) -> int:
-        """On average; 0 where there are none, or none that batches are counted for."""
+        """The average number; 0 if there are no validations, or none that follow a number of batches."""
         trainer = self._trainer
         every, batches = trainer.check_val_every_n_epoch, trainer.val_check_batch
         if not trainer.enable_validation or not batches or batches == math.inf:

@@ -1,4 +1,4 @@
-"""What a user sees of a running stage: a bar on a terminal, and in a pipe or a file a line now and then."""
+"""What a user sees of a running stage: a bar on a terminal, or an occasional line in a pipe or a file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lit_sft.callbacks.pace import LONG, MEDIUM, SHORT, FitProgress, Pace, Stand
 
 
 def progress_for(options: Any) -> list[Callback]:
-    """The progress callback for a Trainer of these options; none where they switch it off or name one."""
+    """The progress callback for a Trainer with these options; none if they disable it or contain one."""
     given = options.callbacks or []
     callbacks = [given] if isinstance(given, Callback) else given
     if options.enable_progress_bar is False or options.barebones:
@@ -36,11 +36,11 @@ def progress_for(options: Any) -> list[Callback]:
 
 
 class LogProgress(ProgressBar):
-    """Plain lines on standard output: now and then, at the end of an epoch, and for each validation.
+    """Plain lines on standard output: periodically, at the end of an epoch, and for each validation.
 
     Args:
-        every_seconds: no line now and then follows another in less than this.
-        first_after: seconds until the first one.
+        every_seconds: seconds that must pass between any line and the next periodic one.
+        first_after: seconds until the first periodic line.
     """
 
     reads_loss = True  # by itself, when it is shown: the module need not hand it over at every step
@@ -121,7 +121,7 @@ class LogProgress(ProgressBar):
 
 
 class TerminalProgress(RichProgressBar):
-    """A line that stays in its place: a bar, and the figures that fit into the terminal's width, none cut short.
+    """A line that stays in place: a bar, and the figures that fit into the terminal's width, none of them cut off.
 
     A validation has a second line while it runs, and leaves its figures above the bar.
     """
@@ -146,11 +146,11 @@ class TerminalProgress(RichProgressBar):
         return "test"
 
     def configure_columns(self, trainer: L.Trainer) -> list[ProgressColumn]:
-        """One: only the whole line knows what fits."""
+        """A single column, since what fits depends on the whole line."""
         return [_LineColumn(self)]
 
     def get_metrics(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
-        """None: the line has its own figures, and these would be read back from the device at every step."""
+        """No figures: the line has its own, and these would be read back from the device at every step."""
         return {}
 
     # ---- training
@@ -211,7 +211,7 @@ class TerminalProgress(RichProgressBar):
         if not isinstance(sys.stderr, FileProxy):
             return
         stderr = sys.stderr.rich_proxied_file
-        if not stderr.isatty():  # it has a file of its own, and goes on to it
+        if not stderr.isatty():  # it goes to a file, and continues to do so
             sys.stderr = stderr
             return
         for name in (None, "lightning.pytorch", "lightning.fabric"):
@@ -236,7 +236,7 @@ class _LineColumn(ProgressColumn):
 
     def render(self, task: Task) -> _Line:
         standing, training = self._bar.standing, self._bar.train_progress_bar_id
-        if standing is not None and training in (None, task.id):  # None: just now it is being made
+        if standing is not None and training in (None, task.id):  # None: it is being created
             forms = [standing.words(brevity) for brevity in (LONG, MEDIUM, SHORT)]
             return _Line(forms, standing.step, standing.steps)
         left = [] if not task.time_remaining else [f"{duration(task.time_remaining)} left"]
@@ -262,10 +262,10 @@ class _Line:
 
 
 def arrange(forms: Sequence[Sequence[str]], width: int) -> tuple[str, int, str]:
-    """What stands before the bar, the bar's width, and what follows it: of the longest form that fits into ``width``.
+    """The text before the bar, the bar's width, and the text after it, of the longest form that fits into ``width``.
 
-    The longest form fits with a bar of at least 10, the others with one of 4, or none. Where nothing fits, parts are
-    left out whole: the last but one first, for the last is the time left.
+    The longest form needs room for a bar of at least 10, the others for one of at least 4, or for none. If nothing
+    fits, whole parts are left out, beginning with the last but one, since the last is the time left.
     """
     for form in forms:
         room = width - len(" ".join(form)) - 1

@@ -32,8 +32,8 @@ UNREPORTED = ("model.optimizer.", "model.init_from", "trainer.logger.", "trainer
 class RunRecord(L.Callback):
     """Writes ``config.yaml`` and ``tokenizer.json`` at the start, ``metrics.json`` at the end of a fit.
 
-    The record holds the validation figures of the best checkpoint, not of the last: they are kept here for each
-    validation until the monitor has chosen. Of the best so far, TensorBoard shows what was taken for what.
+    The record holds the validation figures of the best checkpoint, not of the last one: they are kept at each
+    validation that is the best so far. The confusion matrix of that validation goes to TensorBoard.
 
     Args:
         folder: the stage's run folder.
@@ -61,7 +61,7 @@ class RunRecord(L.Callback):
         write_atomically(self.folder / "tokenizer.json", module.tokenizer.to_json())  # type: ignore
         text = yaml.safe_dump(self.config, sort_keys=False)
         log_text(trainer, "config", "".join(f"    {line}\n" for line in text.splitlines()))
-        if not self.resumed:  # MLflow refuses another value of what is there
+        if not self.resumed:  # MLflow refuses to change a stored value
             options = {name: v for name, v in _flat(self.config) if not name.startswith(PLACES)}
             log_options(trainer, options, self.config.get("checkpoint", {}).get("monitor") or "val/loss")
 
@@ -72,14 +72,14 @@ class RunRecord(L.Callback):
         if trainer.sanity_checking:
             return
         figures = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-        if trainer.progress_bar_callback is None:  # type: ignore[attr-defined] # else that one tells them
+        if trainer.progress_bar_callback is None:  # type: ignore[attr-defined] # else the bar shows them
             rank_zero_info(f"step {trainer.global_step}: {_shown(figures, module)}")
         best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
         if best is None or best.check_monitor_top_k(trainer, best._monitor_candidates(trainer).get(str(best.monitor))):
             self._best = figures  # what that callback, which comes after this one, is about to save
             if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
                 for name in (VAL_FILE, VAL_RESPONSES):
-                    (self.folder / name).unlink(missing_ok=True)  # a `validate` in between was of the best before
+                    (self.folder / name).unlink(missing_ok=True)  # written by a `validate` of the previous best
             log_confusion(trainer, module, "val", trainer.global_step)
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -124,13 +124,13 @@ class RunRecord(L.Callback):
         return {"best": self._best, "seconds": self._seconds_before + time.perf_counter() - self._started}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if (self.folder / "checkpoints" / "best.ckpt").is_file():  # else it stays in the folder it was made in
+        if (self.folder / "checkpoints" / "best.ckpt").is_file():  # else the best stays in its old folder
             self._best = state_dict["best"]
         self._seconds_before = state_dict["seconds"]
 
 
 def _tell_rate(trainer: L.Trainer, module: Any) -> None:
-    """Where in its schedule a training has ended that was stopped: the rate may not have come down."""
+    """Report where in its schedule a stopped training has ended: the rate may not have come down."""
     step, total = trainer.global_step, module.total_steps()
     if 0 < step < total:
         factor = module.schedule(step - 1, total)
@@ -143,7 +143,7 @@ def _shown(figures: dict[str, float], module: Any) -> str:
 
 
 def changed_options(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What differs between the config that a run began with and the one that it is resumed with, a line each."""
+    """The differences between the config that a run began with and the one it is resumed with, a line each."""
     old, new = dict(_flat(before)), dict(_flat(now))
     names = [name for name in {**old, **new} if not name.startswith(UNREPORTED)]
     return [f"{n}: {old.get(n)} -> {new.get(n)}" for n in names if old.get(n) != new.get(n)]

@@ -24,7 +24,7 @@ from lit_sft.evaluation.metrics import better
 from lit_sft.processes import STOPPING, Stopped
 from lit_sft.ranks import agreed
 
-SAME_PRESS = 1.0  # seconds: a recipe hands on a signal that the terminal may have sent to its stage, too
+SAME_PRESS = 1.0  # seconds: a recipe forwards a signal that its stage may also get from the terminal
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -32,8 +32,8 @@ class BestCheckpoint(ModelCheckpoint):
 
     Args:
         monitor: a validation figure, such as ``val/loss`` or ``val/macro_f1``.
-        mode: ``min`` where less is better, ``max`` where more is; None: as it is for that figure, which of one of the
-            user's own its metric tells, if anything does.
+        mode: ``min`` if less is better, ``max`` if more is; None: as suits the figure; for one of the user's own, as
+            its metric says, if it does.
     """
 
     def __init__(self, monitor: str = "val/loss", mode: Literal["min", "max"] | None = None) -> None:
@@ -49,7 +49,7 @@ class BestCheckpoint(ModelCheckpoint):
         self.undecided = mode is None and better(monitor) is None  # until the module tells which mode it is
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Decide the mode of a figure that is none of ours."""
+        """Determine the mode of a figure of the user's own."""
         if self.undecided and stage == "fit":
             self.mode, self.undecided = mode_of(self.monitor, pl_module), False
             self.kth_value = torch.tensor(math.inf if self.mode == "min" else -math.inf)
@@ -61,7 +61,7 @@ class BestCheckpoint(ModelCheckpoint):
         return None if self.dirpath is None else Path(str(self.dirpath)) / f"{self.filename}{self.FILE_EXTENSION}"
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """A run's folder may be moved, or named from elsewhere, before it is resumed.
+        """Allow a run's folder to be moved, or to be named differently, before it is resumed.
 
         Lightning compares the folder's old name with the new one, and forgets the best score when they differ: the
         first validation would then overwrite a better checkpoint.
@@ -76,17 +76,17 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(Checkpoint):
-    """``checkpoints/last.ckpt``, what ``--ckpt_path last`` goes on from, bit for bit.
+    """``checkpoints/last.ckpt``, from which ``--ckpt_path last`` resumes a run, bit for bit.
 
     It is written after each validation, at the end of the training, and in between by the clock or by steps. In
-    between, two kinds of batch are unsuitable: one in the middle of an accumulation, since accumulated gradients are in
-    no checkpoint, and one right before a validation, which Lightning would skip on resume. The save then waits for the
-    next suitable batch. If the training ends in the middle of an accumulation (``max_time``), those gradients are lost.
+    between, a save waits for a suitable batch: not one in the middle of an accumulation, since no checkpoint contains
+    accumulated gradients, nor one right before a validation, which Lightning would skip on resume, nor an epoch's last
+    (see :func:`resumes_exactly`). If the training ends in mid-accumulation (``max_time``), those gradients are lost.
 
     Args:
-        every_minutes: time between two saves; 0 saves after validations alone.
-        every_steps: optimizer steps between two saves, beside the clock; 0 is none.
-        keep: how many are kept; if the last is damaged, a run goes on from the one before, ``last-1.ckpt``.
+        every_minutes: minutes between two saves; 0 does not save by the clock.
+        every_steps: optimizer steps between two saves, in addition to the clock; 0 does not save by steps.
+        keep: number of checkpoints kept; if the last one is damaged, a run resumes from the previous, ``last-1.ckpt``.
     """
 
     def __init__(self, every_minutes: float = 5.0, every_steps: int = 0, keep: int = 2) -> None:
@@ -122,8 +122,8 @@ class LastCheckpoint(Checkpoint):
         ending = ends(trainer)
         if not self._due(trainer, ending) or not (resumes_exactly(trainer) or (ending and not validates_next(trainer))):
             return
-        # Lightning logs a step after this hook: a run that is killed in between would never log it. So the next step
-        # is saved; where every step is logged (one that is to stop does), or this is the last, it is logged before.
+        # Lightning logs a step after this hook: a run killed in between would never log it. So the next step is saved
+        # instead; but if every step is logged, or the training is about to stop, this one is logged before saving.
         if trainer._logger_connector.should_update_logs:
             if trainer.log_every_n_steps > 1 and not (trainer.should_stop or ending):  # type: ignore[attr-defined]
                 return
@@ -145,16 +145,16 @@ class LastCheckpoint(Checkpoint):
             self.save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the last steps' weights where nothing else has.
+        """Save the weights of the last steps if nothing else has.
 
-        Only as a last resort: Lightning now counts an epoch that was broken off as done, and with ``max_steps`` takes
-        one that is done for broken off, so that a run that goes on from here skips batches.
+        This is a last resort: by now Lightning counts an interrupted epoch as complete, and with ``max_steps`` a
+        complete one as interrupted, so that a run resumed from here skips batches.
         """
         if self._saved_step != trainer.global_step:
             self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
-        """Write it now, after all that was logged before."""
+        """Write the checkpoint now, after everything logged so far."""
         if trainer.fast_dev_run or self.path is None:  # type: ignore[attr-defined]
             return
         for logger in trainer.loggers:
@@ -168,9 +168,9 @@ class LastCheckpoint(Checkpoint):
 class StopOnSignal(Callback):
     """Ctrl-C, SIGTERM and SIGUSR1 (the warning that a job scheduler can send) end a fit at a step it can go on from.
 
-    The run is saved at the next such step, which during a validation is its end, and the process ends with the exit
-    code that shells expect, 128 plus the signal's number. Another one of these, a second later or more, ends at once.
-    One that comes after the last step and its validation changes nothing: the run is finished, and ends as such.
+    The run is saved at the next such step (during a validation, at its end), and the process ends with the exit code
+    that shells expect, 128 plus the signal's number. A second signal, at least a second later, ends the run at once. A
+    signal after the last step and its validation changes nothing: the run is finished, and ends normally.
     """
 
     def __init__(self, last: LastCheckpoint) -> None:
@@ -185,8 +185,8 @@ class StopOnSignal(Callback):
             self._install()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._install()  # Lightning has put its own in between, which would end the run at any place
-        if self._before:  # of several processes each waits at every batch to hear whether Lightning's own was called
+        self._install()  # Lightning has installed its own since, which would end the run anywhere
+        if self._before:  # else processes wait for each other at every batch to ask for Lightning's own signals
             trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing_to_tell  # type: ignore[method-assign]
 
     def _install(self) -> None:
@@ -232,7 +232,7 @@ class StopOnSignal(Callback):
         self._restore(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        # Lightning puts back what it found as the training began: ours, since setup, where others were before.
+        # Lightning restores the handlers that it found when training began: ours from setup, not the original ones.
         trainer._signal_connector._original_handlers |= self._before
         self._before = {}
         _ask_again(trainer)
@@ -248,7 +248,7 @@ class StopOnSignal(Callback):
 
 
 def _nothing_to_tell() -> None:
-    """Stands for Lightning's question to all processes whether its handler was called, while ours is in its place."""
+    """Replaces Lightning's question to all processes whether its handler was called, while ours is installed."""
 
 
 def _ask_again(trainer: Trainer) -> None:
@@ -256,7 +256,7 @@ def _ask_again(trainer: Trainer) -> None:
 
 
 def place_saving(callbacks: list[Callback], folder: Path) -> None:
-    """Let the checkpoints go to a run's folder, signals be heard, and both come after the callbacks they save."""
+    """Direct the checkpoints to a run's folder, handle signals, and order both after the callbacks that they save."""
     (last,) = (callback for callback in callbacks if isinstance(callback, LastCheckpoint))
     callbacks.append(StopOnSignal(last))
     for callback in callbacks:
@@ -267,10 +267,10 @@ def place_saving(callbacks: list[Callback], folder: Path) -> None:
 
 
 def resumes_exactly(trainer: Trainer) -> bool:
-    """Whether a run that is saved at the end of this batch goes on as if it had never been stopped.
+    """Whether a run that is saved at the end of this batch resumes as if it had never been stopped.
 
-    After an epoch's last batch the hooks of its end, which a callback of the user's may have, would be left out; that
-    batch will do only where it makes the epoch's only step.
+    After the last batch of an epoch, it would skip the hooks of the epoch's end, which a callback of the user's may
+    have; that batch is accepted only if it completes the epoch's only step.
     """
     loop = trainer.fit_loop.epoch_loop
     last = loop.batch_progress.is_last_batch and trainer.num_training_batches > trainer.accumulate_grad_batches
@@ -294,6 +294,6 @@ def ends(trainer: Trainer) -> bool:
 
 
 def resumes_exactly_after_validation(trainer: Trainer) -> bool:
-    """The same at the end of a validation: one of a fit, with no gradients under accumulation."""
+    """The same at the end of a validation: it must be part of a fit, with no accumulated gradients pending."""
     fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
     return fitting and not trainer.fit_loop._should_accumulate()

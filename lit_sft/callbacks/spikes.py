@@ -1,4 +1,4 @@
-"""Which losses stand out from those before."""
+"""Which losses stand out from earlier ones."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from statistics import median
 class SpikeFilter:
     """Accepts a loss up to ``median + factor * spread`` of the last ``window`` accepted losses.
 
-    The spread is 1.4826 times the median distance from the median, the standard deviation where losses are normal
-    (Hampel 1974): unlike mean and deviation, neither moves for the spike that is to be found. It counts as a hundredth
-    of the median at least. Until the window is full, everything is accepted.
+    The spread is 1.4826 times the median distance from the median, which is the standard deviation if losses are normal
+    (Hampel 1974). Unlike mean and standard deviation, median and spread are not moved by the spike that is to be found.
+    The spread is at least a hundredth of the median. Until the window is full, every loss is accepted.
     """
 
     def __init__(self, factor: float, window: int) -> None:

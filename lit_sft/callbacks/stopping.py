@@ -1,4 +1,4 @@
-"""Early stopping, and whether what a callback waits for is measured."""
+"""Early stopping, and checks that the figures that callbacks wait for are measured."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from lit_sft.evaluation.texts import NAMES
 
 
 class EarlyStop(EarlyStopping):
-    """Ends the stage when the monitored figure has not improved in ``patience`` validations; 0 never does.
+    """Ends the stage when the monitored figure has not improved in ``patience`` validations; 0 disables it.
 
     Args:
-        monitor, mode: as ``BestCheckpoint`` has them.
-        patience: in validations.
-        min_delta: the least change that is an improvement.
+        monitor, mode: as in ``BestCheckpoint``.
+        patience: number of validations.
+        min_delta: the smallest change that counts as an improvement.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class EarlyStop(EarlyStopping):
         self.undecided = mode is None and better(monitor) is None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Decide the mode of a figure that is none of ours, as ``BestCheckpoint`` does."""
+        """Determine the mode of a figure of the user's own, as ``BestCheckpoint`` does."""
         if self.undecided and stage == "fit":
             self.mode, self.undecided = mode_of(self.monitor, pl_module), False
             if self.mode == "max":  # Lightning took both for "min", which stands there until now
@@ -55,10 +55,10 @@ class EarlyStop(EarlyStopping):
         super().setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A run that this had ended, but that was killed before it finished, ends at once when it is resumed.
+        """End a resumed run at once if early stopping had ended it before, but it was killed before it finished.
 
-        (Lightning's checkpoints don't record that it was stopping.) One that is trained further, in another folder,
-        goes on for at least ``patience`` validations.
+        (Lightning's checkpoints don't record that it was stopping.) A stopped run that is trained further in another
+        folder continues for at least ``patience`` validations.
         """
         check_interval(trainer)
         # with trainer.min_epochs it may have been asked to end, and have got better since
@@ -78,7 +78,7 @@ class EarlyStop(EarlyStopping):
             rank_zero_info(f"early stopping: {reason}")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The count goes on; the patience is the resumed run's own option and not the checkpoint's."""
+        """Restore the count, but not the patience, which is an option of the resumed run."""
         super().load_state_dict({**state_dict, "patience": self.patience})
         exhausted = self.stopping_reason == EarlyStoppingReason.PATIENCE_EXHAUSTED
         if exhausted and state_dict["patience"] != self.patience and self.wait_count < self.patience:
@@ -86,7 +86,7 @@ class EarlyStop(EarlyStopping):
 
 
 def mode_of(monitor: str | None, module: LightningModule) -> Literal["min", "max"]:
-    """Whether less or more of a monitored figure is better; a UserError where neither it nor its metric tells."""
+    """Whether less or more of a monitored figure is better; a UserError if neither its name nor its metric tells."""
     found = better(str(monitor), getattr(module, "metrics", None))
     if found is None:
         raise UserError(
@@ -97,7 +97,7 @@ def mode_of(monitor: str | None, module: LightningModule) -> Literal["min", "max
 
 
 def check_interval(trainer: Trainer) -> None:
-    """Raise a UserError where the same weights would be validated twice: what waits would count both."""
+    """Raise a UserError if the same weights would be validated twice: callbacks that wait would count both."""
     every, step = trainer.val_check_batch, min(trainer.accumulate_grad_batches, trainer.num_training_batches)
     if trainer.enable_validation and every is not None and every < step:
         raise UserError(
@@ -109,16 +109,16 @@ def check_interval(trainer: Trainer) -> None:
 def check_monitors(
     callbacks: Iterable[Callback], heads: frozenset[str], multilabel: bool = False, own: Iterable[str] = ()
 ) -> None:
-    """Raise a UserError where a callback waits for a figure of the test, or for one that the heads don't have.
+    """Raise a UserError if a callback waits for a figure of the test, or for one that the heads don't have.
 
     Choosing by the test would turn it into training data. Lightning reports a missing figure only after the first
-    validation, perhaps an hour into the fit, so it is checked here. It is left to Lightning where a callback of the
-    user's own may log the figure, and the one that waits for it says whether less or more is better.
+    validation, perhaps an hour into the fit, so it is checked here. The check is left to Lightning if a callback of the
+    user's own may log the figure and the callback that waits for it states whether less or more is better.
 
     Args:
-        callbacks: all of the fit.
-        heads, multilabel: of the model.
-        own: figures of the user's own metrics.
+        callbacks: all callbacks of the fit.
+        heads, multilabel: those of the model.
+        own: names of the figures of the user's own metrics.
     """
     callbacks = list(callbacks)
     known = [f"val/{name}" for name in FIGURES["multilabel" if multilabel else "classifier"] if "classifier" in heads]

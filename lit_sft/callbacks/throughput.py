@@ -12,12 +12,12 @@ import torch
 class Throughput(L.Callback):
     """Logs ``perf/tokens_per_second``: real tokens (no padding) over the time from one batch to the next.
 
-    That is all that a training step takes, the wait for its batch and what callbacks do at it included; validation and
-    saving are left out. The count comes from the batches' own ``num_tokens``. A GPU is waited for where its numbers are
-    read anyway: when the figure is logged, before a validation, before saving and at the end.
+    The time includes everything in a training step, also the wait for its batch and the work of callbacks, but not
+    validation and saving. Tokens are counted by the batches' own ``num_tokens``. The callback waits for a GPU only when
+    numbers are read from it anyway: when the figure is logged, before a validation, before saving and at the end.
 
     Attributes:
-        tokens, seconds: totals of the run up to the last such wait; the first ``warmup`` steps are left out.
+        tokens, seconds: totals of the run up to the last such wait; the first ``warmup`` batches are left out.
     """
 
     def __init__(self, warmup: int = 3) -> None:
@@ -25,7 +25,7 @@ class Throughput(L.Callback):
         self.tokens = 0
         self.seconds = 0.0
         self._seen = 0
-        self._started: float | None = None  # None: nothing is measured now
+        self._started: float | None = None  # None: not measuring
         self._since = 0  # tokens since then
         self._logged = (0, 0.0)
 
@@ -63,7 +63,7 @@ class Throughput(L.Callback):
         self._stop()
 
     def _stop(self) -> float | None:
-        """Take in what was measured up to now, which is returned; the next batch starts anew."""
+        """Add what was measured to the totals and return the present time; the next batch starts a new measurement."""
         if self._started is None:
             return None
         now = _now()
@@ -72,7 +72,7 @@ class Throughput(L.Callback):
         return now
 
     def state_dict(self) -> dict[str, Any]:
-        """Called for a checkpoint, whose saving is not to be measured."""
+        """Called for a checkpoint; the time of saving it must not be measured."""
         self._stop()
         return {"tokens": self.tokens, "seconds": self.seconds}
 
@@ -82,7 +82,7 @@ class Throughput(L.Callback):
 
 
 def _now() -> float:
-    """Seconds, when the device has done what it was given."""
+    """The time in seconds, after the device has finished its work."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return time.perf_counter()

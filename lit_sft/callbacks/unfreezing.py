@@ -17,10 +17,10 @@ from lit_sft.optim import steps_of_fit
 class GradualUnfreezing(Callback):
     """Fine-tune the heads first, then one layer more every ``epochs``, from the top (Howard & Ruder 2018, section 3.3).
 
-    The groups are those of ``Network.layer_groups()``. A frozen one asks for no gradient: the backward pass ends above
-    it, and an optimizer passes over it, weight decay and moments included. Its dropout stays. Which groups train is a
-    function of the optimizer step alone, so that a resumed run needs no state. The schedule counts the steps of the
-    whole training, as ever.
+    The groups are those of ``Network.layer_groups()``. A frozen group requires no gradient: the backward pass ends
+    above it, and the optimizer skips it, with its weight decay and moments. Its dropout stays active. Which groups
+    train depends on the optimizer step alone, so a resumed run needs no state. The schedule still counts the
+    steps of the whole training.
 
     Args:
         epochs: how long until the next group joins, in epochs, rounded to optimizer steps.
@@ -54,7 +54,7 @@ class GradualUnfreezing(Callback):
         )
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Freeze all but what trains at this step; not before, as the optimizer leaves out what it finds frozen.
+        """Freeze all groups that don't train at this step; not earlier, as the optimizer leaves out frozen weights.
 
         Raises:
             UserError: the encoder is frozen for good.
@@ -96,5 +96,5 @@ def _set(group: list[nn.Parameter], trains: bool) -> None:
 
 
 def _passes_over_unused(strategy: Any) -> bool:
-    """Whether processes share gradients by DDP, and look at each step for those that there are none of."""
+    """Whether processes share gradients by DDP, which detects parameters without gradients at each step."""
     return isinstance(strategy, DDPStrategy) and bool(strategy._ddp_kwargs.get("find_unused_parameters"))

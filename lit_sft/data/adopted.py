@@ -1,4 +1,4 @@
-"""What a run takes over from the checkpoint that it starts from, goes on with, or measures."""
+"""What a run takes over from the checkpoint that it starts from, resumes, or evaluates."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from lit_sft.errors import UserError
 
 @dataclass(frozen=True)
 class Adopted:
-    """A checkpoint's side of the data; all None for a run that starts from nothing.
+    """What a checkpoint prescribes for the data; all None for a run that starts from nothing.
 
     Attributes:
-        tokenizer: whose ids its embedding knows.
-        label_names: its classes in their order.
-        multilabel: whether its documents have any number of labels.
-        fed: what it was fed with (:mod:`lit_sft.data.provenance`).
-        direction: how it reads documents.
-        to_extend: its tokenizer, where the data take more words into it, and not as it is (``tokenizer`` is None).
+        tokenizer: the tokenizer of the ids that the checkpoint's embedding was trained on.
+        label_names: the checkpoint's classes, in order.
+        multilabel: whether a document may have any number of labels.
+        fed: the record of the text that it has seen (:mod:`lit_sft.data.provenance`).
+        direction: the direction in which it reads documents.
+        to_extend: its tokenizer, if the data add words to it instead of using it unchanged; ``tokenizer`` is then None.
     """
 
     tokenizer: Tokenizer | None = None
@@ -34,11 +34,11 @@ class Adopted:
 
     @property
     def before(self) -> Mapping[str, Any]:
-        """What the weights and the tokenizer have been fed with before this run."""
+        """The record of the text that the weights and the tokenizer have seen before this run."""
         return self.fed or NOTHING
 
     def check_labels(self, label_names: list[str], multilabel: bool) -> None:
-        """Raise a UserError where the labels of the data are not those that the checkpoint was trained with."""
+        """Raise a UserError if the labels of the data are not those that the checkpoint was trained with."""
         if self.label_names and label_names and label_names != self.label_names:
             raise UserError(
                 f"the data have the labels {label_names}, the checkpoint {self.label_names}: "

@@ -1,4 +1,4 @@
-"""What every data set of batches here is: a map from a number to a ready batch, arranged anew each epoch."""
+"""The base class of all data sets of batches: a map from an index to a finished batch, rearranged each epoch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class Batch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The batch with its tensors on ``device``; Lightning moves batches through this.
 
-        To a GPU without waiting for it, as Lightning asks for with tensors alone: the loaders' are in pinned memory.
+        A copy to a GPU is always non-blocking, since loaders put batches in pinned memory; Lightning requests that only
+        for plain tensors.
         """
         non_blocking = non_blocking or torch.device(device).type == "cuda"
         return self._map(lambda t: t.to(device, non_blocking=non_blocking))
@@ -47,9 +48,9 @@ BatchT = TypeVar("BatchT", bound=Batch)
 class BatchDataset(Dataset[BatchT], ABC, Generic[BatchT]):
     """Map-style over the batches of one epoch; ``len()`` is the same every epoch.
 
-    Batch ``i`` is a pure function of (data, options, seed, epoch, i) and knows nothing of the batches before
-    it. That is what makes exact resume a matter of two numbers, and lets worker processes share the work in
-    any order. The price: ``set_epoch`` rebuilds an index of the documents (milliseconds per 100,000).
+    Batch ``i`` is a pure function of (data, options, seed, epoch, i) and does not depend on the batches before
+    it. Two numbers are therefore enough to resume exactly, and worker processes may prepare batches in any
+    order. The cost: ``set_epoch`` rebuilds an index of the documents (milliseconds per 100,000).
 
     Args:
         tokens: the documents.
@@ -69,14 +70,14 @@ class BatchDataset(Dataset[BatchT], ABC, Generic[BatchT]):
     def shard(self, rank: int, world_size: int) -> None:
         """Serve every ``world_size``-th row of each batch, from row ``rank`` on: one process's share of the batch.
 
-        Number and content of the batches stay as they are, so that a training does not depend on how many processes
-        share it.
+        The number and content of the full batches do not change, so training does not depend on the number of
+        processes.
         """
         self.rank, self.world_size = rank, world_size
 
     @cached_property
     def order(self) -> int:
-        """A number that the documents, in their order, limits and seed give: the same one, the same arrangements."""
+        """A checksum of the documents in their order, the limits and the seed: if it is equal, so are arrangements."""
         return zlib.crc32(repr(self.limits).encode(), zlib.crc32(self.tokens.keys.tobytes(), self.seed & 0xFFFFFFFF))
 
     def set_epoch(self, epoch: int) -> None:
@@ -90,7 +91,7 @@ class BatchDataset(Dataset[BatchT], ABC, Generic[BatchT]):
 
     @abstractmethod
     def _arrange(self) -> None:
-        """Fix which documents stand where in the epoch ``self.epoch``."""
+        """Determine the order of the documents and batches of epoch ``self.epoch``."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -101,4 +102,4 @@ class BatchDataset(Dataset[BatchT], ABC, Generic[BatchT]):
 
     @abstractmethod
     def documents(self, index: int) -> np.ndarray:
-        """Numbers of the documents that batch ``index`` of the epoch reads from, rising, each once."""
+        """The numbers of the documents that batch ``index`` of the epoch reads from, sorted, without repeats."""

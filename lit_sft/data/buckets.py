@@ -32,7 +32,8 @@ class DocumentBatch(Batch):
             applies, else 0, and -1 for all of a document without labels.
         indices: int64 (batch,), place of each document in the data set.
         num_tokens: real positions of the batch; a Python int, so that reading it never waits for a device.
-        empty: whether its only row stands for none, where several processes share fewer documents; likewise.
+        empty: whether its only row is a placeholder, because the batch has fewer documents than there are processes;
+            also a Python value.
     """
 
     input_ids: Tensor
@@ -47,8 +48,8 @@ class DocumentBatch(Batch):
 def truncate(ids: np.ndarray, max_length: int, how: Truncation) -> np.ndarray:
     """At most ``max_length`` of ``ids`` (tokens,): the first, the last, or the first half and the last half.
 
-    With ``head_tail`` and an odd ``max_length`` the head gets the one more (Sun et al. 2019 keep both ends of
-    long reviews: the verdict stands there).
+    With ``head_tail`` and an odd ``max_length`` the head is one token longer than the tail (Sun et al. 2019 keep
+    both ends of long reviews, since these contain the verdict).
     """
     if len(ids) <= max_length:
         return ids
@@ -64,7 +65,7 @@ def collate(
     labels: np.ndarray | None = None,
     indices: np.ndarray | None = None,
 ) -> DocumentBatch:
-    """A batch of documents that are truncated already; boundaries and padding are added here.
+    """Make a batch of documents that are truncated already, adding boundaries and padding.
 
     Args:
         documents: ids of each document, shape (tokens,), without boundaries.
@@ -98,25 +99,25 @@ def _labels(labels: np.ndarray) -> Tensor:
 class DocumentDataset(BatchDataset[DocumentBatch]):
     """Every document once an epoch, in batches of nearly equal length.
 
-    Lengths are rounded up to bounds that grow by a tenth; within one bound the order is drawn anew each
-    epoch, then the batches are cut from the longest down, so that bound times documents stays within
-    ``max_tokens``, and shuffled. Bounds do not depend on the draw, so number and sizes of the batches are the
-    same every epoch and schedules in steps stay right. The price is some 5% of padding; batches of exactly
+    Lengths are rounded up to bounds that grow by a tenth. Each epoch, the documents within a bound are shuffled,
+    batches are cut from the longest bound down so that bound times documents stays within ``max_tokens``, and
+    the batches are shuffled. The bounds do not depend on the shuffling, so the number and sizes of the batches are
+    the same every epoch, and schedules in steps stay correct. The cost is some 5% of padding; batches of exactly
     equal lengths would have none but would put the same documents together in every epoch.
 
-    Without ``shuffle``: the longest batch first, so that memory runs out at once or never, then the others in an order
-    that is always the same, so that the first of them stand for all (``limit_val_batches``).
+    Without ``shuffle`` the longest batch comes first, so that memory runs out at once or never. The others follow in a
+    fixed pseudo-random order, so that the first few are representative of all (``limit_val_batches``).
 
     Args:
         tokens: the documents.
         eos_id, pad_id: ids of the boundary and of padding.
-        max_length: tokens of a document that are kept, its two boundaries not counted.
-        truncation: which ones: ``head``, ``tail`` or ``head_tail``.
-        max_tokens: padded positions of a batch (a document longer than that is a batch of its own).
-        max_documents: documents of a batch.
+        max_length: maximum number of tokens kept of a document, not counting its two boundaries.
+        truncation: which tokens are kept: ``head``, ``tail`` or ``head_tail``.
+        max_tokens: maximum number of padded positions in a batch (a longer document is a batch of its own).
+        max_documents: maximum number of documents in a batch.
         seed, shuffle: arrangement of the epoch.
-        direction: ``backward`` serves what is kept of a document (its tail is its end, as ever) from its last token to
-            its first, between the two boundaries.
+        direction: ``backward`` reverses the kept tokens of a document between the two boundaries; truncation comes
+            first, so ``tail`` still refers to the end of the text.
 
     Raises:
         UserError: no documents, or an unknown truncation.
@@ -171,12 +172,12 @@ class DocumentDataset(BatchDataset[DocumentBatch]):
 
     def __getitem__(self, index: int) -> DocumentBatch:
         members = self._members(index)[self.rank :: self.world_size]
-        if len(members) == 0:  # fewer documents than processes: an empty one, which counts nothing
+        if len(members) == 0:  # fewer documents than processes: a placeholder that counts as nothing
             nothing = np.array([-1], dtype=np.int64)
             labels = np.full((1, *self.tokens.labels.shape[1:]), NO_LABEL)
             return replace(collate([nothing[:0]], self.eos_id, self.pad_id, labels, nothing), empty=True)
         documents = [truncate(self.tokens.document(i), self.max_length, self.truncation) for i in members]
-        if self.direction == "backward":  # only now: head and tail are those of the text
+        if self.direction == "backward":  # after truncation: head and tail refer to the text as written
             documents = [ids[::-1] for ids in documents]
         return collate(documents, self.eos_id, self.pad_id, self.tokens.labels[members], members)
 
@@ -190,7 +191,7 @@ class DocumentDataset(BatchDataset[DocumentBatch]):
 
 
 def _longest_first(count: int) -> np.ndarray:
-    """0, then 1 to ``count`` - 1 in an order that ``count`` fixes."""
+    """0, then 1 to ``count`` - 1 in a pseudo-random order that depends on ``count`` alone."""
     return np.concatenate([[0], 1 + np.random.default_rng(0).permutation(count - 1)])
 
 

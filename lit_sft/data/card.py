@@ -18,9 +18,9 @@ from lit_sft.data.tokens import TokenArray
 
 PERCENTILES = (5, 50, 95)
 TOP_LABELS = 8
-STRANGE, STRANGE_FROM = 2.5, 0.03  # times validation's share of unknown tokens, and at least this one
+STRANGE, STRANGE_FROM = 2.5, 0.03  # unknown tokens in test: above this multiple of val's share, and above this share
 FEW_DOCUMENTS, FEW_TOKENS = 50, 10_000  # of validation: an accuracy on 50 documents has a standard error up to 7 points
-AT_ONCE = 1 << 22  # tokens looked at together
+AT_ONCE = 1 << 22  # tokens compared at a time
 REPEATS = {
     "train": "in train",
     "unlabeled": "in unlabeled",
@@ -36,13 +36,14 @@ class SplitCard:
     """Figures of one split.
 
     Attributes:
-        name: ``train``, ``val``, ``test``, or ``text``: all that a language model learns from.
-        documents, tokens: how many; boundaries are not counted.
-        lengths: tokens of a document: the percentiles 5, 50 and 95 (of the documents, none is made up) and the longest.
+        name: ``train``, ``val``, ``test``, or ``text``: everything that a language model learns from.
+        documents, tokens: their numbers, not counting boundaries.
+        lengths: tokens per document: the percentiles 5, 50 and 95 (lengths of real documents, not interpolated), and
+            the maximum.
         unknown: share of unknown tokens.
-        truncated: share of documents longer than ``max_length``; None of text that no classifier reads.
-        cut: share of tokens that are cut off these; None likewise.
-        bytes_per_token: UTF-8 bytes of the texts over tokens.
+        truncated: share of documents longer than ``max_length``; None for text that no classifier reads.
+        cut: share of all tokens that truncation removes; None likewise.
+        bytes_per_token: UTF-8 bytes of the texts divided by the number of tokens.
         labels: documents of each label, int64 (classes,); empty without labels.
     """
 
@@ -62,13 +63,13 @@ class DataCard:
     """Figures of all splits that have documents.
 
     Attributes:
-        splits: those.
-        label_names: the classes; none where nothing is classified.
-        max_length: tokens of a document that the classifier reads; None where nothing is classified.
+        splits: the figures of each.
+        label_names: the classes; empty if nothing is classified.
+        max_length: tokens that the classifier reads of a document; None if nothing is classified.
         vocabulary: entries of the tokenizer.
         padding: padding as a share of the positions in a training epoch of documents; None without such batches.
         repeats: documents with the words of another one (:func:`lit_sft.data.repeats.count_repeats`).
-        cut_pairs: how many prompts and responses are cut, a line for each split of pairs.
+        cut_pairs: the shares of prompts and responses that are truncated, a line for each split of pairs.
     """
 
     splits: list[SplitCard]
@@ -80,7 +81,7 @@ class DataCard:
     cut_pairs: list[str] = field(default_factory=list)
 
     def rows(self) -> list[list[str]]:
-        """A table as text, its head first; what concerns the classifier alone only where there is one."""
+        """The table as text, header first; the columns about a classifier are left out if there is none."""
         head = ["split", "documents", "tokens", "length 5%", "50%", "95%", "longest", "unknown", "bytes/token"]
         rows = [head + [f"over {self.max_length}", "tokens cut"] * (self.max_length is not None)]
         for split in self.splits:
@@ -90,7 +91,7 @@ class DataCard:
         return rows
 
     def notes(self) -> list[str]:
-        """What stands below the table, a line each."""
+        """The notes below the table, one line each."""
         lines = [
             f"labels of {split.name}: {_labels(split.labels, self.label_names)}"
             for split in self.splits
@@ -105,7 +106,7 @@ class DataCard:
             )
         repeated = [f"{count:,} {REPEATS[name]}" for name, count in self.repeats.items() if count]
         unknown = {split.name: split.unknown for split in self.splits}
-        # Validation is not learned from either; of train, a vocabulary of all its words knows every one.
+        # Compared with val, which is not learned from either: a vocabulary of all words has no unknown ones in train.
         if unknown.get("test", 0.0) > max(STRANGE * unknown.get("val", 1.0), STRANGE_FROM):
             lines.append(
                 f"{_percent(unknown['test'])} of the tokens of test are unknown, and {_percent(unknown['val'])} "
@@ -157,7 +158,7 @@ def data_card(data: TextDataModule, classifies: bool, pairs: bool = False) -> Da
 
 
 def _cut_pairs(name: str, array: TokenArray, data: TextDataModule) -> str:
-    """What share of a split's prompts and responses is longer than what is kept of them."""
+    """A line with the shares of a split's prompts and responses that are longer than the part kept of them."""
     prompts = (array.prompts > data.max_length).mean()
     responses = (array.response_lengths > data.max_response_length).mean()
     return (
@@ -186,7 +187,7 @@ def split_card(name: str, array: TokenArray, unk_id: int, max_length: int | None
 
 
 def _counts(array: TokenArray, token: int) -> Iterator[int]:
-    """How often ``token`` stands in the documents, in parts: neighbours in the array are looked at together."""
+    """Yield partial counts of ``token`` in the documents; documents adjacent in the array are scanned together."""
     order = np.argsort(array.starts, kind="stable")
     starts, ends = array.starts[order], (array.starts + array.lengths)[order]
     breaks = np.flatnonzero(starts[1:] != ends[:-1]) + 1

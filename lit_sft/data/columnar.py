@@ -17,13 +17,13 @@ from lit_sft.data.textfiles import CHUNK_BYTES, open_bytes, read_piece
 from lit_sft.errors import UserError, first_line
 
 READ_BYTES = 1 << 20  # of a column at a time
-BATCH_BYTES = 1 << 20  # and no more than this, by what the file says of its rows
+BATCH_BYTES = 1 << 20  # in a batch of rows, at most, by the sizes that the file states
 BATCH_ROWS = 1024  # turned into Python objects at a time
 T = TypeVar("T")
 
 
 def parquet_rows(path: Path, options: RowOptions) -> Iterator[Row]:
-    """Parquet: its text is UTF-8 by definition, so ``encoding`` is for the other formats."""
+    """The rows of a Parquet file. Its text is UTF-8 by definition: ``encoding`` does not apply."""
     with open_bytes(path, options.name) as stream:
         if not is_gzip(path):
             yield from _parquet_rows(stream, options)
@@ -37,7 +37,7 @@ def parquet_rows(path: Path, options: RowOptions) -> Iterator[Row]:
 
 def _parquet_rows(stream: BinaryIO, options: RowOptions) -> Iterator[Row]:
     def tried(call: Callable[[], T]) -> T:
-        """What pyarrow raises for a damaged file is of many kinds."""
+        """Turn the many kinds of exceptions that pyarrow raises for a damaged file into a UserError."""
         try:
             return call()
         except (pa.ArrowException, OSError, ValueError, ArithmeticError, MemoryError, LookupError, TypeError) as error:
@@ -62,7 +62,7 @@ def _parquet_rows(stream: BinaryIO, options: RowOptions) -> Iterator[Row]:
 
 
 def _batches(file: Any, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """Group by group: pyarrow keeps what it has read of a file's groups until it is through with all it was asked."""
+    """Read one row group per call: pyarrow keeps all groups that it has read until a call is finished."""
     for group in range(file.num_row_groups):
         size = file.metadata.row_group(group)
         rows = BATCH_BYTES * max(size.num_rows, 1) // max(size.total_byte_size, 1)  # fewer of long documents
@@ -71,7 +71,7 @@ def _batches(file: Any, columns: list[str]) -> Iterator[pa.RecordBatch]:
 
 
 def decoded(value: Any, number: int, options: RowOptions) -> Any:
-    """A value whose strings are bytes with strings: so an undecodable one names its row."""
+    """Decode the strings in a value from bytes; done here, so that the error for an undecodable one names the row."""
     if isinstance(value, list):
         return [decoded(part, number, options) for part in value]
     if not isinstance(value, bytes):
@@ -103,7 +103,7 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def column_values(batch: pa.RecordBatch | pa.Table, name: str | None) -> list[Any]:
-    """Python values of a column, strings as bytes; for no column, a None for each row."""
+    """The Python values of a column, strings as bytes; if ``name`` is None, a None for each row."""
     if name is None:
         return [None] * int(batch.num_rows)
     column = batch.column(name)

@@ -1,8 +1,8 @@
-"""The contamination gate: which test documents a run would see before its test, counted before it sees any.
+"""The contamination gate: before training, it counts the test documents that the run would see ahead of its test.
 
-The counts are of all documents of ``labeled`` and ``unlabeled`` as they were read: before validation is held out (it
-chooses the checkpoint), whatever low-shot subset is trained on (a language model reads all of them), and before copies
-are removed; and of a validation file of the user's own, by which the checkpoint is chosen.
+It checks all documents of ``labeled`` and ``unlabeled`` as they were read: before validation data are held out (they
+choose the checkpoint), before copies are removed, and regardless of the low-shot subset (a language model reads all of
+them). Validation data that are given instead of held out are checked as well, since they choose the checkpoint.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lit_sft.data.labels import count_labels
 from lit_sft.data.repeats import KeyTable
 from lit_sft.errors import UserError
 
-TRANSDUCTIVE_SHARE = 0.5  # of the test documents: so many of them in other data are no accident
+TRANSDUCTIVE_SHARE = 0.5  # of the test documents; this many in other data are no accident
 SIDES = {"train": "labeled text", "unlabeled": "unlabeled text", "val": "validation data"}
 
 
@@ -27,8 +27,8 @@ class Gate:
     """What the gate found.
 
     Attributes:
-        train, unlabeled, val: the copies among these documents; of ``val`` those of a file of its own.
-        exactly: bool (test documents,), those compared exactly only (:class:`lit_sft.data.copies.CopyFinder`).
+        train, unlabeled, val: the copies found in each of them; ``val`` is empty if it was held out.
+        exactly: bool (test documents,), True if only exact copies are found (:class:`lit_sft.data.copies.CopyFinder`).
         removed: whether copies are to be removed.
     """
 
@@ -40,13 +40,13 @@ class Gate:
 
     @property
     def clean(self) -> np.ndarray:
-        """bool (test documents,): no copy of it, exact or near, is in what is trained or chosen on."""
+        """bool (test documents,): True if training and validation data hold no copy, exact or near."""
         exact, near = self._found
         return np.ones_like(exact) if self.removed else ~(exact | near)
 
     @property
     def _found(self) -> tuple[np.ndarray, np.ndarray]:
-        """bool (test documents,): which have an exact copy on any side, and which others a near one."""
+        """Two bool (test documents,): those with an exact copy on any side, and those with only a near copy."""
         sides = (self.train, self.unlabeled, self.val)
         exact = np.logical_or.reduce([side.exact for side in sides])
         return exact, np.logical_or.reduce([side.near for side in sides]) & ~exact
@@ -54,12 +54,12 @@ class Gate:
     def passed(
         self, train: Documents, unlabeled: Documents, val: Documents | None, labeled: bool
     ) -> tuple[Documents, Documents, Documents | None]:
-        """The documents as they go on: all of them, or those that are no copies where these are to be removed.
+        """The documents that pass the gate: all of them or, if copies are to be removed, those that are not copies.
 
-        ``labeled``: whether ``train`` has classes, and not responses.
+        ``labeled``: whether the labels of ``train`` are classes and not responses.
 
         Raises:
-            UserError: every document of a label is one, or every document.
+            UserError: all documents of a label are copies, or all training or validation documents.
         """
         if not self.removed:
             return train, unlabeled, val
@@ -78,9 +78,9 @@ class Gate:
     def report(self) -> dict[str, Any]:
         """The counts as plain values.
 
-        They count test documents, but for ``documents`` and ``removed``, which count those of a side (``train``,
-        ``unlabeled``, ``val``). No document is in both ``exact`` and ``near``. ``why``: the reasons for
-        ``transductive`` that the texts show.
+        They count test documents, except ``documents`` and ``removed``, which count documents of a side (``train``,
+        ``unlabeled``, ``val``). No document is counted in both ``exact`` and ``near``. ``why`` lists the reasons for
+        ``transductive`` that were found in the texts.
         """
         exact, near = self._found
         sides = {"training text": self.train.found | self.unlabeled.found, "validation data": self.val.found}
@@ -112,7 +112,7 @@ class Gate:
 
 
 def told(report: dict[str, Any]) -> str:
-    """The counts of :meth:`Gate.report` in a line."""
+    """The counts of :meth:`Gate.report` as one line of text."""
     sides = [
         f"{report[name]['exact']:,} exactly and {report[name]['near']:,} nearly in {where}"
         for name, where in SIDES.items()
@@ -137,10 +137,10 @@ def through_gate(
     remove: bool,
     labeled: bool = True,
 ) -> tuple[Documents, Documents, Documents | None, Gate]:
-    """The labeled, unlabeled and validation documents as they go on, and what the gate found among those given.
+    """Return the labeled, unlabeled and validation documents that pass the gate, and what it found in those given.
 
-    ``val``: None where it is yet to be held out. The keys of what was read go to ``table``. ``remove``: whether copies
-    are removed; ``labeled``: see :meth:`Gate.passed`.
+    ``val``: None if it has yet to be held out. The keys of all documents are added to ``table``. ``remove``: whether
+    copies are removed; ``labeled``: see :meth:`Gate.passed`.
 
     Raises:
         UserError: see :meth:`Gate.passed`.

@@ -2,13 +2,13 @@
 
 A document is a near copy of a test document when it holds at least half of the test document's distinct 13-grams (the
 grams of Brown et al. 2020, "Language models are few-shot learners", appendix C; Lee et al. 2022, "Deduplicating
-training data makes language models better", on why near copies count). Grams that stand in over 100 test documents are
-a form's and don't count; test documents of fewer than 13 words, or most of whose grams are a form's, are compared
-exactly. What a test document shares with several documents, less than half with each, is not counted.
+training data makes language models better", on why near copies count). Grams in more than 100 test documents are
+boilerplate and do not count. A test document with fewer than 13 words, or whose grams are mostly boilerplate, is only
+checked for exact copies. Grams shared with several documents, but fewer than half with each, do not make a copy.
 
-Other texts stream by, so memory follows the test set alone: about 25 bytes for each of its words, 100 while the index
-is made. Words and grams are compared by hashes of 64 bits: among a million documents a false copy has a chance of one
-in 10 million.
+The other texts are streamed, so memory depends on the test set alone: about 25 bytes per word of it, and 100 while the
+index is built. Words and grams are compared by 64-bit hashes: the chance of a false copy among a million documents is
+one in 10 million.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import numpy as np
 from lit_sft.data.words import HashedWords, hashed_words
 
 GRAM = 13  # words
-COMMON = 100  # test documents: a gram in more of them is a form's
-SLOT_BITS = (10, 27)  # least and most, of the table that tells for most grams that no test document has them
+COMMON = 100  # test documents: a gram in more of them is boilerplate
+SLOT_BITS = (10, 27)  # minimum and maximum size of the table that rules out most grams that no test document has
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Copies:
     """What was found between the test documents and some others.
 
     Attributes:
-        exact: bool (test documents,), one of the others has the same words.
-        near: bool (test documents,), not that, but one of the others is a near copy.
-        others: bool (others,), which of them are copies of a test document, exact or near.
+        exact: bool (test documents,), True if one of the others has the same words.
+        near: bool (test documents,), True if one of the others is a near copy and none is exact.
+        others: bool (others,), True if it is a copy of a test document, exact or near.
         keys: uint64 (others,), the keys of their words.
     """
 
@@ -43,7 +43,7 @@ class Copies:
 
     @property
     def found(self) -> np.ndarray:
-        """bool (test documents,), one of the others is a copy, exact or near."""
+        """bool (test documents,), True if one of the others is a copy, exact or near."""
         found: np.ndarray = self.exact | self.near
         return found
 
@@ -56,7 +56,7 @@ class CopyFinder:
 
     Attributes:
         keys: uint64 (test documents,), the keys of their words.
-        exactly: bool (test documents,): only exact copies of it are found, as less than half of its grams count.
+        exactly: bool (test documents,), True if fewer than half of its grams count: only exact copies of it are found.
     """
 
     def __init__(self, test: Sequence[str]) -> None:
@@ -75,7 +75,7 @@ class CopyFinder:
         self._index(np.concatenate(grams), np.concatenate(owners).astype(np.int32))
 
     def _index(self, grams: np.ndarray, owners: np.ndarray) -> None:
-        """Make the sorted list of the grams that count, each once a document, and how many of them each document has.
+        """Build the sorted list of the grams that count, each once per document, and their number in each document.
 
         Args:
             grams: uint64 (grams,), with repeats.
@@ -99,7 +99,7 @@ class CopyFinder:
         self._slots[self._grams >> self._shift] = True
 
     def find(self, texts: Iterable[str]) -> Copies:
-        """The copies among ``texts``, which are read once and let go."""
+        """Find the copies among ``texts``, which are read once and not kept."""
         exact, near = np.zeros_like(self.exactly), np.zeros_like(self.exactly)
         others, other_keys = [np.zeros(0, dtype=bool)], [np.zeros(0, dtype=np.uint64)]
         for some in hashed_words(texts):
@@ -115,7 +115,7 @@ class CopyFinder:
         return Copies(exact, near & ~exact, np.concatenate(others), np.concatenate(other_keys))
 
     def _near(self, some: HashedWords) -> tuple[np.ndarray, np.ndarray]:
-        """Which of ``some`` hold half of which test documents' grams: (pairs,) of either."""
+        """Pairs of a document of ``some`` and a test document at least half of whose grams it has: two (pairs,)."""
         grams, documents = some.grams(GRAM)
         maybe = self._slots[grams >> self._shift]
         grams, documents = grams[maybe], documents[maybe]

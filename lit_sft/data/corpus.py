@@ -19,7 +19,7 @@ from lit_sft.data.splits import hold_out
 from lit_sft.data.texts import TextFile
 from lit_sft.errors import UserError
 
-MANY_LABELS = 20  # so many may be more than half of a small corpus' documents
+MANY_LABELS = 20  # a small corpus may have this many labels, even if it has few documents of each
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Corpus:
     """The documents of every split.
 
     ``train``, ``val`` and ``test`` have labels, unless the corpus has none (language modelling alone). ``extra`` is
-    text without labels: a language model trains on ``train`` and ``extra``. Of prompts with responses (``pairs``) the
-    texts are the prompts and the labels the responses, which are no classes. ``gate`` tells of copies of test documents
-    in what was read for both, and in a validation file; None where nothing is tested, or nothing else was read.
+    text without labels: a language model trains on ``train`` and ``extra``. With ``pairs``, the texts are prompts and
+    the labels are responses, not classes. ``gate`` reports copies of test documents in the text read for training and
+    in given validation data; None if there are no test data, or nothing else was read.
     ``repeats``: see :func:`lit_sft.data.repeats.count_repeats`.
     """
 
@@ -58,13 +58,13 @@ def load_corpus(config: CorpusConfig, cache_dir: Path, gated: bool = True) -> Co
     """Read every source and make the splits. The texts stay on disk, in a temporary file in ``cache_dir``.
 
     Without ``val``, a seeded part of the training documents is held out: labels keep their shares, equal texts stay
-    on one side. Copies of validation documents are left out of unlabeled text; those of test documents are counted, in
-    ``val`` too, and with ``remove_test_copies`` left out everywhere, before validation is held out.
+    on one side. Copies of validation documents are left out of the unlabeled text. Copies of test documents are
+    counted, in ``val`` too, and with ``remove_test_copies`` left out everywhere, before validation data are held out.
 
     Args:
         config: what to read.
         cache_dir: where the texts go, and ``pydocs`` is kept.
-        gated: False leaves the contamination gate out, where labels and sizes are looked at and nothing is trained.
+        gated: False skips the gate and the search for copies, to look at labels and sizes when nothing is trained.
 
     Raises:
         UserError: a source that can't be read, a label in val or test that train doesn't have, one class only.
@@ -82,7 +82,7 @@ def load_corpus(config: CorpusConfig, cache_dir: Path, gated: bool = True) -> Co
 
 
 def _labeled_corpus(config: CorpusConfig, cache_dir: Path, file: TextFile, gated: bool) -> Corpus:
-    """``pydocs`` brings documents for validation and test; sources that are named take their place."""
+    """``pydocs`` has validation and test documents of its own; sources that the user gives replace them."""
     notes: list[str] = []
     docs = None
     if PYDOCS in config.labeled:
@@ -105,7 +105,7 @@ def _labeled_corpus(config: CorpusConfig, cache_dir: Path, file: TextFile, gated
 
 
 def _pairs_corpus(config: CorpusConfig, file: TextFile, gated: bool) -> Corpus:
-    """Prompts with their responses: splits and copies are told by the prompts."""
+    """Prompts with their responses: splits and copies are determined by the prompts alone."""
     if not config.labeled:
         raise UserError("data.response_column: give --data.labeled a file of prompts and responses")
     notes: list[str] = []
@@ -135,7 +135,7 @@ def _made(
     notes: list[str],
     gated: bool,
 ) -> Corpus:
-    """The corpus of what was read: through the gate, then validation held out, then copies of that left out."""
+    """Make the corpus: pass the gate, hold out validation data, then leave their copies out of the unlabeled text."""
     table, gate, nothing = KeyTable(), None, Documents([])
     if gated and len(test):
         how = {"remove": config.remove_test_copies, "labeled": not config.pairs}
@@ -164,7 +164,7 @@ def _measured_corpus(config: CorpusConfig, split: Literal["val", "test"], file: 
 
 
 def _check_kind(name: str, documents: Documents | None, before: Documents | None) -> None:
-    """Raise a UserError where documents have one label each, and those before any number of them, or the reverse."""
+    """Raise a UserError if only one of two sources has any number of labels per document, and the other one label."""
     if before is None or documents is None:
         return
     if before.labels and documents.labels and before.multilabel != documents.multilabel:
@@ -175,7 +175,7 @@ def _check_kind(name: str, documents: Documents | None, before: Documents | None
 
 
 def _known_labels(config: CorpusConfig, names: list[str]) -> dict[str, str]:
-    """From labels as validation and test files may hold them to their names."""
+    """Map each label that may occur in validation and test files to its name."""
     return {name: name for name in names} if config.label_names is None else config.label_names
 
 

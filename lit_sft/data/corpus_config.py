@@ -18,12 +18,12 @@ from lit_sft.errors import UserError
 PYDOCS = "pydocs"
 HUB_SPLITS = {"labeled": "train", "unlabeled": "train", "val": "validation", "test": "test"}  # read by each option
 Sources = str | list[str] | None
-FORMAT = 6  # of what is prepared from a corpus: another one where the same sources would give something else
+FORMAT = 6  # of what is prepared from a corpus: raise it when the same sources would give another result
 
 
 @dataclass(frozen=True)
 class CorpusConfig:
-    """What to read and how to split it; everything here decides which document stands in which split."""
+    """What to read and how to split it: every field influences which document is in which split."""
 
     labeled: list[str] = field(default_factory=list)
     unlabeled: list[str] = field(default_factory=list)
@@ -48,10 +48,10 @@ class CorpusConfig:
     def of(
         cls, labeled: Sources, unlabeled: Sources, val: Sources, test: Sources, label_names: Any, **options: Any
     ) -> CorpusConfig:
-        """From options as a user writes them: one source, several, or none; label names with numbers as keys.
+        """Convert options as a user writes them: one source, several, or none; label names with numbers as keys.
 
         Raises:
-            UserError: a ``val_fraction`` that is no fraction, label options that can't be meant.
+            UserError: a ``val_fraction`` that is not between 0 and 1, or options that are invalid or contradict others.
         """
         check_label_options(*(options.get(name) for name in ("separator", "label_pattern", "label_separator")))
         if options.get("response_column") is not None:
@@ -64,11 +64,11 @@ class CorpusConfig:
         return cls(_listed(labeled), _listed(unlabeled), _listed(val), _listed(test), label_names=names, **options)
 
     def measuring(self, split: Literal["val", "test"], label_names: list[str]) -> CorpusConfig:
-        """The sources of one split alone, whose labels are those of a trained model."""
+        """The same config with the sources of one split only, and with the labels of a trained model."""
         names: dict[str, str] | None = None if self.pairs else {}
         if label_names:
             names = self.label_names or {name: name for name in label_names}
-            if set(names.values()) == set(label_names):  # the classes stand in the model's order, whatever the user's
+            if set(names.values()) == set(label_names):  # the order of the classes is the model's
                 names = dict(sorted(names.items(), key=lambda item: label_names.index(item[1])))
         sources: dict[str, Any] = {"labeled": [], "unlabeled": [], "val": [], "test": []}
         sources[split] = getattr(self, split)
@@ -87,16 +87,16 @@ class CorpusConfig:
         """A hash of the options and of every source's content: equal fingerprints, equal splits.
 
         Args:
-            digests: what :meth:`digests` has returned, where that was called before.
+            digests: the result of :meth:`digests`, if it was called before.
 
         Raises:
             UserError: see :meth:`digests`.
         """
         digests = self.digests() if digests is None else digests
-        label_order = list(self.label_names or {})  # sort_keys hides it, and it is the order of the classes
+        label_order = list(self.label_names or {})  # the order of the classes, which sort_keys hides
         options = asdict(self)
         if not self.pairs:
-            del options["response_column"]  # what was prepared before there was such an option is as good as ever
+            del options["response_column"]  # data prepared before this option existed stay valid
         plain = json.dumps([FORMAT, options, label_order, digests], sort_keys=True)
         return hashlib.sha256(plain.encode()).hexdigest()[:24]
 
@@ -120,12 +120,12 @@ class CorpusConfig:
 
     @property
     def classes(self) -> list[str] | None:
-        """The class folders to read, where the user has said; others are left out."""
+        """The class folders to read, if the user has named them; others are left out."""
         return None if self.label_names is None or self.names_derived else list(self.label_names)
 
 
 def _check_pairs(labeled: list[str], options: dict[str, Any]) -> None:
-    """Raise a UserError for what prompts with responses can't be read with."""
+    """Raise a UserError for options that can't be combined with prompts and responses."""
     if PYDOCS in labeled:
         raise UserError("--data.response_column needs --data.labeled FILE: pydocs has labels and no responses")
     beside = ("label_column", "label_names", "label_pattern", "label_separator")

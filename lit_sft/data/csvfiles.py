@@ -1,7 +1,7 @@
 """The rows of CSV and TSV.
 
-CSV is parsed by the standard library's strict parser, not by a faster one: those read a quote that is never closed, or
-one closed in another row, as one long text, and rows are gone without a word. It takes 5 seconds a gigabyte.
+CSV is parsed by the standard library's strict parser. Faster ones read a quote that is never closed, or that is closed
+in a later row, as one long text, and rows are lost silently. The strict parser takes 5 seconds per gigabyte.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def tsv_rows(stream: BinaryIO, options: RowOptions) -> Iterator[Row]:
 
 
 def csv_records(lines: Iterable[str], options: RowOptions) -> Iterator[tuple[int, list[str]]]:
-    """The fields of each record, and the number of its last line; none for an empty line.
+    """The fields of each record, with the number of its last line; an empty line has no fields.
 
     Raises:
-        UserError: a quote that is never closed, or one that something follows.
+        UserError: a quote that is never closed, or text after a closing quote.
     """
-    # The limit is the process's own and can only be made wider here.
+    # The limit holds for the whole process, so it is only ever raised.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_FIELD))
     reader = csv.reader(lines, strict=True)
     number = 0
@@ -56,7 +56,7 @@ def csv_records(lines: Iterable[str], options: RowOptions) -> Iterator[tuple[int
 
 
 def _quoting(error: str) -> str:
-    """What the parser means."""
+    """Explain the parser's error message."""
     if "unexpected end" in error:
         return "a quote that is never closed"
     if "expected after" in error:
@@ -93,9 +93,10 @@ def _rows(records: Iterator[list[str]], hint: str, options: RowOptions) -> Itera
 
 
 def _text_columns(records: Iterator[list[str]], peeked: list[list[str]], names: Sequence[str]) -> Callable[[str], bool]:
-    """Whether a column holds anything but numbers, by the first rows; only then are they taken, and go to ``peeked``.
+    """Make a function that tells by the first rows whether a column holds anything but numbers.
 
-    A stream whose columns tell their meaning is read row by row.
+    Only when it is called does it read these rows, and put them into ``peeked``: a stream whose column names are clear
+    is read row by row.
     """
 
     def is_text(name: str) -> bool:

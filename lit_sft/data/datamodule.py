@@ -23,7 +23,7 @@ from lit_sft.data.tokens import TokenArray
 from lit_sft.errors import UserError
 
 MakesDocuments = Callable[..., DocumentDataset]
-APART = 2**32  # to a seed, beyond those that a user gives
+APART = 2**32  # added to a seed; larger than any that a user gives
 # What loaders read when they are made: options that may be set after the constructor, as Lightning's Tuner does.
 READ_BY_LOADERS = (
     "max_length",
@@ -43,8 +43,8 @@ READ_BY_LOADERS = (
 class TextDataModule(TextData, L.LightningDataModule):
     """Unlabeled text as contiguous streams, labeled documents in length-bucketed batches.
 
-    Which of them a run gets is what its objective declares: ``unlabeled``, ``labeled``, ``unlabeled_documents`` (the
-    text of the streams in such batches), or several; or ``pairs``, prompts with their responses. Its options are
+    The objective of a run declares which kinds of batches it reads: ``unlabeled``, ``labeled``, ``unlabeled_documents``
+    (the text of the streams in such batches), or several; or ``pairs``, prompts with their responses. The options are
     those of :class:`lit_sft.data.textdata.TextData`.
     """
 
@@ -53,28 +53,28 @@ class TextDataModule(TextData, L.LightningDataModule):
         self._given = inspect.signature(TextData).bind(*args, **kwargs)
         self._training: dict[str, StatefulLoader] = {}
         self._positions: dict[str, Any] = {}
-        self._served: Adopted | None = None  # the model that they serve now
+        self._served: Adopted | None = None  # the model that is using the data now
 
     def plain_options(self) -> dict[str, Any]:
-        """The options that it was made with, as a config has them, and what it serves by: some may be set later."""
+        """The constructor's options as in a config, with the present values of those that may be set later."""
         self._given.apply_defaults()
         now = {name: getattr(self, name) for name in ("direction", *READ_BY_LOADERS)}
         options: dict[str, Any] = json.loads(json.dumps(self._given.arguments | now, default=str))  # a path is a text
         return options
 
     def prepare_data(self) -> None:
-        """As the base class, with the tokenizer of what the module starts from."""
+        """As in the base class, with the tokenizer of the model that the module starts from."""
         self._start_as_module()
         super().prepare_data()
 
     def setup(self, stage: str | None = None) -> None:
-        """As the base class, with the tokenizer of what the module starts from, and from the first batch on."""
+        """As in the base class, with the tokenizer of the model that the module starts from; loaders start anew."""
         self._start_as_module()
         super().setup(stage)
-        self._positions = {}  # of a fit that ended before it asked for loaders; Lightning restores one after this
+        self._positions = {}  # stale after a fit that ended before it made loaders; Lightning restores them later
 
     def _start_as_module(self) -> None:
-        """From Python the module alone knows what it starts from, or measures; the command line has looked before."""
+        """Adopt what the module starts from or evaluates; on the command line that has been done before."""
         if self.trainer is None or self._prepared is not None or self._adopted != Adopted():
             return
         module: Any = self.trainer.lightning_module
@@ -85,15 +85,15 @@ class TextDataModule(TextData, L.LightningDataModule):
             self.read_only(split)
 
     def handed_on(self, with_labels: bool) -> Adopted:
-        """What other data take over for a model that was trained on these; ``with_labels``: a classifier."""
+        """What other data must adopt for a model trained on these data; ``with_labels``: the model is a classifier."""
         found = Adopted(self.tokenizer, fed=self.fed, direction=self.direction)
         return replace(found, label_names=self.label_names, multilabel=self.multilabel) if with_labels else found
 
     def serve(self, model: Adopted) -> None:
-        """From now on these data, as set up, are a model's: what it was fed with before goes into :attr:`provenance`.
+        """Use these data, as set up, for ``model`` from now on: :attr:`provenance` includes what it has seen before.
 
         Raises:
-            UserError: it has another tokenizer, direction or labels than they have.
+            UserError: the model's tokenizer, direction or labels differ from those of the data.
         """
         other = "tokenizer" if model.tokenizer and model.tokenizer.digest != self.tokenizer.digest else None
         if model.direction not in (None, self.direction):
@@ -108,7 +108,7 @@ class TextDataModule(TextData, L.LightningDataModule):
 
     @property
     def provenance(self) -> Provenance:
-        """As the base class; set up for one model, they may serve another, which was fed with something else before."""
+        """As in the base class, but for the model that uses the data now, which may have seen other text before."""
         found = super().provenance
         return replace(found, before=self._served.fed) if self._served and self._served.fed else found
 
@@ -169,7 +169,7 @@ class TextDataModule(TextData, L.LightningDataModule):
         apart: bool = False,
         kind: MakesDocuments = DocumentDataset,
     ) -> DocumentDataset:
-        """``apart``: in an order that has nothing to do with that of the labeled documents."""
+        """``apart``: in an order that is independent of that of the labeled documents."""
         return kind(
             array,
             eos_id=self.tokenizer.eos_id,
@@ -186,7 +186,7 @@ class TextDataModule(TextData, L.LightningDataModule):
     def train_dataloader(self) -> dict[str, StatefulLoader]:
         """A loader for each kind of batch that the objective needs; after ``load_state_dict`` they go on from there.
 
-        A checkpoint says where those stand that Lightning asks for, and not where those do that are looked at by hand.
+        A checkpoint holds the positions of the loaders that Lightning requests, not of those made for inspection.
         """
         loaders = self._train_loaders()
         if self.trainer is not None and self.trainer.training:
@@ -210,7 +210,7 @@ class TextDataModule(TextData, L.LightningDataModule):
         return {kind: loaders[kind]() for kind in sorted(self._objective().batches)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the training loaders stand.
+        """The positions of the training loaders.
 
         Lightning stores this too, but doesn't load it from a checkpoint taken after the last batch of an epoch: the
         next one would repeat the order of the first.
@@ -218,13 +218,13 @@ class TextDataModule(TextData, L.LightningDataModule):
         return {kind: loader.state_dict() for kind, loader in self._training.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Hand the position to the loaders that ``train_dataloader`` makes next; a test or validation has none.
+        """Keep the positions for the loaders that ``train_dataloader`` makes next; only a fit uses them.
 
         Raises:
             UserError: the checkpoint's objective read other batches than this one does.
         """
         if self.trainer is None or self.trainer.state.fn != "fit":
-            return  # Lightning asks, whatever the command
+            return  # Lightning calls this for every command
         before, now = set(state_dict), set(self._objective().batches)
         if before and before != now:
             names = [", ".join(sorted(kinds)) for kinds in (before, now)]
@@ -256,11 +256,11 @@ class TextDataModule(TextData, L.LightningDataModule):
         return "pairs" in self._objective().batches
 
     def bytes_per_target(self, split: Split, chosen: np.ndarray | None = None) -> float:
-        """UTF-8 bytes of a split's documents over what is predicted there: tokens and ends; or of responses alone.
+        """UTF-8 bytes of a split's documents per predicted token or document end; for pairs, of the responses alone.
 
-        0, which is for unknown, where a response is cut: its loss is of a part of its bytes.
+        0, meaning unknown, if a response is truncated: its loss covers only a part of its bytes.
 
-        ``chosen``: bool (documents,), of these documents alone.
+        ``chosen``: bool (documents,), count these documents alone.
         """
         array, pairs = self._array(split), self.trainer is not None and self.reads_pairs
         array = array if chosen is None else array.select(np.flatnonzero(chosen))
@@ -274,7 +274,7 @@ class TextDataModule(TextData, L.LightningDataModule):
         return self.trainer.lightning_module.objective
 
     def _overfits(self) -> bool:
-        """Whether the Trainer repeats the same batches (``overfit_batches``): these must not be drawn anew."""
+        """Whether the Trainer repeats the same batches (``overfit_batches``), which must then not be reshuffled."""
         return self.trainer is not None and bool(self.trainer.overfit_batches)  # type: ignore[attr-defined]
 
     def _check_not_empty(self, array: TokenArray, split: Split) -> None:
@@ -285,7 +285,7 @@ class TextDataModule(TextData, L.LightningDataModule):
     def _loader(self, dataset: StreamDataset | DocumentDataset) -> StatefulLoader:
         if self.trainer is not None and self.trainer.world_size > 1:
             dataset.shard(self.trainer.global_rank, self.trainer.world_size)
-            if self.trainer._accelerator_connector.use_distributed_sampler:  # which it says nowhere else
+            if self.trainer._accelerator_connector.use_distributed_sampler:  # available nowhere else
                 raise UserError(
                     "give the Trainer use_distributed_sampler=False: the data module shares the batches out itself"
                 )

@@ -24,7 +24,7 @@ def source_digest(name: str, options: RowOptions, classes: Sequence[str] | None,
         parts = parts_of(source, options, classes)
         if not source.path.is_dir():
             return _file_digest(parts.files[0].path, parts.files[0].name)
-        # relative to the folder: another spelling of its path makes no other text
+        # relative to the folder, so that another spelling of its path gives the same digest
         files = [(str(part.path.relative_to(source.path)), part.path) for part in parts.files]
         return _total(files, [note.removeprefix(source.place) for note in parts.notes])
     data = open_hub(source, split)

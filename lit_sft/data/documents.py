@@ -17,8 +17,8 @@ Labels = list[str] | list[tuple[str, ...]]
 class Documents:
     """Texts with their labels (names, not numbers), in the order they were read.
 
-    ``labels``: one of each document, or, where documents have any number of labels (multi-label), a tuple of each: an
-    empty one says that no label applies. The texts are a list, or :class:`lit_sft.data.texts.Texts` on disk.
+    ``labels`` holds one label per document or, for multi-label data, a tuple of labels per document, which is empty if
+    no label applies. The texts are a list, or :class:`lit_sft.data.texts.Texts` on disk.
     """
 
     texts: Sequence[str]
@@ -38,7 +38,7 @@ class Documents:
 
     @property
     def responses(self) -> list[str]:
-        """What prompts are answered with, which stands in the labels' place."""
+        """The responses to prompts, which are stored in place of labels."""
         return cast(list[str], self.labels or [])
 
     def select(self, indices: Iterable[int]) -> Documents:
@@ -48,7 +48,7 @@ class Documents:
         return Documents(selected(self.texts, chosen), labels)
 
     def __add__(self, other: Documents) -> Documents:
-        """Both, in that order; labels stay where both have them."""
+        """Concatenate both; labels are kept only if both have them."""
         labels = None if self.labels is None or other.labels is None else [*self.labels, *other.labels]
         return Documents(joined(self.texts, other.texts), cast(Labels | None, labels))
 

@@ -1,8 +1,8 @@
 """A corpus as token ids, a few megabytes of text at a time: memory stays flat, and no core waits.
 
-The tokenizer uses all cores, but its results become arrays on one. So two chunks are under way at once: while the ids
-of one are taken over, the next is being tokenised. A chunk is bounded by its characters too, since a tokenizer's
-results take some 20 times the text's size, and ends with a document: a document of 100 MB is a chunk, and takes 2 GB.
+The tokenizer uses all cores, but its results are converted to arrays on one. Therefore, while the ids of one chunk are
+used, the next two are being tokenised. The size of a chunk is limited in characters too, since a tokenizer's results
+take some 20 times the size of the text. A chunk ends with a document: one of 100 MB is one chunk and takes 2 GB.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Packed = Generator[tuple[np.ndarray, np.ndarray], None, None]
 
 
 def encoded(texts: Iterable[str], tokenizer: Tokenizer, dtype: np.dtype) -> Packed:
-    """Chunk by chunk, in order: ids of some texts, one after another, (tokens,), and their lengths, int64 (texts,)."""
+    """For each chunk, in order, the concatenated ids of its texts, (tokens,), and their lengths, int64 (texts,)."""
     return _ahead(lambda chunk: tokenizer.encode_packed(chunk, dtype), chunks(texts))
 
 
@@ -44,7 +44,7 @@ def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _ahead(call: Callable[[T], R], items: Iterable[T]) -> Generator[R, None, None]:
-    """``call`` of each item, in order; ``AT_ONCE`` of them run while the one before is used."""
+    """Yield ``call(item)`` for each item in order; up to ``AT_ONCE`` later calls run while a result is used."""
     running: deque[Future[R]] = deque()
     workers = ThreadPoolExecutor(AT_ONCE)
     try:

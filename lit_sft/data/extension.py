@@ -17,7 +17,7 @@ NO_BASE = f"--data.tokenizer {EXTEND} needs --model.init_from, the run whose tok
 
 
 def check_extendable(tokens: str, source: str) -> None:
-    """Raise a UserError where the tokens (:attr:`Tokenizer.model`) are not words; ``source`` names whose they are."""
+    """Raise a UserError if ``tokens`` (see :attr:`Tokenizer.model`) are not words; ``source`` names their origin."""
     if tokens != "WordLevel":
         raise UserError(
             f"--data.tokenizer extend is for word-level tokenizers, and that of {source} is {tokens}, which "
@@ -26,16 +26,16 @@ def check_extendable(tokens: str, source: str) -> None:
 
 
 def extended(base: Tokenizer, texts: Iterable[str], vocab_size: int, min_frequency: int) -> Tokenizer:
-    """``base`` with more words: its ids, its way to normalise and split text, and behind them what ``texts`` has more.
+    """Extend ``base``: its ids, normalisation and splitting stay; new words of ``texts`` get the ids after its own.
 
     Args:
         base: a word-level tokenizer.
         texts: training text only.
-        vocab_size: the limit of the whole, known words included; the most frequent new ones are taken. 0: no limit.
+        vocab_size: maximum size of the extended vocabulary; the most frequent new words are taken. 0: no limit.
         min_frequency: a new word rarer than this gets no entry.
 
     Raises:
-        UserError: another kind of tokenizer, or a limit below what ``base`` has.
+        UserError: another kind of tokenizer, a limit below the size of ``base``, or special tokens that change ids.
     """
     check_extendable(base.model, "the checkpoint")
     room = (vocab_size or NO_LIMIT) - base.vocab_size

@@ -1,6 +1,6 @@
 """Which files a source stands for: one, those of a folder, or those of a folder for each class.
 
-Nothing is passed over in silence: a file that is not read is named in a note, and so is a class that is left out.
+Nothing is skipped silently: notes name the files that are not read and the classes that are left out.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SHOWN = 8  # names in a note
 
 @dataclass(frozen=True)
 class Part:
-    """A file to read: ``name`` is what errors call it, ``label`` that of its documents where the folder tells it."""
+    """A file to read: ``name`` is for error messages; ``label`` is that of its documents, if the folder gives it."""
 
     path: Path
     name: str
@@ -39,7 +39,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Parts:
-    """The files of a source in the order of reading, and what there is to tell of the others."""
+    """The files of a source in the order of reading, and notes about the others."""
 
     files: list[Part]
     notes: list[str] = field(default_factory=list)
@@ -54,7 +54,7 @@ def parts_of(source: Source, options: RowOptions, classes: Sequence[str] | None 
         classes: labels to read of class folders; None reads all of them but ``unsup``.
 
     Raises:
-        UserError: nothing is there, or nothing that can be read; what a folder holds is not clear.
+        UserError: the source is missing or has no readable file, or the contents of a folder are ambiguous.
     """
     path = source.path
     check_file(path, source.place)
@@ -91,7 +91,7 @@ def files_below(folder: Path, name: str, above: tuple[tuple[int, int], ...] = ()
 
 
 def _is_about(path: PurePath) -> bool:
-    """Whether a file is hidden, or tells about the data and is not of them."""
+    """Whether a file is hidden, or describes the data and is not part of them, such as a README."""
     return any(part.startswith(".") for part in path.parts) or ABOUT.fullmatch(path.name) is not None
 
 
@@ -101,7 +101,7 @@ def _is_document(path: PurePath) -> bool:
 
 
 def _class_folders(found: list[PurePath], source: Source) -> dict[str, list[PurePath]]:
-    """The documents below each subfolder; none where the folder is not one of class folders."""
+    """The documents below each subfolder; empty if the subfolders are not classes."""
     by_class: dict[str, list[PurePath]] = {}
     if source.kind in (None, "file"):
         for path in found:
@@ -148,7 +148,7 @@ def _class_parts(
 
 
 def _plain_parts(source: Source, found: list[PurePath]) -> Parts:
-    """Every file whose suffix tells the format; with ``FORMAT:`` before the folder, those of that format."""
+    """All files of a known suffix; with ``FORMAT:`` before the folder, only those of that format."""
     wanted = [path for path in found if not _is_about(path)]
     beside: list[PurePath] = []
     if source.kind == "file":
@@ -182,7 +182,7 @@ def _is_empty(path: Path) -> bool:
 
 
 def _check_not_splits(paths: list[PurePath], source: Source) -> None:
-    """Raise a UserError where a folder's files are several splits: test documents would be trained on."""
+    """Raise a UserError if a folder holds several splits: test documents would be trained on."""
     found = ((SPLIT_NAME.search(part), path) for path in paths for part in path.parts)
     splits = {(match[1] or match[2]).lower(): str(path) for match, path in found if match}
     if len(splits) > 1:

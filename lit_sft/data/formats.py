@@ -34,7 +34,7 @@ def row_options(name: str, labels: bool | None, **options: Unpack[ReadOptions]) 
     """Checked options for the rows of the source ``name``.
 
     Raises:
-        UserError: an unknown encoding, a pattern that is none, an empty separator.
+        UserError: an unknown encoding, an invalid regular expression, or an empty separator.
     """
     encoding = options.get("encoding", "utf-8")
     try:
@@ -47,7 +47,7 @@ def row_options(name: str, labels: bool | None, **options: Unpack[ReadOptions]) 
 
 
 def check_labels(kind: str, options: RowOptions) -> None:
-    """Raise a UserError where labels, or responses, are wanted of a format that has none."""
+    """Raise a UserError if labels or responses are required, but the format has none."""
     if options.labels and options.response_column is not None and kind not in WITH_COLUMNS:
         known = ", ".join(sorted(WITH_COLUMNS))
         raise UserError(
@@ -73,7 +73,7 @@ def format_rows(source: Path | BinaryIO, kind: str, options: RowOptions) -> Iter
 
 
 def not_empty(rows: Iterator[T], name: str) -> Iterator[T]:
-    """The same; a UserError where there is none."""
+    """Pass the rows on; raise a UserError if there are none."""
     first = next(rows, None)
     if first is None:
         raise UserError(f"{name} is empty: it has no rows")

@@ -26,13 +26,13 @@ from lit_sft.data.sources import HUB, Source, expanded
 from lit_sft.errors import UserError, one_line
 
 PROBE_SECONDS = 5.0
-_answers: dict[str, tuple[float, bool]] = {}  # by the hub's address: when it was asked, and whether it answered
+_answers: dict[str, tuple[float, bool]] = {}  # by the hub's address: time of the last probe, and whether it answered
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class HubData:
-    """One split of a data set: ``folder`` is where a local one lies, None for one of the hub."""
+    """One split of a data set: ``folder`` is the path of a local data set, None for one on the hub."""
 
     source: str
     name: str
@@ -43,7 +43,7 @@ class HubData:
 
     @property
     def version(self) -> str:
-        """Of a data set of the hub its commit, configuration and split; of a local folder only these two."""
+        """Commit, configuration and split of a data set on the hub; for a local folder only the latter two."""
         return f"{self.builder.hash if self.folder is None else ''} {self.config} {self.split}"
 
 
@@ -70,7 +70,7 @@ def open_hub(source: Source, default_split: str) -> HubData:
 
 
 def _builder(datasets: Any, place: str, extras: list[str]) -> tuple[str, str, Any]:
-    """Configuration, split and builder; a single word behind the name is a configuration, if there is one so named."""
+    """Configuration, split and builder; a single word after the name is a configuration if one is named so."""
     if len(extras) == 1:
         with contextlib.suppress(ValueError):  # no such configuration
             return extras[0], "", datasets.load_dataset_builder(place, extras[0] or None)
@@ -90,7 +90,7 @@ def _taken_apart(place: str) -> tuple[str, list[str]]:
 
 
 def hub_rows(data: HubData, options: RowOptions) -> Iterator[Row]:
-    """The rows of a split in order. ClassLabel numbers are their names; -1 and None are no label."""
+    """The rows of a split in order. ClassLabel numbers become names; -1 and None mean no label."""
     source = Source(data.source, HUB, data.name)
     dataset = _dataset(data, source)
     features = dataset.features or {}
@@ -150,14 +150,14 @@ def _named(value: Any, names: list[str], number: int, options: RowOptions) -> An
 
 
 def _library() -> Any:
-    """``datasets``, silent where nobody watches."""
+    """Import ``datasets`` with logging off, and without progress bars unless stderr is a terminal."""
     try:
         datasets: Any = importlib.import_module("datasets")
     except ImportError as error:
         raise UserError(
             "hf: sources need the library datasets: pip install 'lit_sft[hub]', or give local files"
         ) from error
-    datasets.utils.logging.set_verbosity(logging.CRITICAL)  # it tells what it raises, too
+    datasets.utils.logging.set_verbosity(logging.CRITICAL)  # it logs what it also raises
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     return datasets
@@ -165,7 +165,7 @@ def _library() -> Any:
 
 @contextlib.contextmanager
 def _reachable(datasets: Any, local: bool) -> Iterator[None]:
-    """Offline mode where the hub can't be reached: the library's cache is all there is, and retries take minutes."""
+    """Go offline if the hub can't be reached: only the library's cache is left, and retries would take minutes."""
     before = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = before or (not local and not _hub_answers(datasets.config.HF_ENDPOINT))
     try:
@@ -190,7 +190,7 @@ def _hub_answers(endpoint: str) -> bool:
 
 
 def _tried(source: Source, call: Callable[[], T]) -> T:
-    """What ``datasets`` and the libraries below it raise is of every kind."""
+    """Turn the exceptions of ``datasets`` and the libraries below it, of any kind, into a UserError."""
     try:
         return call()
     except UserError:

@@ -13,9 +13,9 @@ from lit_sft.data.textfiles import numbered_lines
 
 
 def json_rows(stream: BinaryIO, options: RowOptions) -> Iterator[Row]:
-    """jsonl: a JSON object a line; the first one names the columns. A blank line is a row without text.
+    """jsonl: one JSON object per line; the first one names the columns. A blank line is a row without text.
 
-    A prompt may lack its response, the first one too: there more rows are looked at.
+    Even the first prompt may lack its response, so with ``response_column`` more rows are searched for that column.
     """
     columns: tuple[str, str | None] | None = None
     records = _records(stream, options)
@@ -59,7 +59,7 @@ def _json_object(line: str, number: int, options: RowOptions) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A key twice would lose a value without a word."""
+    """Make the object, refusing a repeated key, which would silently lose a value."""
     record = dict(pairs)
     if len(record) != len(pairs):
         keys = [key for key, _ in pairs]

@@ -13,7 +13,7 @@ from lit_sft.errors import UserError
 
 
 def check_label_options(separator: str | None, label_pattern: str | None, label_separator: str | None) -> None:
-    """Raise a UserError for what no label could be read with."""
+    """Raise a UserError for an empty separator or an invalid ``label_pattern``."""
     for option, value in (("separator", separator), ("label_separator", label_separator)):
         if value == "":
             raise UserError(f"--data.{option} must not be empty")
@@ -26,8 +26,8 @@ def check_label_options(separator: str | None, label_pattern: str | None, label_
 def label_of(value: Any, number: int, options: RowOptions) -> Label | None:
     """The label that a field holds; a tuple for a list, and for a string where ``label_separator`` splits it.
 
-    Labels are names: 1 and 1.0 are "1", true is "true"; empty, null and NaN are no label, but an empty field that
-    ``label_separator`` splits says that none applies.
+    Labels are names: 1 and 1.0 are "1", true is "true". Empty, null and NaN mean that there is no label; but with
+    ``label_separator``, an empty field means that no label applies.
     """
     if options.labels is False:
         return None
@@ -44,7 +44,7 @@ def label_of(value: Any, number: int, options: RowOptions) -> Label | None:
 
 
 def _response(value: Any, number: int, options: RowOptions) -> str | None:
-    """What a prompt is answered with: text, or a number as text; None where there is none."""
+    """The response to a prompt: text, or a number as text; None if there is no response."""
     if not (value is None or isinstance(value, (str, int, float))):
         raise options.error(number, f"the response is a {type(value).__name__}, not text")
     return _name(value, number, options)

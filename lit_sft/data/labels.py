@@ -51,7 +51,7 @@ def label_counts(labels: np.ndarray, classes: int) -> np.ndarray:
 
     Args:
         labels: as :func:`label_array` returns them.
-        classes: how many there are.
+        classes: the number of classes.
     """
     if labels.ndim == 2:
         counts: np.ndarray = labels.sum(0, dtype=np.int64)
@@ -60,14 +60,14 @@ def label_counts(labels: np.ndarray, classes: int) -> np.ndarray:
 
 
 def to_plain(labels: np.ndarray) -> list[Any]:
-    """Labels as JSON holds them: a class index, or the list of those that apply, for each document."""
+    """Convert labels for JSON: for each document a class index, or the list of those that apply."""
     if labels.ndim == 1:
         return list(labels.tolist())
     return [np.flatnonzero(row).tolist() for row in labels]
 
 
 def from_plain(plain: list[Any], classes: int, multilabel: bool) -> np.ndarray:
-    """What :func:`to_plain` was given; an IndexError, TypeError or ValueError where it was something else."""
+    """The inverse of :func:`to_plain`; raises an IndexError, TypeError or ValueError for any other value."""
     if not multilabel:
         return np.array(plain, dtype=np.int64).reshape(len(plain))
     return _table(plain, classes)

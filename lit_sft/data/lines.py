@@ -1,4 +1,4 @@
-"""The rows of text without columns: a document a line (with its label before it, or without), a file, an article."""
+"""The rows of formats without columns: a document is a line (with or without a label), a file, or an article."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def label_text_rows(stream: BinaryIO, options: RowOptions) -> Iterator[Row]:
 def fasttext_rows(stream: BinaryIO, options: RowOptions) -> Iterator[Row]:
     """fasttext: words ``__label__NAME`` at the start of a line, then the text.
 
-    Several labels on a line need ``label_separator``, whatever it is: it says that the data are multi-label.
+    Several labels on a line require ``label_separator``: any value declares the data multi-label.
     """
     for number, line in numbered_lines(stream, options):
         line, start, labels = checked(line, number, options), 0, []
@@ -62,7 +62,7 @@ def _fasttext_label(labels: list[str], number: int, options: RowOptions) -> Labe
 
 
 def file_rows(stream: BinaryIO, options: RowOptions) -> Iterator[Row]:
-    """file: the whole file is a document, but for a final newline."""
+    """file: the whole file, without its final newline, is one document."""
     text = "".join(text_lines(stream, options, may_be_empty=True)).removesuffix("\n").removesuffix("\r")
     yield Row(1, checked(text, 0, options), None)
 
@@ -70,8 +70,8 @@ def file_rows(stream: BinaryIO, options: RowOptions) -> Iterator[Row]:
 def wikitext_rows(stream: BinaryIO, options: RowOptions) -> Iterator[Row]:
     """wikitext: an article is a document, its lines stripped and joined by newlines.
 
-    An article begins with a heading of the first level between two empty lines: lines of tables and formulas that look
-    like one do not stand so.
+    An article begins with a heading of the first level between two empty lines. Lines of tables and formulas that look
+    like a heading are not between empty lines.
     """
     article: list[str] = []
     start, after_blank = 1, True
@@ -90,7 +90,7 @@ def wikitext_rows(stream: BinaryIO, options: RowOptions) -> Iterator[Row]:
 def _wikitext_lines(stream: BinaryIO, options: RowOptions) -> Iterator[tuple[int, str]]:
     """The numbered lines of a ``wiki.*.tokens`` file; those of fast.ai's mirror are unquoted.
 
-    That one has the same lines in quoted CSV fields, a number of them in each: the first line opens with a quote.
+    The mirror stores the same lines in quoted CSV fields, several in each: its first line begins with a quote.
     """
     lines = numbered_lines(stream, options)
     number, first = next(lines)

@@ -1,4 +1,4 @@
-"""The loader of every data set here: it knows where it stands, so that a run goes on with the very next batch."""
+"""The loader of all data sets here: it keeps track of its position, so that a run resumes with the next batch."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class CursorSampler(SequentialSampler):
     """The batch numbers of an epoch from ``cursor`` on; its length is the whole epoch's.
 
     It is a ``SequentialSampler`` because Lightning replaces any other kind for ``overfit_batches``, and has
-    no ``set_epoch`` because Lightning would call it with its own count of epochs, which on resume, or when a
-    short loader is cycled beside a long one, is not this loader's.
+    no ``set_epoch`` because Lightning would call it with its own count of epochs, which differs from the
+    loader's on resume, or when a short loader is cycled beside a long one.
     """
 
     cursor = 0
@@ -32,27 +32,28 @@ class CursorSampler(SequentialSampler):
 class StatefulLoader(DataLoader[BatchT], Generic[BatchT]):
     """Serves the batches of a data set epoch after epoch, and resumes exactly after any batch.
 
-    A pass (``for batch in loader``) is one epoch, and the next pass is the next epoch, also when the one
-    before was broken off. The first pass after ``load_state_dict`` is the rest of the epoch the state was
-    taken in. Batches are counted here, in the main process, just before they are handed out: what workers
-    have prepared in advance does not count, and a state taken while a batch is trained on resumes with the
-    one after it.
+    A pass (``for batch in loader``) is one epoch, and the next pass is the next epoch, even if the previous
+    pass was broken off. The first pass after ``load_state_dict`` is the rest of the epoch in which the state
+    was taken. Batches are counted in the main process just before they are handed out: batches that workers
+    have prepared in advance do not count, and a state taken while a batch is trained on resumes with the
+    batch after it.
 
     Lightning finds ``state_dict`` by itself, saves it with every checkpoint and loads it before the first
-    pass. It may make an iterator and drop it unused, and leaves a pass after its last batch without asking
-    for the ``StopIteration``; hence a pass begins with its first batch and an epoch is over with its last.
-    A resumed run makes one iterator more than an unbroken one, so none draws from torch's global generator
-    (a plain DataLoader draws a number a pass, which would shift every dropout mask after it).
+    pass. It may make an iterator and drop it unused, and it ends a pass after the last batch without waiting
+    for ``StopIteration``; hence a pass begins with its first batch, and an epoch ends with its last. A
+    resumed run makes one more iterator than an uninterrupted one, so no iterator draws from torch's global
+    generator (a plain DataLoader draws a number per pass, which would change all later dropout masks).
 
     Args:
         dataset: map-style over batches.
         num_workers: processes that prepare batches; they are started anew each epoch, with the epoch's order.
         pin_memory: hand batches out in page-locked memory.
-        cut_short: called when the state is read. True if the present pass ends with this batch though the data set has
-            more (``limit_train_batches``, a short loader cycled beside a long one): the state is the start of the next.
+        cut_short: called when the state is read; tells whether the pass ends with this batch although the data set has
+            more (``limit_train_batches``, a short loader cycled beside a long one). The state is then the next epoch's
+            start.
 
     Attributes:
-        epoch: the epoch of the last batch handed out (of the first one, before that).
+        epoch: the epoch of the last batch handed out, or of the first one if none has been.
         served: batches of ``epoch`` handed out so far.
     """
 
@@ -78,7 +79,7 @@ class StatefulLoader(DataLoader[BatchT], Generic[BatchT]):
         self.epoch = dataset.epoch
         self.served = 0
         self.cut_short = cut_short
-        self._broken_off = False  # a pass has begun and nobody has said where the next one starts
+        self._broken_off = False  # a pass has begun, and the start of the next one is not set
 
     def __iter__(self) -> Iterator[BatchT]:  # type: ignore[override]  # DataLoader promises its own iterator class
         if self._broken_off or self.served == len(self):
@@ -87,7 +88,7 @@ class StatefulLoader(DataLoader[BatchT], Generic[BatchT]):
         self.sampler.cursor = self.served
         batches = super().__iter__()
         end_workers = getattr(batches, "_shutdown_workers", None)
-        if end_workers is not None:  # as they hear no SIGTERM, the process would wait for them at its end
+        if end_workers is not None:  # workers ignore SIGTERM: the process would wait for them when it exits
             atexit.register(end_workers)
         try:
             for batch in batches:
@@ -105,7 +106,7 @@ class StatefulLoader(DataLoader[BatchT], Generic[BatchT]):
         self._broken_off = False
 
     def state_dict(self) -> dict[str, int]:
-        """Where the next batch stands: ``epoch``, ``served`` of it; as a check, ``batches`` an epoch and ``order``."""
+        """The position of the next batch: ``epoch`` and ``served``; ``batches`` per epoch and ``order`` as a check."""
         ended = self.served == len(self) or (self.served > 0 and self.cut_short is not None and self.cut_short())
         return {
             "epoch": self.epoch + ended,
@@ -118,8 +119,8 @@ class StatefulLoader(DataLoader[BatchT], Generic[BatchT]):
         """Go on from ``state``.
 
         Raises:
-            UserError: not a state of this class, or taken in the middle of an epoch of other documents, another order
-                of them, or other batches, so that the position means nothing.
+            UserError: not a state of this class, or one taken in the middle of an epoch whose documents, order or
+                batches were different, so that the position is meaningless.
         """
         fields = ("epoch", "served", "batches", "order")
         counts = [state.get(name) for name in fields]
@@ -140,6 +141,6 @@ class StatefulLoader(DataLoader[BatchT], Generic[BatchT]):
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:
-    """A terminal, or a scheduler, signals the whole group: the main process needs its workers until it has stopped."""
+    """A terminal or scheduler signals the whole group, but the main process needs its workers until it has stopped."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)

@@ -1,7 +1,7 @@
 """Prompts with their responses: one document each in a token array, and batches that know which tokens answer.
 
-A pair is written ``prompt <eos> response``: what stands between is the boundary that a language model has seen between
-documents, so that one pretrained on plain text needs no token that it does not know.
+A pair is stored as ``prompt <eos> response``. The separator is the boundary that a language model has seen between
+documents, so a model pretrained on plain text needs no new token.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class PairBatch(DocumentBatch):
     """Whole pairs, ``<eos> prompt <eos> response <eos>``, padded on the right; ``lengths`` counts all of it.
 
     Attributes:
-        targets: int64 (batch, time), the token after each position; -100 past the end, and in place of the last
-            ``<eos>`` where a response was cut: it does not end there.
-        response_places: int64 (response tokens of the batch,), where in ``targets``, flattened, the responses stand,
-            each with its ``<eos>``: counted here, since a device would have to be waited for.
-        prompt_lengths: int64 (batch,), positions up to the ``<eos>`` behind the prompt, both boundaries included.
-        max_response_length: tokens of a response that are kept.
+        targets: int64 (batch, time), the token after each position; -100 past the end, and in place of the final
+            ``<eos>`` of a truncated response, which does not end there.
+        response_places: int64 (response tokens of the batch,), the positions of the responses in the flattened
+            ``targets``, each with its ``<eos>`` unless truncated; computed here, to avoid waiting for a device.
+        prompt_lengths: int64 (batch,), positions up to the ``<eos>`` after the prompt, both boundaries included.
+        max_response_length: maximum number of response tokens kept.
     """
 
     targets: Tensor = None  # type: ignore[assignment]
@@ -45,19 +45,19 @@ class PairBatch(DocumentBatch):
 
     @property
     def response_targets(self) -> Tensor:
-        """``targets`` with -100 at those of the prompt, too."""
+        """``targets`` with -100 in place of the prompt's targets as well."""
         flat = torch.full_like(self.targets, IGNORED).flatten()
         flat[self.response_places] = self.targets.flatten()[self.response_places]
         return flat.view(self.targets.shape)
 
 
 class PairDataset(DocumentDataset):
-    """Every pair once an epoch, bucketed as documents are.
+    """Every pair once per epoch, in length buckets as for documents.
 
     Args:
         documents, options: those of :class:`DocumentDataset`. The tokens' ``prompts`` say where each response begins;
-            ``max_length`` and ``truncation`` are of the prompt.
-        max_response_length: tokens of a response that are kept, the first ones.
+            ``max_length`` and ``truncation`` apply to the prompt.
+        max_response_length: maximum number of response tokens kept, from its start.
 
     Raises:
         UserError: no pairs, or an unknown truncation.
@@ -78,10 +78,10 @@ class PairDataset(DocumentDataset):
         parts = [self._parts(int(i)) for i in members]
         ids = [np.concatenate([prompt, [self.eos_id], response]) for prompt, response, _ in parts]
         places = members
-        if not len(members):  # fewer pairs than processes: an empty one, which counts nothing
+        if not len(members):  # fewer pairs than processes: a placeholder that counts as nothing
             ids, places = [np.zeros(0, dtype=np.int64)], np.array([-1], dtype=np.int64)
         batch = collate(ids, self.eos_id, self.pad_id, None, places)
-        starts = np.array([len(prompt) + 1 for prompt, _, _ in parts] or [0])  # where the <eos> before it is read
+        starts = np.array([len(prompt) + 1 for prompt, _, _ in parts] or [0])  # position of the <eos> before it
         counts = np.array([len(response) + (not cut) for _, response, cut in parts] or [0])
         place, first, end = np.arange(batch.input_ids.shape[1]), starts[:, None], (starts + counts)[:, None]
         targets = batch.input_ids.roll(-1, dims=1).masked_fill(torch.from_numpy(place >= end), IGNORED)
@@ -92,7 +92,7 @@ class PairDataset(DocumentDataset):
         return PairBatch(**fields)
 
     def _parts(self, index: int) -> tuple[np.ndarray, np.ndarray, bool]:
-        """A pair's prompt and response as they are kept, and whether the response was cut."""
+        """The kept parts of a pair's prompt and response, and whether the response was truncated."""
         ids, prompt = self.tokens.document(index), int(self.tokens.prompts[index])
         response = ids[prompt + 1 :]
         kept = response[: self.max_response_length]
@@ -100,7 +100,7 @@ class PairDataset(DocumentDataset):
 
 
 def write_texts(folder: Path, split: str, documents: Documents) -> None:
-    """Keep prompts and responses of a split as they were read, for figures that compare texts; whole or not at all."""
+    """Store the prompts and responses of a split as read, for metrics that compare texts; all of them or none."""
     columns = {"prompt": list(documents.texts), "response": documents.responses}
     table = pa.table({name: pa.array(texts, pa.string()) for name, texts in columns.items()})
     write_table(folder / f"{split}-{TEXTS}", table)
@@ -121,7 +121,7 @@ def read_texts(folder: Path, split: str) -> tuple[list[str], list[str]]:
 
 
 def check_answering(pairs: bool, direction: str | None) -> None:
-    """Raise a UserError where responses can't be learned: there are none, or they would be read from their end."""
+    """Raise a UserError if responses can't be learned: there are none, or documents are read backward."""
     if not pairs:
         raise UserError("this objective learns responses to prompts: set --data.response_column")
     if direction == "backward":

@@ -1,12 +1,12 @@
 """Prepared data: a trained tokenizer and token arrays, cached by fingerprint.
 
-Two levels, both written to a temporary name and renamed, so that two runs can't see each other's halves:
+There are two levels, both written under a temporary name and then renamed, so that no run sees unfinished files:
 ``tokenizers/KEY.json`` (named by all sources and options of the corpus, and by the tokenizer's options) and
 ``tokens/KEY/`` (by the corpus and the tokenizer). A run that takes its tokenizer from a checkpoint shares the
 arrays of the run that made it.
-The price of hashing every source at each start is about a second a gigabyte; a changed file is never served stale.
-Texts wait on disk (:mod:`lit_sft.data.texts`): memory grows with the number of documents, and with that of different
-words while their tokenizer is trained, not with the text.
+Hashing every source at each start costs about a second per gigabyte; data of a changed file are never reused.
+Texts are kept on disk (:mod:`lit_sft.data.texts`): memory grows with the number of documents and, while a tokenizer is
+trained, with the number of distinct words, but not with the amount of text.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 8  # raise it when what a prepared folder holds changes
 ARRAYS = ("unlabeled", "val", "test")
-BPE_BYTES = 100_000_000  # of text that merges are learned from: the library takes seven times that; IMDb is less
+BPE_BYTES = 100_000_000  # of text to learn merges from: the library takes seven times that; IMDb is smaller
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ class Prepared:
     """Token arrays of every split.
 
     ``unlabeled`` is the language model's text: the training documents, then the extra ones. ``multilabel``: a document
-    may have several labels, or none, in place of exactly one. ``repeats`` counts documents that stand
-    there twice (:func:`lit_sft.data.repeats.count_repeats`). ``contamination`` holds the gate's counts as plain values
-    (:meth:`lit_sft.data.contamination.Gate.report`; empty where nothing was compared), ``clean``, bool (test
-    documents,), is True where no copy of the document is in what is trained on.
+    may have several labels, or none, instead of exactly one. ``repeats`` counts repeated documents
+    (:func:`lit_sft.data.repeats.count_repeats`). ``contamination`` holds the gate's counts as plain values
+    (:meth:`lit_sft.data.contamination.Gate.report`; empty if nothing was compared). ``clean``, bool (test documents,),
+    is True if neither training nor validation data hold a copy of the document.
     """
 
     tokenizer: Tokenizer
@@ -74,7 +74,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class TokenizerOptions:
-    """Of a tokenizer that is trained here: see :meth:`Tokenizer.train`."""
+    """Options of a tokenizer that is trained here: see :meth:`Tokenizer.train`."""
 
     vocab_size: int
     lowercase: bool
@@ -82,7 +82,7 @@ class TokenizerOptions:
     replace: dict[str, str]
 
     def plain(self) -> list[Any]:
-        """For a hash: the replacements as a list, since their order counts."""
+        """The options for a hash, with the replacements as a list, since their order matters."""
         return [self.vocab_size, self.lowercase, self.min_frequency, list(self.replace.items())]
 
 
@@ -98,11 +98,11 @@ class Preparation:
 
     def __init__(self, config: CorpusConfig, kind: str, options: TokenizerOptions, cache_dir: Path) -> None:
         self.config, self.kind, self.options, self.cache_dir = config, kind, options, cache_dir
-        self.base: Tokenizer | None = None  # of the checkpoint that a run starts from, to be extended
+        self.base: Tokenizer | None = None  # the tokenizer to extend, from the checkpoint that a run starts from
         self._tokenizer: Tokenizer | None = None
 
     def read_instead(self, config: CorpusConfig) -> None:
-        """Take another corpus, whatever is known of the one before."""
+        """Switch to another corpus, discarding what is cached of the one before."""
         self.config = config
         for known in ("digests", "fingerprint", "corpus"):
             self.__dict__.pop(known, None)
@@ -119,11 +119,11 @@ class Preparation:
 
     @cached_property
     def corpus(self) -> Corpus:
-        """The documents themselves: read only when something must be made from them, and let go by ``make``."""
+        """The documents themselves, read only when something must be made from them; ``make`` releases them."""
         return load_corpus(self.config, self.cache_dir)
 
     def ungated(self) -> Corpus:
-        """The documents as they are read, the contamination gate left out, to look at labels and sizes."""
+        """The documents as they are read, without the contamination gate, to look at labels and sizes."""
         return load_corpus(self.config, self.cache_dir, gated=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -172,11 +172,11 @@ class Preparation:
         return self.cache_dir / "tokens" / _key(self.fingerprint, tokenizer.digest)
 
     def make(self, tokenizer: Tokenizer) -> None:
-        """Write the token arrays, where they aren't there yet."""
+        """Write the token arrays that don't exist yet."""
         folder = self.folder(tokenizer)
         if not all((folder / name / "meta.json").is_file() for name in ("", *ARRAYS)):
             self._write(folder, tokenizer)
-        self.__dict__.pop("corpus", None)  # training goes on for hours: its texts needn't take disk space all the while
+        self.__dict__.pop("corpus", None)  # so that its texts take no disk space during hours of training
 
     def _write(self, folder: Path, tokenizer: Tokenizer) -> None:
         corpus = self.corpus
@@ -234,10 +234,10 @@ class Preparation:
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
-    """What stands beside the arrays, as ``make`` wrote it; ``train_labels`` as an array.
+    """Read the metadata that ``make`` stored with the arrays; ``train_labels`` becomes an array.
 
     Raises:
-        UserError: something else is there.
+        UserError: the file is missing or damaged.
     """
     try:
         meta: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))

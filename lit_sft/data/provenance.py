@@ -1,17 +1,18 @@
 """Provenance: digests of all text that weights and tokenizer have seen, or were chosen on.
 
-If the test split was among it, a run is transductive.
+A run is transductive if its test split was part of that text.
 
-Its figures say how well it does on text that it has seen (without labels, or with them), and not on new text. The mark
-is set where half of the test documents stand in the training text, or in the validation data that choose the weights
-(the gate counts them), where a source given as ``test`` is also given as training text, and where either is so for the
-run that this one starts from: a checkpoint carries the digests of the sources that its weights and its tokenizer have
-seen, and of those that its weights were chosen on; with copies removed also those of its test.
+The figures of such a run show how well it does on text that it has seen (with or without labels), not on new text. A
+run is marked as transductive if at least half of the test documents have copies in the training text, or in the
+validation data that choose the weights (the gate counts them); if a source given as ``test`` is also given as training
+text; or if a test source was training or validation text of the run that this one starts from, or that run is
+transductive itself. For this, a checkpoint carries the digests of the sources that its weights and tokenizer have seen,
+and of those that its weights were chosen on; if copies were removed, also those of its test sources.
 
-By these a test tells, too, whether the run's sources are what they were.
+By these digests, a test also detects whether the run's sources have changed.
 
-Not covered: a test file that an earlier run was fed with in another format, in a folder, or as a part of another file;
-a tokenizer given as a file; a checkpoint that says nothing of what it was fed with, or the untruth.
+Not covered: a test file that an earlier run read in another format, in a folder, or as a part of another file; a
+tokenizer given as a file; a checkpoint whose record of the text that it has seen is missing or false.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ NOTHING: dict[str, Any] = {"digests": [], "transductive": False}
 
 
 def together(fed: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """What several checkpoints were fed with, as that of one."""
+    """Merge the records of several checkpoints into one."""
     parts = list(fed)
     digests = sorted({digest for part in parts for digest in part["digests"]})
     return {"digests": digests, "transductive": any(part["transductive"] for part in parts)}
 
 
 def is_fed(value: Any) -> bool:
-    """Whether a value, which may come from anywhere, is what :meth:`Provenance.plain` returns."""
+    """Whether a value of unknown origin has the form of what :meth:`Provenance.plain` returns."""
     if not isinstance(value, dict) or not isinstance(value.get("transductive"), bool):
         return False
     lists = value.get("digests"), value.get("test", [])
@@ -40,13 +41,13 @@ def is_fed(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a run is fed with.
+    """The sources of a run, and the record of what its weights have seen before.
 
     Attributes:
         sources: for each option that names sources, the digest of each of them.
-        removed: whether documents of the test are removed from training text.
-        before: what the checkpoint was fed with that the weights come from, or :data:`NOTHING`.
-        only_measured: other test data than the run's own are tested, and nothing is trained.
+        removed: whether copies of test documents are removed from the training text.
+        before: the record of the checkpoint that the weights come from, or :data:`NOTHING`.
+        only_measured: whether a model is evaluated on test data other than its run's own, and nothing is trained.
     """
 
     sources: Mapping[str, Mapping[str, str]]
@@ -56,15 +57,15 @@ class Provenance:
 
     @property
     def training(self) -> dict[str, str]:
-        """Digest of each source that is trained on; not of a test source whose documents were removed."""
+        """The digest of each training source, except one that is also a test source whose documents were removed."""
         removed = set(self.sources["test"].values()) if self.removed else set()
         given = {**self.sources["labeled"], **self.sources["unlabeled"]}
         return {source: digest for source, digest in given.items() if digest not in removed}
 
     def reasons(self) -> list[str]:
-        """Why the run is transductive, by its sources; nothing where it isn't.
+        """The reasons why the run is transductive according to its sources; empty if there are none.
 
-        That the run before was transductive says nothing of other test data than its own.
+        Whether the earlier run was transductive is relevant only for that run's own test data.
         """
         names = {digest: source for source, digest in self.training.items()}
         seen = set(self.before["digests"]) - names.keys()
@@ -78,7 +79,7 @@ class Provenance:
         return found
 
     def is_as_before(self, split: Literal["val", "test"]) -> bool:
-        """Whether the sources that this split depends on hold what they held in the training.
+        """Whether the sources that this split depends on are unchanged since the training.
 
         True if the checkpoint recorded no digests. With ``remove_test_copies`` the test sources count too: other test
         data would have removed other training documents.
@@ -91,8 +92,8 @@ class Provenance:
         return not self.before["digests"] or (known and digests <= set(self.before["digests"]))
 
     def plain(self, transductive: bool) -> dict[str, Any]:
-        """What a checkpoint says of it, as plain values; ``transductive``: whether the run is."""
-        chosen_on = self.sources["val"].values()  # its best checkpoint, its thresholds
+        """The record for a checkpoint, as plain values; ``transductive``: whether the run is transductive."""
+        chosen_on = self.sources["val"].values()  # the best checkpoint and the thresholds
         digests = {*self.training.values(), *chosen_on, *self.before["digests"]}
         found = {"digests": sorted(digests), "transductive": transductive or self.before["transductive"]}
         return found | ({"test": sorted(self.sources["test"].values())} if self.removed else {})

@@ -1,11 +1,11 @@
 """``pydocs``: the corpus that is installed wherever this package is, to be classified by project of origin.
 
-Labeled passages are the English of docstrings of the standard library and of six packages that the core ones bring
-along; the label is the project. Their names are masked, near-duplicates dropped, and the split is by source module,
-so that a classifier has to read what a passage is about. Unlabeled extra text: comments.
+Labeled passages are the English of docstrings of the standard library and of six packages that come with the core
+dependencies; the label is the project. Project names are masked, near-duplicates dropped, and the split is by source
+module, so that a classifier has to read what a passage is about. Comments are extra text without labels.
 
-The choice and its price: no download and no licence question, real imbalance and shared vocabulary; but the corpus
-moves with the installed versions (they stand in the run's record), so figures compare only within one set of versions.
+Advantages: no download, no licence question, real imbalance and shared vocabulary. The cost: the corpus changes with
+the installed versions (listed in the run's record), so figures are comparable only within one set of versions.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _LEFT_OUT = {"test", "tests", "testing", "idle_test", "site-packages", "dist-pac
 _LEFT_OUT |= {"_vendor", "_bundled"}
 
 Passage = tuple[str, str]
-"""Its group and its text."""
+"""A passage: its group and its text."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def corpus_file(cache_dir: Path) -> Path:
 
 
 def fingerprint() -> str:
-    """16 hex digits that differ when the corpus does: of the installed versions and of this code's format."""
+    """16 hex digits that change with the corpus: a hash of the installed versions and of this code's format."""
     key = json.dumps([FORMAT, {name: _version(name) for name in PROJECTS}], sort_keys=True)
     return hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
 
@@ -98,7 +98,7 @@ def fingerprint() -> str:
 def _version(name: str) -> str:
     try:
         return platform.python_version() if name == "python" else importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:  # put there by hand
+    except importlib.metadata.PackageNotFoundError:  # not installed by a package manager
         return "unknown"
 
 
@@ -124,7 +124,7 @@ def source_roots() -> dict[str, Path]:
 
 
 def source_files(root: Path) -> list[Path]:
-    """The Python files under ``root`` in a fixed order, without tests and what other projects have put there."""
+    """The Python files under ``root`` in a fixed order, without tests and files of other projects."""
     files = []
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(f for f in folders if f not in _LEFT_OUT and not f.startswith("config-"))
@@ -133,7 +133,7 @@ def source_files(root: Path) -> list[Path]:
 
 
 def _extract(files: list[Path]) -> list[tuple[list[str], list[str]] | None]:
-    """``pydocs_text.extract`` of some files, in a process of their own."""
+    """Run ``pydocs_text.extract`` on some files in a separate process."""
     command = [sys.executable, "-I", pydocs_text.__file__]
     paths = json.dumps([str(file) for file in files])
     done = subprocess.run(command, input=paths, capture_output=True, encoding="utf-8", check=False)
@@ -144,7 +144,7 @@ def _extract(files: list[Path]) -> list[tuple[list[str], list[str]] | None]:
 
 
 def _distinct(passages: list[Passage], before: Sequence[str] = ()) -> list[Passage]:
-    """Those that repeat neither one another nor the texts ``before`` them."""
+    """The passages that repeat neither one another nor any of the texts ``before`` them."""
     repeats = list(near_duplicates([*before, *(text for _, text in passages)]))[len(before) :]
     return [passage for passage, repeats_one in zip(passages, repeats, strict=True) if not repeats_one]
 
@@ -183,7 +183,7 @@ def _project(group: str) -> str:
 
 
 def near_duplicates(texts: Iterable[str]) -> Iterator[bool]:
-    """For each text in turn: did 40% or more of its distinct six-grams of words stand in the texts kept before it?
+    """For each text in turn, whether 40% or more of its distinct word six-grams occur in the texts kept before it.
 
     Words are compared without case and punctuation. A text of fewer than six words is one gram.
     """
@@ -203,8 +203,8 @@ def split_modules(groups: Sequence[str]) -> dict[str, str]:
     """``train``, ``val`` or ``test`` for each module of one project; ``groups`` names the module of each passage.
 
     Modules come in the order of a seeded hash of their names, the same on every machine. A module larger than a tenth
-    of a share, or than what is left of it, stays with the training part: a test score that hangs on a few large modules
-    moves by several points with the seed.
+    of a share, or than what is left of it, stays in the training part, since a test score that depends on a few large
+    modules varies by several points with the seed.
     """
     sizes = Counter(groups)
     order = sorted(sizes, key=lambda group: hashlib.blake2b(f"{SPLIT_SEED}{group}".encode(), digest_size=8).digest())
@@ -231,8 +231,8 @@ def _build(roots: dict[str, Path]) -> pa.Table:
                 f"pydocs: no docstrings in the sources of {name!r} ({roots[name]}); install it as plain files"
             )
         split |= split_modules(groups)
-    # Again, with training passages first: a short passage may stand inside a longer one that came later, and nothing
-    # of test may stand in train.
+    # Again, with training passages first: a short passage may be contained in a longer one that came later, and no
+    # passage of test may occur in train.
     rank = {"train": 0, "val": 1, "test": 2}
     passages = _distinct(sorted(passages, key=lambda passage: rank[split[passage[0]]]))  # the sort is stable
     free = [(group, text) for group, text in comments if split.get(group, "train") == "train"]

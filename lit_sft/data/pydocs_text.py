@@ -25,7 +25,7 @@ MIN_WORDS = 12
 MIN_COMMENT_WORDS = 6
 MASK = "PROJECT"
 
-# Looked for anywhere in an identifier, which is masked as a whole: LightningModule, torchvision, __torch_function__.
+# Searched for anywhere in an identifier, which is masked as a whole: LightningModule, torchvision, __torch_function__.
 # "sympify" and "sympification" are a project's name made a verb.
 _LONG_NAMES = re.compile(r"torch|sympy|sympif|networkx|lightning|hugging_?face|python|stdlib", re.I)
 # Too short for that: a whole word or a part of a snake_case name (hf_hub_download), or the head of a CamelCase one.
@@ -74,7 +74,7 @@ _ENTRY = re.compile(
 
 
 def _cuts(line: str, before: str, following: str) -> bool:
-    """True where prose ends for good: at this (stripped) line an example, a parameter list or a section starts."""
+    """True if the prose ends because an example, a parameter list or a section starts at this (stripped) line."""
     if _PROMPT.match(line) or _FIELD.match(line) or _HEADING.match(line) or _BARE_HEADING.fullmatch(line):
         return True
     if _UNDERLINE.fullmatch(following) and not _UNDERLINE.fullmatch(line) and len(line) <= 80:
@@ -191,7 +191,7 @@ _NO_LETTER = re.compile(r"[\d_]+|[^\w ]+")
 
 
 def is_english(text: str) -> bool:
-    """True where words, not symbols or a table's rules, fill the text, and it is no credit or licence."""
+    """True if the text consists mainly of words, not symbols or a table's rules, and is no credit or licence."""
     letters = len(_NO_LETTER.sub("", text))
     words = [word.strip(".,;:()'\"") for word in text.split()]
     spelled = sum(len(word) > 1 and word.isalpha() for word in words)
@@ -207,9 +207,9 @@ _SIGNATURE = re.compile(r"[A-Za-z_][\w.]*\s*\([^()]*(?:\([^()]*\)[^()]*)*\)\s*(?
 
 
 def prose(docstring: str) -> str:
-    """The English of a docstring on one line, masked; empty where there is none.
+    """The English of a docstring on one line, masked; empty if there is none.
 
-    It ends at the first example, parameter list or section (Google, NumPy and Sphinx styles); literal blocks,
+    Prose ends at the first example, parameter list or section (Google, NumPy and Sphinx styles); literal blocks,
     directives, signatures, titles, credits and lines that only hold a link are left out.
     """
     kept: list[str] = []

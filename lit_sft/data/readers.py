@@ -26,7 +26,7 @@ def iter_rows(
     format: str | None = None,
     **options: Unpack[ReadOptions],
 ) -> Iterator[Row]:
-    """The rows of a file or of an open binary stream, in order, none dropped; memory flat with its size.
+    """Iterate over all rows of a file or an open binary stream, in order; memory does not grow with its size.
 
     Formats, by suffix, before a colon (``csv:data.dat``) or by ``format``: txt (a document a line), csv (quoted fields
     may hold newlines), tsv (quote characters are literal), jsonl (an object a line), parquet (files only), file (a
@@ -35,21 +35,22 @@ def iter_rows(
     otherwise. A blank row has the text "" or None. A byte-order mark is skipped.
 
     Args:
-        labels: True - there must be labels; None - they are read if there; False - they are not looked at.
+        labels: True - labels are required; None - they are read if present; False - they are ignored.
         text_column: by default "text" if there is one, else the only column that holds text. Ignored without columns.
-        label_column: by default "label". Labels come as strings: 1 and 1.0 as "1", true as "true", missing as None;
-            those of text files as they are written.
-        encoding: of everything but Parquet, and of files that begin with a byte-order mark; given, not guessed.
+        label_column: by default "label". Labels are returned as strings: 1 and 1.0 as "1", true as "true"; a missing
+            one as None, those of text files as they are written.
+        encoding: of all files except Parquet and files that begin with a byte-order mark; it is never guessed.
         header: False - the first row of a CSV or TSV is data and columns are named "0", "1", ...
-        separator: what stands between label and text in label_text, a tab by default.
-        label_pattern: a regular expression, searched in each label as it stands: its first group, or its whole match
-            where it has none, is the label.
-        label_separator: splits labels of multi-label data, which come as tuples; so do lists in JSON and Parquet.
-        response_column: what a text is to be answered with, which comes in the label's place: text, stripped.
+        separator: the string between label and text in label_text, a tab by default.
+        label_pattern: a regular expression that is searched in each raw label: its first group, or its whole match if
+            it has no group, becomes the label.
+        label_separator: splits the labels of multi-label data, which are returned as tuples, like lists in JSON and
+            Parquet.
+        response_column: the response to a text, which is returned in place of the label: text, stripped.
 
     Raises:
-        UserError: a missing file, a folder, an unknown suffix, format or encoding (at once); an empty source,
-            a missing column, a malformed or undecodable row (as it is met; the message names file and row).
+        UserError: a missing file, a folder, an unknown suffix, format or encoding (immediately); an empty source,
+            a missing column, a malformed or undecodable row (when it is reached; the message names file and row).
     """
     if not isinstance(source, (str, Path)):
         return _rows(source, _stream_format(format, source), row_options(_stream_name(source), labels, **options))
@@ -81,7 +82,7 @@ def _stream_format(format: str | None, stream: object) -> str:
 
 
 class ReadReport(NamedTuple):
-    """What reading met: rows (a header is none), the blank ones among them, which are left out, and notes."""
+    """The number of rows read (without a header), of blank ones among them, which are left out, and notes."""
 
     rows: int
     blank: int
@@ -98,17 +99,17 @@ def read_documents(
     file: TextFile | None = None,
     **options: Unpack[ReadOptions],
 ) -> tuple[Documents, ReadReport]:
-    """The documents of a source, blank texts, and prompts without a response, counted and left out.
+    """Read the documents of a source; blank texts and prompts without a response are counted and left out.
 
-    A folder is all its files whose suffix tells the format, one after the other, sorted; where labels are wanted and
-    it has subfolders of text files, each of those is a class and each file a document.
+    A folder stands for all its files of a known suffix, in sorted order. If labels are required and the folder has
+    subfolders of text files, each subfolder is a class and each file a document.
 
     Args:
-        labeled: True - every document needs a label; False - labels are not looked at, whatever they are.
+        labeled: True - every document needs a label; False - labels are ignored, whatever they are.
         label_names: display name of each raw label, ``{"0": "negative", "1": "positive"}``.
         classes: the labels of class folders that are read; None reads all but ``unsup``. What is left out is counted.
-        split: of a ``hf:`` source that names none.
-        file: where the texts go; None keeps them in memory.
+        split: the split of a ``hf:`` source that names none.
+        file: the file that the texts are appended to; None keeps them in memory.
         options: as for :func:`iter_rows`.
 
     Raises:
@@ -148,11 +149,11 @@ def read_documents(
 def open_source(
     source: str | Path, options: RowOptions, classes: Sequence[str] | None, split: str
 ) -> tuple[Iterator[tuple[Row, RowOptions]], list[str]]:
-    """The rows of a source, each with the options (and so the file's name) it was read with; and notes.
+    """The rows of a source, each with the options it was read with (which include the file's name); and notes.
 
     Args:
         source, classes, split: as for :func:`read_documents`.
-        options: ``labels`` is its ``labeled``.
+        options: with ``labels`` as that function's ``labeled``.
     """
     parsed = parse_source(source)
     if parsed.kind == HUB:

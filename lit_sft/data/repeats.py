@@ -13,14 +13,14 @@ from lit_sft.data.words import document_keys
 class KeyTable:
     """The keys of the words of texts (:func:`lit_sft.data.words.document_keys`), each text hashed once.
 
-    A text is found again by its content key, whichever split it went to; 16 bytes a text.
+    A text is looked up by its content key, whichever split it went to; the table takes 16 bytes per text.
     """
 
     def __init__(self) -> None:
         self._contents, self._keys = np.zeros(0, np.uint64), np.zeros(0, np.uint64)
 
     def add(self, texts: Sequence[str], keys: np.ndarray) -> None:
-        """Take in texts whose keys are known."""
+        """Add texts whose keys are known."""
         contents, first = np.unique(np.append(self._contents, content_keys(texts)), return_index=True)
         self._contents, self._keys = contents, np.append(self._keys, keys)[first]
 
@@ -35,7 +35,7 @@ class KeyTable:
 
 
 def without_copies(text: Documents, val: Documents, notes: list[str], table: KeyTable) -> Documents:
-    """The unlabeled documents less copies of validation ones, by their words: these would flatter the figures."""
+    """Drop unlabeled documents with the same words as a validation document: they would make figures too good."""
     if not len(text) or not len(val):
         return text
     copies = np.isin(table.of(text), table.of(val))
@@ -50,8 +50,9 @@ def count_repeats(
 ) -> dict[str, int]:
     """How many documents have the words of another one, as plain values.
 
-    Of each split those that repeat an earlier one of it; ``val_in_train``, ``test_in_val``: those of the first split
-    that stand in the second. (Those of the test in training text are the contamination gate's.)
+    For each split, the documents that repeat an earlier one in it; for ``val_in_train`` and ``test_in_val``, the
+    documents of the first split that also occur in the second. (The contamination gate counts copies of test documents
+    in training text.)
     """
     splits = {"train": train, "unlabeled": extra, "val": val, "test": test}
     keys = {name: table.of(documents) for name, documents in splits.items()}

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypedDict
 from lit_sft.errors import UserError
 
 Label = str | tuple[str, ...]
-PEEKED_ROWS = 1024  # by which columns are found where the first row doesn't tell
+PEEKED_ROWS = 1024  # inspected to find the columns if the first row is not enough
 
 
 class Row(NamedTuple):
@@ -41,10 +41,10 @@ class ReadOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class RowOptions:
-    """What to read, and ``name``: what an error calls the source.
+    """What to read, and ``name``, by which error messages call the source.
 
-    ``labels``: True - there must be labels; None - read them if there are any; False - don't look at them. With
-    ``response_column`` a row's response stands where the label does.
+    ``labels``: True - labels are required; None - they are read if present; False - they are ignored. With
+    ``response_column``, a row's response takes the place of the label.
     """
 
     name: str
@@ -59,7 +59,7 @@ class RowOptions:
     response_column: str | None = None
 
     def error(self, row: int, what: str) -> UserError:
-        """The user's mistake in a row of this source, to be raised; row 0 is the file as a whole."""
+        """Make the error for a user's mistake in a row of this source; row 0 stands for the whole file."""
         where = f"{self.name}, row {row}" if row else self.name
         return UserError(f"{where}: {' '.join(what.split())}")
 
@@ -99,19 +99,19 @@ def _existing(name: str, names: list[str], option: str, options: RowOptions) -> 
 
 
 def _listed(names: list[str]) -> str:
-    """The columns in a line. A name as long as a sentence is a first document taken for the header."""
+    """The columns in one line. A name as long as a sentence suggests that a document was taken for the header."""
     shown = ", ".join(" ".join((name if len(name) <= 40 else name[:37] + "...").split()) for name in names[:20])
     hint = " (no header? set header: false)" if any(len(name) > 40 for name in names) else ""
     return f"columns: {shown}{', ...' if len(names) > 20 else ''}{hint}"
 
 
 def checked(text: str, number: int, options: RowOptions) -> str:
-    """``text`` as it was decoded from a file, where that worked; else an error that names the row.
+    """Return ``text`` if it was decoded from a file without errors; else raise an error that names the row.
 
     A NUL character is refused too: UTF-16 read as an 8-bit encoding is full of them, and so are binary files.
     """
     try:
-        text.encode("utf-8")  # the mark of what couldn't be decoded can't be encoded
+        text.encode("utf-8")  # fails if it contains the mark of undecodable bytes
     except UnicodeEncodeError:
         what = f"bytes that are not {options.encoding}; set `encoding` or repair the file"
         raise options.error(number, what) from None
@@ -121,7 +121,7 @@ def checked(text: str, number: int, options: RowOptions) -> str:
 
 
 def encodable(text: str, number: int, options: RowOptions) -> str:
-    """JSON can spell half a surrogate pair, which is no text: every tokenizer fails on it later."""
+    """Return ``text``, but refuse half a surrogate pair: JSON can contain one, and every tokenizer fails on it."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -18,7 +18,7 @@ SUFFIXES = {
     ".json": "jsonl",
     ".parquet": "parquet",
 }
-# These are told by no suffix.
+# These formats have no suffix of their own.
 PREFIXED = ("file", "label_text", "fasttext", "wikitext")
 FORMATS = (*dict.fromkeys(SUFFIXES.values()), *PREFIXED)
 WITHOUT_LABELS = ("txt", "wikitext", "file")
@@ -41,7 +41,7 @@ class Source:
 
 
 def parse_source(source: str | Path) -> Source:
-    """``PATH``, ``FORMAT:PATH`` or ``hf:NAME``; what exists is a path, whatever colons it has."""
+    """Parse ``PATH``, ``FORMAT:PATH`` or ``hf:NAME``; the name of an existing file is a path even with colons."""
     name = str(source)
     prefix, colon, place = name.partition(":")
     if isinstance(source, Path) or not colon or _exists(name) or prefix not in (*FORMATS, HUB):
@@ -56,12 +56,12 @@ def parse_source(source: str | Path) -> Source:
 def _exists(name: str) -> bool:
     try:
         return expanded(name).exists()
-    except (OSError, ValueError):  # a name too long, with a NUL
+    except (OSError, ValueError):  # the name is too long, or has a NUL
         return False
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with the home folder that ``~`` or ``~NAME`` stands for; where there is no such user, as it is."""
+    """Expand ``~`` or ``~NAME`` to the home folder; the path is returned unchanged if there is no such user."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -87,7 +87,7 @@ def file_format(source: Source, format: str | None = None) -> str:
     """The format of a single file.
 
     Raises:
-        UserError: an unknown format, two that differ, a suffix that tells none.
+        UserError: an unknown format, two formats that differ, or neither a format nor a known suffix.
     """
     if format is not None and format not in FORMATS:
         raise UserError(f"{source.name}: unknown format {format!r}; known: {', '.join(sorted(FORMATS))}")
@@ -105,7 +105,7 @@ def file_format(source: Source, format: str | None = None) -> str:
 
 
 def check_file(path: Path, name: str) -> None:
-    """Raise a UserError where there is no file, or an empty one."""
+    """Raise a UserError if the file or folder does not exist, or the file is empty."""
     try:
         if not path.exists():
             raise UserError(f"{name}: no such file{_near(path, name)}")

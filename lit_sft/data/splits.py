@@ -1,6 +1,6 @@
-"""Splits by hash: the side that a document stands on depends on it and on the seed, not on its neighbours.
+"""Splits by hash: which side a document is on depends on the document and the seed, not on its neighbours.
 
-So a split holds when data are added or reordered, and on every machine.
+A split therefore stays the same when data are added or reordered, and on every machine.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from lit_sft.data.labels import names_of
 from lit_sft.data.texts import selected
 from lit_sft.errors import UserError
 
-SAMPLE_SEED = -1  # no seed of a split: the samples are then unrelated
+SAMPLE_SEED = -1  # not the seed of any split, so that samples are unrelated to splits
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
@@ -41,11 +41,11 @@ def seeded_hash(keys: np.ndarray, seed: int) -> np.ndarray:
 def hold_out(documents: Documents, fraction: float, seed: int, by_label: bool = True) -> tuple[Documents, Documents]:
     """(the rest, the held-out part): about ``fraction`` of the sources held out, both parts in reading order.
 
-    What moves together is a source: the documents of one text. A source is held out when its seeded hash is below
-    the fraction, so it stays where it is as data grow. Then few sources are moved so that every label has a document
-    in the rest, and one in the held-out part if it has two sources that allow it (a label that lives in one source
-    stays in the rest: a model can't be tested on a class it never saw). Without labels, or not ``by_label``, both parts
-    get a source.
+    All documents with the same text form a source, which stays together. A source is held out if its seeded hash is
+    below the fraction, so it keeps its side as data grow. A few sources are then moved so that every label has a
+    document in the rest, and one in the held-out part if it has two sources that allow it (a label with a single source
+    stays in the rest: a model can't be tested on a class it never saw). Without labels, or if ``by_label`` is False,
+    both parts get at least one source.
 
     Raises:
         UserError: the sources are too few to hold one out.
@@ -67,7 +67,7 @@ def hold_out(documents: Documents, fraction: float, seed: int, by_label: bool = 
 
 
 def sample(texts: Sequence[str], num_bytes: int) -> Sequence[str]:
-    """The texts of lowest hash, in their order: as many as it takes to have ``num_bytes``. All of less."""
+    """The texts with the lowest hashes, in their order, as many as reach ``num_bytes``; all texts if they have less."""
     lengths = bytes_of(texts)
     if lengths.sum() <= num_bytes:
         return texts
@@ -77,7 +77,7 @@ def sample(texts: Sequence[str], num_bytes: int) -> Sequence[str]:
 
 
 def _label_table(documents: Documents, sources: np.ndarray, num_sources: int) -> np.ndarray:
-    """bool (labels, sources): whether the source has a document of the label; else one row for all."""
+    """bool (labels, sources): whether the source has a document of the label; without labels, one row of True."""
     if documents.labels is None:
         return np.ones((1, num_sources), dtype=bool)
     each = [names_of(label) for label in documents.labels]
@@ -88,7 +88,7 @@ def _label_table(documents: Documents, sources: np.ndarray, num_sources: int) ->
 
 
 def _repair(held: np.ndarray, present: np.ndarray, order: np.ndarray) -> None:
-    """Move sources, in place, until every label stands on both sides where it can.
+    """Move sources, in place, so that every label is on both sides if possible.
 
     Args:
         held: bool (sources,), changed in place.
@@ -96,10 +96,10 @@ def _repair(held: np.ndarray, present: np.ndarray, order: np.ndarray) -> None:
         order: the sources from the lowest hash to the highest; those nearest to the threshold are moved.
     """
     for label in np.flatnonzero(~(present & ~held).any(axis=1)):
-        if (present[label] & ~held).any():  # an earlier label's source brought it
+        if (present[label] & ~held).any():  # a source moved for an earlier label has it
             continue
         mine = order[::-1][present[label, order[::-1]]]
-        # rather one whose other labels stay in the held-out part; but the rest comes first
+        # preferably a source whose other labels remain in the held-out part; but the rest has priority
         held[next((s for s in mine if _all_remain(present, held, s)), mine[0])] = False
     for label in np.flatnonzero(~(present & held).any(axis=1)):
         if (present[label] & held).any():
@@ -110,7 +110,7 @@ def _repair(held: np.ndarray, present: np.ndarray, order: np.ndarray) -> None:
 
 
 def _all_remain(present: np.ndarray, side: np.ndarray, source: int) -> bool:
-    """Whether every label of ``source`` has a document left on ``side``, bool (sources,), without it."""
+    """Whether ``side``, bool (sources,), still has a document of every label of ``source`` without that source."""
     others = side.copy()
     others[source] = False
     return bool((present[present[:, source]] & others).any(axis=1).all())
@@ -119,14 +119,14 @@ def _all_remain(present: np.ndarray, side: np.ndarray, source: int) -> bool:
 def low_shot(labels: np.ndarray, keys: np.ndarray, per_class: int, seed: int, names: Sequence[str]) -> np.ndarray:
     """A balanced subset: of each class the ``per_class`` documents whose seeded hash is lowest.
 
-    So the subset of 20 a class is part of that of 100, for the same seed. Multi-label: the union of what is chosen for
-    each label; a label may so come to more documents than ``per_class``, and a document without any is not chosen.
+    For the same seed, the subset of 20 per class is therefore part of that of 100. Multi-label: the union of what is
+    chosen for each label; a label may then have more than ``per_class``, and documents without labels are not chosen.
 
     Args:
         labels: int (documents,), class of each document; negative: no label, never chosen. Multi-label: (documents,
             classes), 1 where the label applies.
-        keys: uint64 (documents,), their content keys.
-        names: of the classes.
+        keys: uint64 (documents,), the documents' content keys.
+        names: names of the classes.
 
     Returns:
         int64 (classes * per_class,), or fewer where documents have several labels: the chosen positions, sorted.
@@ -144,6 +144,6 @@ def low_shot(labels: np.ndarray, keys: np.ndarray, per_class: int, seed: int, na
             few = f"class {name!r} has {len(members)} documents"
             raise UserError(f"{few}, fewer than the {per_class} labels a class asked for")
         ordered = members[np.argsort(hashes[members], kind="stable")]
-        again = np.append(False, keys[ordered][1:] == keys[ordered][:-1])  # equal texts stand side by side: all but one
+        again = np.append(False, keys[ordered][1:] == keys[ordered][:-1])  # equal texts are adjacent: all but the first
         chosen.append(ordered[np.argsort(again, kind="stable")][:per_class])  # of them come last
     return np.unique(np.concatenate(chosen))

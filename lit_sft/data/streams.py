@@ -49,21 +49,21 @@ class StreamDataset(BatchDataset[StreamBatch]):
     LSTM does not take. Nothing is copied: a batch looks its tokens up in the mapped array. Processes that share
     a training have lanes of their own.
 
-    With ``random_bptt`` the borders between an epoch's batches are drawn from (seed, epoch), so that the state is cut
-    elsewhere in each epoch; there are as many batches as without, and every token is a target once all the same.
+    With ``random_bptt`` the borders between an epoch's batches are drawn from (seed, epoch), so that gradients are cut
+    off at different places in each epoch. The number of batches stays the same, and every token is still a target once.
 
-    Read backward, each document stands there from its last token to its first: a language model then predicts each
-    token from those after it. The order of the documents is the same in both directions.
+    With direction ``backward``, the tokens of each document are reversed, so a language model predicts each token from
+    those after it. The order of the documents is the same in both directions.
 
     Args:
-        tokens: the documents; labels are not looked at.
-        eos_id, pad_id: ids of the boundary and of what stands past the end.
+        tokens: the documents; their labels are ignored.
+        eos_id, pad_id: ids of the boundary and of the padding past the end.
         batch_size: lanes.
         bptt: positions of a lane in one batch; the last batch of an epoch may be shorter.
-        seed, shuffle: order of the documents; without ``shuffle`` as they come.
+        seed, shuffle: order of the documents; without ``shuffle`` that of ``tokens``.
         direction: how each document is read.
-        random_bptt: lengths as in :func:`random_lengths`, scaled so that they fill a lane, and with each batch the
-            factor on its step's rate, its length over ``bptt``.
+        random_bptt: draw the lengths of batches with :func:`random_lengths`, scaled so that they fill a lane; the
+            ``rate`` of each batch is then its length over ``bptt``.
 
     Raises:
         UserError: no documents.
@@ -116,7 +116,7 @@ class StreamDataset(BatchDataset[StreamBatch]):
         if not self.random_bptt:
             return np.minimum(np.arange(count + 1) * self.bptt, self.lane_length)
         ends = np.cumsum(random_lengths(count, self.bptt, random) - 1)
-        # one position for each batch, so that none is empty, and its share of those that are left
+        # each batch gets one position, so that none is empty, and its share of the remaining ones
         shares = np.rint((self.lane_length - count) * ends / ends[-1]).astype(np.int64)
         return np.concatenate([[0], np.arange(1, count + 1) + shares])
 
@@ -137,7 +137,7 @@ class StreamDataset(BatchDataset[StreamBatch]):
         )
 
     def documents(self, index: int) -> np.ndarray:
-        """Of the targets: what comes before a lane's first one may be the end of another document."""
+        """The documents of the targets; the input before a lane's first target may belong to another document."""
         documents = self.target_documents(index)
         return np.unique(documents[documents >= 0])
 
@@ -173,7 +173,7 @@ class StreamDataset(BatchDataset[StreamBatch]):
 def random_lengths(count: int, bptt: int, random: np.random.Generator) -> np.ndarray:
     """Lengths of stretches, int (count,), as AWD-LSTM draws them (Merity et al. 2018, section 4.1).
 
-    Normal around ``bptt``, or with probability 0.05 around half of it, with a deviation of 5; 5 at least.
+    They are normal around ``bptt``, or with probability 0.05 around half of it, with a deviation of 5; at least 5.
     """
     middle = np.where(random.random(count) < 0.95, bptt, bptt / 2)
     lengths: np.ndarray = np.maximum(random.normal(middle, 5.0).astype(np.int64), 5)

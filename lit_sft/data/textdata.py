@@ -28,49 +28,49 @@ class TextData:
     """The documents that a user names, prepared; :class:`lit_sft.data.datamodule.TextDataModule` makes batches of them.
 
     Args:
-        labeled: labeled training data: ``pydocs``, or sources: a file (CSV, TSV, JSONL, Parquet, with ``.gz`` behind
-            it, too), ``FORMAT:FILE`` where the suffix doesn't tell the format (``label_text``, ``fasttext``), a folder
+        labeled: labeled training data: ``pydocs``, or sources: a file (CSV, TSV, JSONL, Parquet, also with a further
+            ``.gz``), ``FORMAT:FILE`` if the suffix doesn't show the format (``label_text``, ``fasttext``), a folder
             of files, a folder with a folder of text files for each class, or ``hf:NAME[:CONFIG][:SPLIT]``.
         unlabeled: more text for the language model, which reads the labeled training documents in any case; text files
             are a document a line, ``file:PATH`` is a document a file, ``wikitext:FILE`` the articles of WikiText.
-        val: validation data; without it a seeded part of ``labeled`` is held out, with every label of two texts in it.
-        test: test data: ``test`` alone measures on it; a fit counts, or leaves out, its copies in the other data.
-        text_column, label_column: which hold the text ("text", or the only column of strings) and the label ("label").
-        response_column: which holds the response to a prompt, that of ``text_column``; such data have no labels.
+        val: validation data; without it a seeded part of ``labeled`` is held out, with all labels that have two texts.
+        test: test data: only ``test`` evaluates on it; a fit counts its copies in the other data, or leaves them out.
+        text_column, label_column: columns of the text ("text", or the only column of strings) and the label ("label").
+        response_column: column of the response to the prompt in ``text_column``; such data have no labels.
         header: whether CSV and TSV files start with column names; without them columns are "0", "1", and so on.
         encoding: of text, CSV, TSV and JSONL files.
-        separator: what stands between label and text in ``label_text`` files, a tab by default.
-        label_pattern: a regular expression that finds the label in what stands in the file: its first group, or all of
-            its match where it has no group.
+        separator: the string between label and text in ``label_text`` files, a tab by default.
+        label_pattern: a regular expression that finds the label in the file's label field: its first group, or its
+            whole match if it has no group.
         label_separator: splits the labels of multi-label data; a list in JSONL and Parquet needs none.
-        label_names: from labels as they stand in the files to names; its order is the order of the classes.
-        val_fraction: the share of the training documents held out where ``val`` is not given.
+        label_names: maps labels as written in the files to names; its order is the order of the classes.
+        val_fraction: the share of the training documents held out if ``val`` is not given.
         remove_test_copies: leave copies of test documents, exact and near, out of all other data, labeled,
-            unlabeled and ``val``, before anything else is done with it. They are counted and told in any case.
-        split_seed: draws that part; apart from ``seed``, so that runs of several seeds share one validation set.
+            unlabeled and ``val``, before any other step. Copies are counted and reported in any case.
+        split_seed: draws the held-out part; separate from ``seed``, so that runs of several seeds share it.
         tokenizer: ``bpe`` (byte-level), ``word``, ``whitespace`` (for text that was tokenised before: a newline is an
             ``<eos>``, ``<unk>`` the unknown word), or the path of a ``tokenizer.json``. A run with ``init_from`` or
-            ``ckpt_path`` takes the checkpoint's. ``extend`` takes the words of ``init_from``'s and puts those of this
-            training text behind them; lower case and replacements are as there, too.
-        vocab_size: entries of a tokenizer trained here, at most (0: all words), or of an extended one, with those that
-            it had; bpe learns from 100 MB at most.
-        lowercase, replace: a tokenizer trained here lower-cases the text, and before that puts strings in the place of
-            what regular expressions match.
+            ``ckpt_path`` takes the checkpoint's. ``extend`` adds the words of this training text to the
+            tokenizer of ``init_from``, whose lower-casing and replacements stay.
+        vocab_size: maximum number of entries of a tokenizer trained here (0: all words), or of an extended one, its old
+            entries included; bpe learns from at most 100 MB.
+        lowercase, replace: a tokenizer trained here lower-cases the text, after replacing the matches of regular
+            expressions by strings.
         min_frequency: a merge (bpe) or word below this count gets no entry.
         direction: ``backward`` reads every document from its last token to its first, for a language model that
             predicts each token from those after it, and a classifier on top of it. By default that of the checkpoint
-            that the run starts from or goes on with, else ``forward``.
-        max_length: tokens of a document that the classifier reads, and of a prompt.
-        max_response_length: tokens of a response that are learned, and written at most.
-        truncation: which tokens of a longer one: its ``head``, ``tail``, or half from each (``head_tail``).
+            that the run starts from or resumes, else ``forward``.
+        max_length: maximum number of tokens that are read of a document (by the classifier), or of a prompt.
+        max_response_length: maximum number of tokens that are learned of a response, or generated for one.
+        truncation: which tokens of a longer one are kept: its ``head``, ``tail``, or half from each (``head_tail``).
         batch_size: streams read side by side in pretraining, over all processes.
         bptt: tokens of each stream in a batch: gradients stop there, the hidden state goes on.
         random_bptt: draw that length anew for each training batch, around ``bptt``, and scale its step's rate by it.
         max_tokens: padded tokens in a batch of documents, at most.
         max_documents: documents in a training batch, at most, over all processes; evaluation has no such cap.
         max_unlabeled_documents: the same for unlabeled ones, where the objective reads both in one step.
-        labels_per_class: train on this many documents of each class: nested in the number, balanced, drawn by ``seed``.
-            Multi-label: the documents drawn for each label, together.
+        labels_per_class: train on this many documents of each class, drawn by ``seed``; a larger subset contains the
+            smaller ones. Multi-label: the union of the documents drawn for each label.
         val_labels_per_class: the same for validation, drawn by ``split_seed``.
         seed: order of documents and batches, and the low-shot subset. The command line sets it to ``seed_everything``.
         num_workers: loader processes; 0 is fastest for text in memory-mapped arrays.
@@ -153,12 +153,12 @@ class TextData:
         self._prepared: Prepared | None = None
 
     def adopt(self, adopted: Adopted) -> None:
-        """Use a checkpoint's tokenizer instead of training one, and what else it has: call before ``prepare_data``."""
+        """Use a checkpoint's tokenizer, instead of a new one, and its direction and labels; before ``prepare_data``."""
         self._adopted, self.preparation.base = adopted, adopted.to_extend
         self.direction = adopted.direction or self.direction
 
     def read_only(self, split: Literal["val", "test"]) -> None:
-        """Leave all other sources unread, to measure a model on this split: call after ``adopt``."""
+        """Read no other sources, to evaluate a model on this split; call it after ``adopt``."""
         names = self._adopted.label_names or []
         self.corpus_config = self.corpus_config.measuring(split, names)
         self.preparation.read_instead(self.corpus_config)
@@ -202,7 +202,7 @@ class TextData:
             rank_zero_warn(f"transductive: {'; '.join(found['why'])}: the test's figures are not those of new text")
 
     def _subset(self, option: str, array: TokenArray, seed: int) -> TokenArray:
-        """The low-shot subset that an option asks for; everything where it is not given."""
+        """The low-shot subset that an option asks for; the whole array if the option is not given."""
         chosen = self._chosen(option, np.asarray(array.labels), np.asarray(array.keys), seed, self.label_names)
         return array if chosen is None else array.select(chosen)
 
@@ -258,7 +258,7 @@ class TextData:
     def contamination(self) -> dict[str, Any]:
         """What the contamination gate found, as plain values; empty where there was nothing to compare.
 
-        ``transductive`` says whether the test split was training text of this run or of one before it, ``why`` how.
+        ``transductive`` says whether the test split was training text of this run or an earlier one, ``why`` how.
         """
         found = self.prepared.contamination
         why = [*found.get("why", []), *self.provenance.reasons()]
@@ -266,19 +266,19 @@ class TextData:
 
     @property
     def fed(self) -> dict[str, Any]:
-        """What a checkpoint of this run was fed with, as plain values (:mod:`lit_sft.data.provenance`)."""
+        """A record of the text that this run's checkpoints have seen, plain values (:mod:`lit_sft.data.provenance`)."""
         return self.provenance.plain(self.contamination.get("transductive", False))
 
     @property
     def provenance(self) -> Provenance:
-        """What a run is fed with that reads these sources."""
+        """The provenance of a run that reads these sources."""
         config, digests = self.corpus_config, self.preparation.digests
         only_measured = config.only is not None
         return Provenance(digests, config.remove_test_copies, self._adopted.before, only_measured)
 
     @property
     def test_is_clean(self) -> np.ndarray | None:
-        """bool (test documents,): no copy of it is in what is trained on; None where the gate could not compare."""
+        """bool (test documents,): no copy is in training or validation data; None if the gate could not compare."""
         return self.prepared.clean if "clean_documents" in self.prepared.contamination else None
 
     @property

@@ -1,7 +1,7 @@
 """From a file's bytes to lines of text: gzip, encodings, byte-order marks, line ends.
 
-A stream is decoded in pieces with a mark where bytes can't be; the row that holds the mark is refused. That is what
-lets an error name the row in every encoding.
+A stream is decoded in pieces, with a mark in place of undecodable bytes; the row that contains the mark is refused. In
+this way, the error can name the row in every encoding.
 """
 
 from __future__ import annotations
@@ -72,24 +72,24 @@ class _Bytes(io.RawIOBase):
 
 
 def _may_be_mark(head: bytes) -> bool:
-    """Whether more bytes could make a mark of this; a short first line is not held up."""
+    """Whether more bytes could complete a mark; if not, nothing more is read, so a short first line comes at once."""
     marks = (GZIP_MAGIC, *(mark for mark, _ in BYTE_ORDER_MARKS))
     return any(len(head) < len(mark) and mark.startswith(head) for mark in marks)
 
 
 def text_lines(stream: BinaryIO, options: RowOptions, may_be_empty: bool = False) -> Iterator[str]:
-    """Lines with their ends, without a byte-order mark; UNDECODABLE stands where bytes are not of the encoding.
+    """Lines with their ends, without a byte-order mark; UNDECODABLE replaces bytes that the encoding doesn't allow.
 
-    That is ``options.encoding``, or what a byte-order mark says.
+    The encoding is ``options.encoding``, unless a byte-order mark gives another one.
 
     Raises:
-        UserError: an empty stream, gzip data under another name.
+        UserError: an empty stream, or gzip data in a file whose name doesn't end in ``.gz``.
     """
     data = _Bytes(stream, options.name)
     if data.head.startswith(GZIP_MAGIC):
         raise UserError(f"{options.name}: gzip data; a file's name must end in .gz, a stream must be unzipped before")
     marked = (family for mark, family in BYTE_ORDER_MARKS if data.head.startswith(mark))
-    encoding = next(marked, options.encoding)  # a file's own word comes before that for all files
+    encoding = next(marked, options.encoding)  # a file's own mark overrides the option for all files
     buffered = io.BufferedReader(data, CHUNK_BYTES)
     text = io.TextIOWrapper(buffered, encoding=encoding, errors="lit_sft_mark", newline="\n")
     try:

@@ -2,8 +2,8 @@
 
 Texts are written once, one after another, to a temporary file without a name, and read back as they are needed. A list
 of strings would take two to five times the text's size; here a document costs 24 bytes of memory, its content key
-included, so that nobody reads the text again to hash it. The file is read, not mapped: the pages of a mapping count as
-memory of the process. Whatever ends the process, SIGKILL too, the file's space is free again.
+included, so that the text is not read again for hashing. The file is read, not mapped: the pages of a mapping count as
+memory of the process. The file's space is freed however the process ends, even by SIGKILL.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class TextFile:
     It has no name and no header: it lives as long as this object or a view of it.
 
     Args:
-        folder: made if it isn't there; the file takes its room on that folder's file system.
+        folder: created if it doesn't exist; the file takes its space on that folder's file system.
 
     Raises:
         UserError: the folder can't be written, or the disk is full.
@@ -164,22 +164,22 @@ class Texts(Sequence[str]):
         return f"<{len(self)} texts on disk, {int(self.num_bytes.sum())} bytes>"
 
     def moved(self, file: TextFile) -> Texts:
-        """The same texts in ``file``: this view, or one of a copy."""
+        """A view of the same texts in ``file``: this one, or one of a copy that is appended to it."""
         return self if self._file is file else _copied(self, file)
 
     @property
     def file(self) -> TextFile:
-        """What it is a view of."""
+        """The file that this is a view of."""
         return self._file
 
     def followed_by(self, other: Texts) -> Texts:
-        """Both, of one file, in that order."""
+        """Concatenate two views of the same file."""
         mine, theirs = ((part._starts, part.num_bytes, part.keys) for part in (self, other))
         return Texts(self._file, *(np.concatenate(pair) for pair in zip(mine, theirs, strict=True)))
 
 
 def joined(one: Sequence[str], other: Sequence[str]) -> Sequence[str]:
-    """The texts of both, in that order; where one of them is on disk, the other is appended to its file."""
+    """Concatenate the texts of both; if only one of them is on disk, the other is appended to its file."""
     file = one.file if isinstance(one, Texts) else other.file if isinstance(other, Texts) else None
     if file is None:
         return [*one, *other]

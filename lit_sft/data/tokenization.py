@@ -20,8 +20,8 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, tra
 from lit_sft.data.sources import expanded
 from lit_sft.errors import UserError, first_line
 
-# Left unset, the library prints a warning in every forked loader worker. Those never tokenise. A user's own
-# may, and does so without threads: it would wait for ever for the library's, which aren't in a fork.
+# If this is unset, the library warns in every forked loader worker, though these never tokenise. A fork of the user's
+# may tokenise, but without threads: it would wait forever for the library's threads, which don't exist in a fork.
 if "TOKENIZERS_PARALLELISM" not in os.environ:
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     if hasattr(os, "register_at_fork"):  # not on Windows
@@ -33,10 +33,10 @@ EOS = "<eos>"
 SPECIAL_TOKENS = (PAD, UNK, EOS)
 NO_LIMIT = 1 << 32
 _WORD = r"(?<!\S)<({})>(?!\S)"  # a special token that stands alone
-# Byte pairs are merged within a piece. These are GPT-2's (Radford et al. 2019), but marks (the vowel signs of Indic
-# scripts, accents without a composed form) and the two joiners belong to their word, which else falls into letters. A
-# run goes on in a next piece after 256 characters: learning merges takes time that grows with a piece's square, and
-# a text without blanks and punctuation could be one piece.
+# Byte pairs are merged within a piece. The pieces are GPT-2's (Radford et al. 2019), except that marks (the vowel signs
+# of Indic scripts, accents without a composed form) and the two joiners belong to their word, which would otherwise be
+# split into letters. A run continues in a new piece after 256 characters: the time to learn merges grows with the
+# square of a piece's length, and a text without blanks and punctuation could be a single piece.
 _PIECES = (
     r"'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}\p{M}\u200C\u200D]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}\u200C\u200D]+|\s+(?!\S)|\s+"
 ).replace("+", "{1,256}")
@@ -48,7 +48,7 @@ RARE = "\U00013080"  # a letter that hardly any training text has: an Egyptian h
 class Tokenizer:
     """A vocabulary and its rules: byte-level BPE, whole words, or any ``tokenizer.json``.
 
-    A tokenizer that is trained here takes composed and decomposed accents for the same (Unicode's NFC), but for
+    A tokenizer that is trained here treats composed and decomposed accents as equal (Unicode's NFC), except
     ``whitespace``.
 
     ``<eos>`` is the one document boundary: it ends a document and, before the first token, starts it. Text
@@ -68,7 +68,7 @@ class Tokenizer:
         unknown = getattr(tokenizer.model, "unk_token", None)  # a given file's model may have another name for it
         if isinstance(unknown, str) and tokenizer.token_to_id(unknown) is not None:
             self.unk_id = self._id(unknown)
-        if isinstance(tokenizer.model, models.Unigram):  # which has its number, and tells it in its JSON alone
+        if isinstance(tokenizer.model, models.Unigram):  # which has an id instead, found only in its JSON
             number = json.loads(tokenizer.to_str())["model"].get("unk_id")
             self.unk_id = self.unk_id if number is None else int(number)
         self.vocab_size: int = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
@@ -91,10 +91,10 @@ class Tokenizer:
                 et al. 2016 on the bytes of Radford et al. 2019), ``word``, split at white space and punctuation, or
                 ``whitespace``, split at white space alone, for text that was tokenised before (as WikiText was).
             vocab_size: the upper limit; small corpora give fewer. 0: no limit, for words.
-            lowercase: fold case before anything else (decoding gives lower case back).
+            lowercase: fold case after ``replace`` and before splitting (decoding gives lower case back).
             min_frequency: pairs (bpe) or words rarer than this get no token.
-            replace: regular expressions (Oniguruma's) and what takes the place of their matches, in this order, before
-                anything else but NFC is done with a text, in training and ever after.
+            replace: regular expressions (Oniguruma's) and the replacements of their matches, applied in this order to
+                every text, right after NFC, in training and in encoding.
 
         Raises:
             UserError: an unknown ``kind``, a ``vocab_size`` too small for it, a wrong expression, or no word left to
@@ -165,7 +165,7 @@ class Tokenizer:
 
     @property
     def special_ids(self) -> tuple[int, int, int]:
-        """Of ``<eos>``, ``<pad>`` and ``<unk>``."""
+        """The ids of ``<eos>``, ``<pad>`` and ``<unk>``."""
         return self.eos_id, self.pad_id, self.unk_id
 
     @property
@@ -184,7 +184,7 @@ class Tokenizer:
         return [np.array(encoding.ids, dtype=np.int64) for encoding in self._encode(texts)]
 
     def encode_packed(self, texts: Sequence[str], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-        """The same ids one text after another, (all tokens,), and each text's number of them, int64 (texts,)."""
+        """The same ids, concatenated, (all tokens,), and the number of ids of each text, int64 (texts,)."""
         encodings = self._encode(texts)
         lengths = np.array([len(encoding) for encoding in encodings], dtype=np.int64)
         ids = itertools.chain.from_iterable(encoding.ids for encoding in encodings)
@@ -197,7 +197,7 @@ class Tokenizer:
         return encoded
 
     def normalized(self, text: str) -> str:
-        """The text as it is before it is split: with the tokenizer's replacements, and in lower case where it folds."""
+        """The text as it is split: with the tokenizer's replacements, and in lower case if it folds case."""
         normalizer = self._tokenizer.normalizer
         return text if normalizer is None else str(normalizer.normalize_str(next(encodable([text]))))
 
@@ -242,7 +242,7 @@ def _untrained(
 
 
 def _normalizers(kind: TokenizerKind, lowercase: bool, replace: Mapping[str, str]) -> tuple[Any, Any]:
-    """What is done to the text before it is split: when the vocabulary is learned, and after."""
+    """Normalizers of the text before it is split: one for learning the vocabulary, and one for encoding."""
     for pattern in replace if kind != "whitespace" else ():
         if unicodedata.normalize("NFC", pattern) != pattern:
             raise UserError(
@@ -271,7 +271,7 @@ def encodable(texts: Iterable[str]) -> Iterator[str]:
     """The texts, with ``?`` for lone surrogates: JSON can spell them, UTF-8 (and the library) cannot."""
     for text in texts:
         try:
-            text.isascii() or text.encode("utf-8")  # the first is known, and takes no time
+            text.isascii() or text.encode("utf-8")  # isascii takes no time: strings know it
         except UnicodeEncodeError:
             text = text.encode("utf-8", "replace").decode("utf-8")
         yield text

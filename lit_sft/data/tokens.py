@@ -42,9 +42,9 @@ class TokenArray:
             the label applies.
         keys: uint64 (documents,), content key of the text.
         num_bytes: int64 (documents,), length of the text in UTF-8, for bits per byte; of a pair, of both its texts.
-        prompts: int64 (documents,), where documents are ``prompt <eos> response``: tokens before that ``<eos>``, -1 of
-            other text among them; no pairs at all: (0,).
-        response_bytes: likewise the length of the response in UTF-8.
+        prompts: int64 (documents,), for documents ``prompt <eos> response`` the number of tokens before that ``<eos>``,
+            -1 for other text; of shape (0,) if there are no pairs at all.
+        response_bytes: int64 (documents,), length of the response in UTF-8, 0 for other text; (0,) likewise.
         path: the file behind ``tokens``; a pickled array carries this instead of the corpus.
     """
 
@@ -87,7 +87,7 @@ class TokenArray:
         return self.tokens[start : start + self.lengths[index]]
 
     def token_counts(self, vocab_size: int) -> np.ndarray:
-        """How often each token stands in the file behind the documents, int64 (vocab_size,)."""
+        """How often each token occurs in all of ``tokens``, whichever documents are selected, int64 (vocab_size,)."""
         counts = np.zeros(vocab_size, dtype=np.int64)
         for first in range(0, len(self.tokens), COUNTED_AT_ONCE):
             counts += np.bincount(self.tokens[first : first + COUNTED_AT_ONCE], minlength=vocab_size)
@@ -106,7 +106,7 @@ class TokenArray:
         return lengths
 
     def bytes_per_target(self, responses: bool = False) -> float:
-        """UTF-8 bytes over what a language model predicts: tokens and ends; ``responses``: of these alone."""
+        """UTF-8 bytes per target of a language model (tokens and ends); ``responses``: of the responses alone."""
         if responses:
             return int(self.response_bytes.sum()) / max(int((self.response_lengths + 1).sum()), 1)
         return int(self.num_bytes.sum()) / max(self.num_tokens + len(self), 1)
@@ -132,15 +132,15 @@ def write_tokens(
 ) -> TokenArray:
     """Tokenise ``documents`` into ``folder`` and return the array, mapped from there.
 
-    Text is tokenised and written a few megabytes at a time, so memory stays flat. The folder appears
-    under its name only when it is complete; when another process has put one there meanwhile, theirs is used.
+    Text is tokenised and written a few megabytes at a time, so memory stays flat. The folder gets its name
+    only when it is complete; if another process has created it in the meantime, that one is used.
 
     Args:
-        folder: new; its parents are made.
+        folder: a new folder; its parents are created.
         documents: with labels or without.
         label_index: class index of each label name; None leaves all documents without a label.
         tokenizer: its digest is noted in the folder.
-        responses: of the first documents, which are prompts; None: there are no prompts.
+        responses: the responses to the first documents, which are prompts; None if there are no prompts.
 
     Raises:
         ValueError: more responses than documents.
@@ -182,7 +182,7 @@ def write_tokens(
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """What a process that was killed while it wrote ``folder`` has left, a day later."""
+    """Remove what a process that was killed while writing ``folder`` has left, once it is a day old."""
     for path in folder.parent.glob(f"{folder.name}.*.tmp"):
         with suppress(OSError):  # another process may remove it, too
             if time.time() - path.stat().st_mtime > ABANDONED:
@@ -193,7 +193,7 @@ def read_tokens(folder: Path) -> TokenArray:
     """The array ``write_tokens`` left in ``folder``, its tokens mapped, not read.
 
     Raises:
-        UserError: the folder is missing, or not whole.
+        UserError: the folder is missing or incomplete.
     """
     try:
         about = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
@@ -216,10 +216,10 @@ def read_tokens(folder: Path) -> TokenArray:
 def _write_ids(
     path: Path, texts: Sequence[str], responses: Sequence[str], tokenizer: Tokenizer, dtype: np.dtype
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Write all ids to ``path``, raw, under a bar on a terminal; ``responses`` are those of the first texts.
+    """Write all ids to ``path``, raw, with a progress bar on a terminal; ``responses`` belong to the first texts.
 
     Returns:
-        The tokens of each document, and those of its prompt, -1 where it is none; both int64 (documents,).
+        The number of tokens of each document, and of its prompt, -1 if it has none; both int64 (documents,).
     """
     # Prompts and responses are tokenised alternately: of the first texts 2i is a prompt and 2i + 1 its response.
     lengths, written, pairs = [np.zeros(0, dtype=np.int64)], 0, 2 * len(responses)
@@ -250,7 +250,7 @@ def _synced(path: Path) -> Iterator[Any]:
 
 
 def _load_column(path: Path) -> np.ndarray:
-    """Whole numbers of each document, as data: neither a pickle nor an archive, which NumPy would take, too."""
+    """Load the integers of all documents; pickles and archives, which NumPy would also load, are refused."""
     with path.open("rb") as file:
         column: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
     axes = (1, 2) if path.stem == "labels" else (1,)

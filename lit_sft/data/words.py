@@ -1,9 +1,9 @@
 """Texts as words, compared without case, punctuation and line breaks; and their hashes, many documents at a time.
 
 Two texts are the same here when they have the same words: runs of letters, digits and marks, case-folded and composed
-(NFC); an HTML line break counts as a space. A text without any word stands for itself, folded. In scripts without
-blanks between words (Chinese, Japanese, Thai, Lao, Burmese, Khmer) each letter with its marks is a word: a clause would
-else be a single one, and parts of a text would never be found.
+(NFC); an HTML line break counts as a space. A text without any word is compared as a whole, folded. In scripts without
+blanks between words (Chinese, Japanese, Thai, Lao, Burmese, Khmer) each letter with its marks is a word: otherwise a
+clause would be a single word, and parts of a text would never be found.
 
 :func:`hashed_words` does the same in NumPy, over the code points of some 100,000 characters at once. A word's hash
 is a polynomial of its code points modulo 2**64, mixed; sums over a stretch come from differences of running sums
@@ -34,7 +34,7 @@ WITHOUT_BLANKS = (
     *((0x3005, 0x312F), (0x31A0, 0x9FFF), (0xA980, 0xA9FF), (0xAA60, 0xAADF), (0xF900, 0xFAFF)),
     *((0xFF66, 0xFF9F), (0x1B000, 0x1B16F), (0x20000, 0x3FFFF)),
 )
-_LETTER, _ALONE, _ITS_MARK = 1, 2, 3  # of a word; a letter of these scripts; a mark of them; 0 is between words
+_LETTER, _ALONE, _ITS_MARK = 1, 2, 3  # in a word; a letter of these scripts; a mark of them; 0: between words
 _OF_CHARACTERS, _OF_WORDS = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93  # odd, so that they have an inverse modulo 2**64
 
 
@@ -61,7 +61,7 @@ class HashedWords:
 
     Attributes:
         texts: the documents themselves.
-        counts: int64 (documents,), their words.
+        counts: int64 (documents,), the number of words of each.
         hashes: uint64 (all words,).
     """
 
@@ -85,9 +85,9 @@ class HashedWords:
 
 
 def hashed_words(texts: Iterable[str]) -> Iterator[HashedWords]:
-    """The texts in their order, as many at a time as make some 100,000 characters.
+    """Hash the texts in their order, some 100,000 characters at a time.
 
-    Memory stays flat, but for a single longer document: some 43 bytes a character, 72 without blanks.
+    Memory stays flat, except for a single longer document: some 43 bytes per character, 72 without blanks.
     """
     some: list[str] = []
     size = 0

@@ -1,4 +1,4 @@
-"""What a recipe's stages start from, checked by their options alone: a mistake is told before the first one's hours."""
+"""Checks of what a recipe's stages start from, by options alone: mistakes are reported before hours of training."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from lit_sft.starting import (
 
 @dataclass(frozen=True)
 class Planned:
-    """A stage that has not run yet, as those that start from it see it.
+    """A stage that has not run yet, as seen by the stages that start from it.
 
     Attributes:
-        name: of the stage, in words.
-        options: as parsed.
-        direction: how it will read; None if it starts from a checkpoint that is no stage's, which then decides it.
+        name: the name of the stage, in words.
+        options: its parsed options.
+        direction: how it will read; None if that is decided by a checkpoint from outside the recipe.
         tokens: what kind of tokens it will have, as ``Tokenizer.model`` names it; None in the same case.
         vocab_size: entries that its vocabulary has room for; 0 in the same case, or where there is no limit.
     """
@@ -43,13 +43,13 @@ class Planned:
 
 
 def check_starts(recipe: Recipe, stages: list[Stage], options_of: dict[str, Namespace], given: bool) -> None:
-    """Raise a UserError where a stage can't start from those before it.
+    """Raise a UserError if a stage can't start from the stages before it.
 
     Args:
-        recipe: whose stages.
-        stages: those that are to run, in order.
+        recipe: the recipe of the stages.
+        stages: the stages that are to run, in order.
         options_of: their options by name.
-        given: whether those that start from no stage start from what the user names, now or when the run began.
+        given: whether stages that start from no stage start from what the user names, now or when the run began.
     """
     if len({bool(options.trainer.fast_dev_run) for options in options_of.values()}) > 1:
         raise UserError("trainer.fast_dev_run: all stages of a recipe are run dry, or none")
@@ -58,7 +58,7 @@ def check_starts(recipe: Recipe, stages: list[Stage], options_of: dict[str, Name
         options = options_of[stage.name]
         starts = [planned[name] for name in stage.init_from if name in planned]
         if len(starts) < len(stage.init_from):
-            starts = []  # one of them has run before, and says itself what doesn't fit
+            starts = []  # one has run already: its checkpoint is checked when this stage runs
         from_scratch = stage.from_nothing or not (stage.init_from or given or options.model.init_from)
         try:
             if starts:

@@ -13,7 +13,7 @@ from lit_sft.recipes.record import RECORD_KEYS
 
 KEYS = {"stages", "test"}
 OPTIONS = {*GROUPS, "seed_everything", "name", "run_dir", "ckpt_path", "config", "stages"}  # of a fit, up to a dot
-OF_ALL = ("name", "run_dir", "ckpt_path", "stages", "model.init_from")  # what no stage can be given as a flag
+OF_ALL = ("name", "run_dir", "ckpt_path", "stages", "model.init_from")  # not as flags of one stage
 NAME = re.compile(r"[A-Za-z0-9_][\w-]*")
 
 
@@ -21,8 +21,8 @@ NAME = re.compile(r"[A-Za-z0-9_][\w-]*")
 class Stage:
     """One stage: its folder's name, its configs, and the earlier stages it starts from.
 
-    ``configs``: files and options: those that the recipe has for it, then the user's, for all stages and for this one.
-    ``from_nothing``: its ``init_from`` is null, so that it starts from nothing whatever the user names.
+    ``configs``: files and options, first the recipe's for this stage, then the user's for all stages and for this one.
+    ``from_nothing``: its ``init_from`` is null, so that it starts from nothing even if the user names a checkpoint.
     """
 
     name: str
@@ -71,7 +71,7 @@ def recipe_in(arguments: list[str]) -> Recipe | None:
 
 
 def _parts(stage: str, names: set[str], further: list[tuple[Path, dict[str, Any]]]) -> list[Path | dict[str, Any]]:
-    """What configs say for every stage, then what they say for one."""
+    """The options that further configs have for every stage, then those for this one."""
     common = [
         path if names.isdisjoint(content) else _beside(path, {k: v for k, v in content.items() if k not in names})
         for path, content in further
@@ -96,14 +96,14 @@ def flags_of(stage: str, names: set[str], flags: list[str]) -> list[str]:
 
 
 def _check_near(name: str, names: set[str], where: str) -> None:
-    """Raise a UserError where options stand under what is neither a group of them nor a stage, but nearest to one."""
+    """Raise a UserError if a name is neither a group of options nor a stage, but most similar to a stage."""
     hint = nearest(name, names)
     if name not in {*OPTIONS, *names} and hint and hint == nearest(name, [*names, *OPTIONS]):
         raise UserError(f"{where}: there is no stage {name}; {hint.strip()}")
 
 
 def _beside(file: Path, options: Any) -> Any:
-    """A file's options to stand in another one: the YAML files that they name are those beside it."""
+    """A file's options for use in another one: the YAML files that they name are resolved relative to ``file``."""
     if isinstance(options, dict):
         return {key: _beside(file, value) for key, value in options.items()}
     if isinstance(options, list):

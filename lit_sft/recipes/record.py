@@ -13,7 +13,7 @@ RECORD_KEYS = {*TEST_KEYS, "val", "contamination", "seed", "seconds", "versions"
 def joined_record(stages: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
     """The record of a recipe: the last stage's test (or validation), and each stage's validation and speed by its name.
 
-    ``stages``: names and records, in order. ``seconds`` are those of their fits, also of what came before a resume.
+    ``stages``: names and records, in order. ``seconds`` are those of their fits, including the time before a resume.
     """
     last = stages[-1][1]
     split = "test" if "test" in last else "val"

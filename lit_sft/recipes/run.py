@@ -8,11 +8,11 @@
                                             # list of two for a TwoWayEncoder, or null
     test: true                              # test the last stage at the end
 
-Flags and further configs go to every stage, ``--finetune.model.optimizer.lr 0.01`` and what a further config has under
-``finetune:`` to that stage alone, after the others.
+Flags and further configs apply to every stage. ``--finetune.model.optimizer.lr 0.01``, and options under ``finetune:``
+in a further config, apply to that stage alone, after the others.
 
-A process a stage costs a few seconds of start-up each; it gives every stage a fresh memory, Trainer and random state,
-so that a stage of a recipe and the same stage run by hand give the same numbers.
+A process per stage costs a few seconds of start-up each, but gives every stage fresh memory, a new Trainer and a new
+random state, so that a stage of a recipe and the same stage run by hand give the same numbers.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from lit_sft.runs import (
 
 @dataclass(frozen=True)
 class Run:
-    """A recipe under way: its folder, and for each stage to run (by name) what it starts from beside those."""
+    """A recipe under way: its folder, and by name each stage to run, with what it starts from besides these stages."""
 
     recipe: Recipe
     folder: Path
@@ -71,8 +71,8 @@ class Run:
 def run_recipe(recipe: Recipe, arguments: list[str]) -> None:
     """Run the stages that aren't finished, test the last one, and write the recipe's record.
 
-    The options and data of every stage that is to run are looked at before the first one starts: a mistake in the last
-    stage is told now and not after the first stage's hours.
+    The options and data of all stages that are to run are checked before the first one starts, so that a mistake in the
+    last stage is reported now and not hours later.
 
     Raises:
         UserError: a mistake in an option, an unknown stage name, or nothing to resume or start from.
@@ -89,7 +89,7 @@ def run_recipe(recipe: Recipe, arguments: list[str]) -> None:
     check_starts(recipe, chosen, options_of, given=bool(options.init_from or options.ckpt_path))
     if any(stage_options.trainer.fast_dev_run for stage_options in options_of.values()):
         names = {stage.name for stage in chosen}
-        for stage in chosen:  # a dry run keeps no weights: what starts from a stage of it starts from nothing
+        for stage in chosen:  # a dry run keeps no weights: a stage that starts from one of these starts from nothing
             inside = bool(stage.init_from) and names >= {*stage.init_from}
             given = options.init_from and not stage.from_nothing and not inside
             _call("fit", recipe, stage, flags, *(["--model.init_from", options.init_from] if given else []))
@@ -99,7 +99,7 @@ def run_recipe(recipe: Recipe, arguments: list[str]) -> None:
         for stage in run.stages:
             _run_stage(run, stage)
     except SystemExit as ended:
-        by_signal = isinstance(ended.code, int) and ended.code > 128  # no mistake: a scheduler's next start goes on
+        by_signal = isinstance(ended.code, int) and ended.code > 128  # no mistake: a scheduler's next start resumes it
         if not by_signal and not any((run.folder / stage.name).is_dir() for stage in run.stages):
             discard_run(run.folder, [run.folder, run.folder.parent])
         raise
@@ -114,7 +114,7 @@ def run_recipe(recipe: Recipe, arguments: list[str]) -> None:
 
 
 def check_stage(recipe: Recipe, stage: Stage, flags: list[str], finished: bool = False) -> Namespace:
-    """Look at a stage's options without running it, and at its data unless it has finished; returns the options."""
+    """Check a stage's options, and its data unless it has finished, without running it; returns the options."""
     with _command("fit", recipe, stage, flags) as command:
         options, data = check(command)
         if not finished:  # its text may be gone
@@ -165,13 +165,13 @@ def _chosen(recipe: Recipe, names: str | None, flags: list[str]) -> list[Stage]:
 
 
 def _new(recipe: Recipe, stages: list[Stage], options: argparse.Namespace, flags: list[str]) -> Run:
-    """A new version, once it is known what every stage starts from."""
+    """Make a new version, after finding out what every stage starts from."""
     name = run_name(str(recipe.path), options.name)
     given = [str(resolve(source, "init_from")) for source in names_in(options.init_from)]
     names = [stage.name for stage in stages]
     sources: dict[str, list[str]] = {}
     for stage in stages:
-        missing = [start for start in stage.init_from if start not in names]  # of the others: known when they have run
+        missing = [start for start in stage.init_from if start not in names]  # the others are found once they have run
         if stage.from_nothing:
             sources[stage.name] = []
         elif given and (missing or not stage.init_from):
@@ -224,7 +224,7 @@ def _resumed(recipe: Recipe, options: argparse.Namespace, flags: list[str]) -> R
 
 
 def _files(starts: list[str]) -> list[Path]:
-    """The checkpoints that these name: two ways to write one are one."""
+    """The checkpoints that these name, as full paths: different spellings of a path compare equal."""
     return [resolve(start, "init_from").resolve() for start in starts]
 
 
@@ -237,7 +237,7 @@ def _finished_pretraining(root: Path, stage: str) -> Path:
 
 
 def _run_stage(run: Run, stage: Stage) -> None:
-    """A stage as an ordinary ``fit`` into its folder: skipped if finished, resumed where there is a checkpoint."""
+    """Run a stage as an ordinary ``fit`` into its folder: skip it if finished, resume it if it has a checkpoint."""
     folder = run.folder / stage.name
     if (folder / RECORD).is_file():
         return
@@ -254,7 +254,7 @@ def _run_stage(run: Run, stage: Stage) -> None:
 
 @contextmanager
 def _command(command: str, recipe: Recipe, stage: Stage, flags: list[str], *more: str) -> Iterator[list[str]]:
-    """The arguments of a command on a stage: its configs, options of its own as more configs, flags."""
+    """The arguments of a command on a stage: its configs, its own options as temporary configs, and its flags."""
     with tempfile.TemporaryDirectory() as temporary:
         arguments = [command]
         for number, config in enumerate(stage.configs):
@@ -276,7 +276,7 @@ def _call(command: str, recipe: Recipe, stage: Stage, flags: list[str], *more: s
 
 
 def _write_recipe_record(run: Run) -> None:
-    """The recipe's own ``metrics.json``; the last line tells the result."""
+    """Write the recipe's own ``metrics.json`` and print the result."""
     record = joined_record([(stage.name, read_record(run.folder / stage.name)) for stage in run.stages])
     write_record(run.folder / RECORD, record)
     split = "test" if "test" in record else "val"
