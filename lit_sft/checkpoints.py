@@ -24,6 +24,7 @@ from torch import Tensor
 from lit_sft.data.adopted import Adopted
 from lit_sft.data.batches import Direction
 from lit_sft.data.provenance import NOTHING, is_fed
+from lit_sft.data.sources import expanded
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.errors import UserError
 from lit_sft.options import read_yaml
@@ -217,7 +218,7 @@ def resolve(run_or_checkpoint: str | Path, purpose: Literal["init_from", "ckpt_p
     Raises:
         UserError: nothing there, or a folder without checkpoints.
     """
-    path = Path(run_or_checkpoint)
+    path = expanded(run_or_checkpoint)
     if path.is_file():
         return path
     if not path.is_dir():

@@ -23,6 +23,7 @@ from lit_sft.callbacks.stopping import check_monitors
 from lit_sft.checkpoints import Checkpoint, read_checkpoint, resolve
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.data.extension import EXTEND
+from lit_sft.data.sources import expanded
 from lit_sft.errors import SickRun, UserError
 from lit_sft.fit_checks import check_fit
 from lit_sft.loggers import LoggedRun, place_loggers
@@ -213,6 +214,7 @@ class LitCLI(LightningCLI):
     def _find_source(self, config: Namespace, name: str, data: TextDataModule) -> None:
         """What this run goes on with (``ckpt_path``) or starts from (``init_from``); the data take its tokenizer."""
         if config.run_dir:
+            config.run_dir = str(expanded(config.run_dir))
             writes = config.ckpt_path != "last" and not config.trainer.fast_dev_run
             check_folder(Path(config.run_dir), new=writes)
         if config.ckpt_path == "last":

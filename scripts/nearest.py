@@ -31,7 +31,10 @@ AT_ONCE = 1000  # prompts that are compared with all training prompts together
 def nearest_responses(train: Documents, prompts: Sequence[str]) -> list[str]:
     """The response of the training prompt that is nearest to each prompt; of equally near ones that of the first."""
     to_features = word_features()
-    known = to_features.fit_transform(list(train.texts))
+    try:
+        known = to_features.fit_transform(list(train.texts))
+    except ValueError as error:  # no word in any of them
+        raise UserError(f"the training prompts have nothing to compare them by ({error})") from error
     found: list[int] = []
     for first in range(0, len(prompts), AT_ONCE):
         similar = to_features.transform(prompts[first : first + AT_ONCE]) @ known.T

@@ -41,6 +41,22 @@ def start_of(command: list[str]) -> str | None:
     return command[command.index("--model.init_from") + 1] if "--model.init_from" in command else None
 
 
+def test_responses_after_a_backward_pretraining_are_refused_before_it_runs(
+    fit_recipe: Fit, calls: list[list[str]], configs: Configs, tmp_path: Path
+) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [json.dumps({"prompt": f"say {i}", "response": f"it is {i}"}) for i in range(40)]
+    pairs.write_text("\n".join(rows))
+    data = {"labeled": str(pairs), "text_column": "prompt", "response_column": "response", "label_column": None}
+    both = {"labeled": str(pairs), "val": None, "test": None, "unlabeled": None, **data}
+    objective = {"class_path": "lit_sft.objectives.Completion"}
+    back = {"name": "back", "config": "tiny/pretrain.yaml", "data": {**both, "direction": "backward"}}
+    answer = {"name": "answer", "config": "tiny/finetune.yaml", "data": both, "model": {"objective": objective}}
+    write(configs, [back, answer])
+    one_line(fit_recipe(), "stage answer: a response is written from its first word on")
+    assert calls == []
+
+
 def test_a_stage_starts_from_two_that_ran_before_it(fit_recipe: Fit, calls: list[list[str]], configs: Configs) -> None:
     write(configs, two_ways())
     result = fit_recipe()

@@ -58,6 +58,39 @@ def test_a_mistake_in_the_last_stage_is_told_before_the_first_has_run(
     assert calls == []
 
 
+@pytest.mark.parametrize("init_from", [None, "pretrain"])
+def test_a_start_in_a_stage_s_options_and_another_in_the_recipe_are_told(
+    init_from: str | None, fit_recipe: Fit, calls: list[list[str]], configs: Configs
+) -> None:
+    recipe = yaml.safe_load(configs.recipe.read_text())
+    recipe["stages"][1] |= {"init_from": init_from, "model": {"init_from": "logs/other"}}
+    configs.recipe.write_text(yaml.safe_dump(recipe))
+    named = f"init_from {init_from or 'null'} in the recipe: leave one of them out"
+    one_line(fit_recipe(), f"stage finetune has model.init_from logs/other in its options, and {named}")
+    assert calls == []
+
+
+def test_a_stage_that_came_into_the_recipe_since_the_run_began_is_told(
+    fit_recipe: Fit, configs: Configs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as stopped:
+        stopped.setattr(recipes, "run_process", lambda _: 143)
+        assert fit_recipe().code == 143
+    recipe = yaml.safe_load(configs.recipe.read_text())
+    recipe["stages"].append({"name": "more", "config": "tiny/finetune.yaml"})
+    configs.recipe.write_text(yaml.safe_dump(recipe))
+    one_line(fit_recipe("--ckpt_path", "last"), "stage more came into ")
+
+
+def test_a_flag_of_a_stage_that_the_resumed_run_has_not_is_told(
+    fit_recipe: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipes, "run_process", lambda _: 143)
+    assert fit_recipe("--stages", "pretrain").code == 143
+    refused = fit_recipe("--ckpt_path", "last", "--finetune.model.optimizer.lr", "0.1")
+    one_line(refused, "stage finetune doesn't run in logs/tiny/version_0, which is resumed")
+
+
 def test_a_first_stage_that_fails_ends_the_recipe_and_leaves_nothing(fit_recipe: Fit, calls: list[list[str]]) -> None:
     result = fit_recipe("--model.optimizer.lr=-1")  # no parser knows that this can't be
     assert result.code == 2

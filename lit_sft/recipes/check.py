@@ -8,6 +8,7 @@ from jsonargparse import Namespace
 
 from lit_sft.data.batches import Direction
 from lit_sft.data.extension import EXTEND, NO_BASE, check_extendable
+from lit_sft.data.pairs import check_answering
 from lit_sft.errors import UserError
 from lit_sft.recipes.file import Recipe, Stage
 from lit_sft.resume import check_same_tokenizer
@@ -59,6 +60,11 @@ def check_starts(recipe: Recipe, stages: list[Stage], options_of: dict[str, Name
         starts = [planned[name] for name in stage.init_from if name in planned]
         if len(starts) < len(stage.init_from):
             starts = []  # one has run already: its checkpoint is checked when this stage runs
+        if options.model.init_from and (stage.from_nothing or stage.init_from):
+            raise UserError(
+                f"{recipe.path}: stage {stage.name} has model.init_from {options.model.init_from} in its options, and "
+                f"init_from {', '.join(stage.init_from) or 'null'} in the recipe: leave one of them out"
+            )
         from_scratch = stage.from_nothing or not (stage.init_from or given or options.model.init_from)
         try:
             if starts:
@@ -81,6 +87,8 @@ def _check_start(options: Namespace, starts: list[Planned]) -> None:
     if len(sources) == len(starts):
         check_start(encoder_class(model), sources)
         check_direction(model, data.direction, sources)
+    if data.response_column is not None and model.stage == "finetune":
+        check_answering(True, data.direction or first.direction)
     check_same_tokenizer([start.options.data for start in starts])
     for start in starts:
         check_sizes(model, start.options.model, start.name)

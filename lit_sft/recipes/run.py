@@ -158,10 +158,15 @@ def _chosen(recipe: Recipe, names: str | None, flags: list[str]) -> list[Stage]:
     for name in wanted:
         if name not in known:
             raise UserError(f"--stages {name}: {nearest(name, known)}{recipe.path} has the stages {', '.join(known)}")
-    for name in set(known) - set(wanted):
-        if given := [flag for flag in flags if flag.startswith(f"--{name}.")]:
-            raise UserError(f"{given[0]}: stage {name} doesn't run with --stages {names}")
+    _check_flags(set(known) - set(wanted), flags, f"with --stages {names}")
     return [stage for stage in recipe.stages if stage.name in wanted]
+
+
+def _check_flags(names: set[str], flags: list[str], why: str) -> None:
+    """Raise a UserError for a flag of a stage that doesn't run."""
+    for name in sorted(names):
+        if given := [flag for flag in flags if flag.startswith(f"--{name}.")]:
+            raise UserError(f"{given[0]}: stage {name} doesn't run {why}")
 
 
 def _new(recipe: Recipe, stages: list[Stage], options: argparse.Namespace, flags: list[str]) -> Run:
@@ -183,6 +188,7 @@ def _new(recipe: Recipe, stages: list[Stage], options: argparse.Namespace, flags
     folder = new_run(name)
     config = {
         "stages": [{"name": stage.name, "init_from": stage.init_from} for stage in stages],
+        "recipe_stages": [stage.name for stage in recipe.stages],
         "test": recipe.test,
         "recipe": str(recipe.path),
         "configs": [str(path) for path in recipe.extra],
@@ -210,6 +216,12 @@ def _resumed(recipe: Recipe, options: argparse.Namespace, flags: list[str]) -> R
                 f"--ckpt_path last: stage {stage.name} of {recipe.path} starts from {asked}, and in {folder} from "
                 f"{had}: put that back, or leave --ckpt_path out to start a new run"
             )
+    if added := [name for name in known if name not in config.get("recipe_stages", known)]:
+        raise UserError(
+            f"--ckpt_path last: stage {added[0]} came into {recipe.path} after {folder} had begun: take it out to "
+            f"finish that run, then run it by itself, --stages {added[0]}"
+        )
+    _check_flags(set(known) - set(sources), flags, f"in {folder}, which is resumed")
     if options.stages and {stage.name for stage in _chosen(recipe, options.stages, flags)} != set(sources):
         raise UserError(f"--stages {options.stages}: {folder}, which is resumed, has the stages {', '.join(sources)}")
     given = names_in(options.init_from)
