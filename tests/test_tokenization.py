@@ -238,7 +238,7 @@ def test_a_foreign_tokenizer_gets_the_special_tokens_and_loses_its_truncation() 
 def test_the_unknown_token_of_a_unigram_model_is_found_by_its_number(tmp_path: Path) -> None:
     model = tokenizers.models.Unigram([("[UNK]", 0.0), ("a", -1.0), ("b", -2.0)], unk_id=0)
     (tmp_path / "uni.json").write_text(tokenizers.Tokenizer(model).to_str())
-    tokenizer = Tokenizer.from_file(tmp_path / "uni.json")
+    tokenizer = Tokenizer.given(tmp_path / "uni.json")
     assert tokenizer.unk_id == 0
     assert tokenizer.encode_batch(["abz"])[0].tolist() == [1, 2, 0]
 
@@ -255,7 +255,7 @@ def test_the_unknown_token_of_a_unigram_model_is_found_by_its_number(tmp_path: P
 def test_a_foreign_tokenizer_that_loses_text_is_refused(model: Any, message: str, tmp_path: Path) -> None:
     (tmp_path / "own.json").write_text(tokenizers.Tokenizer(model).to_str())
     with pytest.raises(UserError, match=rf"own\.json: {message}"):
-        Tokenizer.from_file(tmp_path / "own.json")
+        Tokenizer.given(tmp_path / "own.json")
 
 
 def test_lone_surrogates_become_question_marks(bpe: Tokenizer) -> None:

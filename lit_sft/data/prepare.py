@@ -139,7 +139,7 @@ class Preparation:
         if self.kind not in (*KINDS, EXTEND):
             if self.options.lowercase or self.options.replace:
                 log.warning("data.lowercase and data.replace are not used: %s has its own", self.kind)
-            return Tokenizer.from_file(self.kind)
+            return Tokenizer.given(self.kind)
         if self.kind == EXTEND and self.base is None:
             raise UserError(NO_BASE)
         base = [self.base.digest] if self.kind == EXTEND and self.base else []

@@ -134,8 +134,7 @@ class Tokenizer:
         """The tokenizer in a ``tokenizer.json``.
 
         Raises:
-            UserError: there is no such file, it holds something else, or it can't encode characters that it doesn't
-                know, or drops them.
+            UserError: there is no such file, or it holds something else.
         """
         path = expanded(path)
         if not path.is_file():
@@ -145,7 +144,16 @@ class Tokenizer:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not a tokenizer: its bytes are not UTF-8") from error
-        found = cls.from_json(text, source=str(path))
+        return cls.from_json(text, source=str(path))
+
+    @classmethod
+    def given(cls, path: str | Path) -> Tokenizer:
+        """The same, of a file that the user names, which must not lose text silently.
+
+        Raises:
+            UserError: as :meth:`from_file`; also if it can't encode characters that it doesn't know, or drops them.
+        """
+        found = cls.from_file(path)
         try:
             lost = not len(found.encode_batch([RARE])[0])
         except Exception as error:  # the library raises bare Exception here
