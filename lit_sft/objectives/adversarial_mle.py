@@ -1,4 +1,4 @@
-"""Adversarially trained language model: the next token must be likely where the token vectors are moved against it."""
+"""Adversarially trained language model: the next token must stay likely when token vectors are moved against it."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from lit_sft.objectives.reading import random_unit, unit
 
 
 class AdversarialMLE(MLE):
-    """`MLE` at the token vectors s, plus `weight` times the same at s + r, under the same masks, from the same state.
+    """`MLE` at the token vectors s, plus `weight` times the same loss at s + r, with the same masks and initial state.
 
-    As `AT` for a classifier: r = norm * g / ||g||, g the gradient of the loss at s, ||g|| over a lane's tokens in the
-    batch (so that `norm` is for `data.bptt` tokens), r a constant to the gradient. What is reported as "lm", and the
-    state that is carried on, are those of the clean pass, the penalties those of the other.
+    This is `AT` for a language model: r = norm * g / ||g||, where g is the gradient of the loss at s, and ||g|| is
+    taken over a lane's tokens in the batch (so `norm` applies to `data.bptt` tokens). No gradient flows through r. The
+    "lm" figure and the carried state come from the clean pass, the penalties from the perturbed pass.
 
-    A step takes twice one of `MLE` (under 16-mixed more): the backward pass through the clean one gives the direction
-    and the step's gradient (`differentiated`), in the precision of the training: at s itself it is no small
-    difference, unlike `VAT`'s. Penalties on the clean pass would want another.
+    A step costs twice a step of `MLE` (more under 16-mixed): one backward pass through the clean pass gives both the
+    direction and the step's own gradient (`differentiated`). It runs in the training precision, which is enough because
+    the gradient at s, unlike `VAT`'s, is not a small difference. Penalties on the clean pass would require a further
+    backward pass.
 
     Args:
-        norm: of the perturbation, in the units of the token vectors.
-        weight: of the adversarial loss beside the clean one.
-        direction: "random" moves as far to anywhere, the control.
-        activation_penalty, temporal_penalty, reset_probability: as `MLE` has them.
+        norm: L2 norm of the perturbation, in the units of the token vectors.
+        weight: weight of the adversarial loss, relative to the clean loss.
+        direction: "random" moves as far in a random direction, as a control.
+        activation_penalty, temporal_penalty, reset_probability: as in `MLE`.
 
     Raises:
         ValueError: as `MLE`; a norm or weight below 0.
@@ -63,13 +64,13 @@ class AdversarialMLE(MLE):
         if self.direction == "random":
             towards = random_unit(reach, embeds)
         else:
-            if is_float16(embeds):  # the sum's, since of a mean over thousands of tokens it holds nothing
+            if is_float16(embeds):  # of the sum: in float16 the gradient of a mean over thousands of tokens underflows
                 (gradient,) = gradients(mean * kept, [embeds], retain_graph=True)
             else:
                 mean, gradient = differentiated(mean, embeds, network.parameters())
             towards = unit(gradient, reach)
         after = detach_state(encoded.state)
-        del encoded  # and with it what the clean pass keeps for a backward pass that there won't be
+        del encoded  # frees what the clean pass saved for a backward pass that won't happen
         moved = network.encode(stream, state, masks, embeds + (self.norm * towards).to(embeds.dtype))
         adversarial, _ = mean_nll(network, moved.hidden, stream.targets)
         loss = self.of_mean(mean, kept, stream, moved)

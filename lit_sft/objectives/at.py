@@ -1,4 +1,4 @@
-"""Adversarial training: the labels must hold where the token vectors are moved against them."""
+"""Adversarial training: the predictions must keep matching the labels when the token vectors are moved against them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ Direction = Literal["adversarial", "random"]
 class AT(Term):
     """The supervised loss at s + r, r = norm * g / ||g||, g its gradient at the token vectors s (Miyato et al. 2017).
 
-    s is after dropout, and r a constant to the gradient (equations 3 and 4 there); ||g|| is the L2 norm over all of a
-    document's tokens but its last. g comes from the step's own backward pass through the clean one, in the precision
-    of the training: at s it is no small difference, unlike `VAT`'s (on IMDb, bfloat16's has a cosine of 0.999 to
-    float32's). So a step takes twice a plain one; under 16-mixed, or above frozen token vectors, three times.
+    s is taken after dropout, and no gradient flows through r (equations 3 and 4 of the paper). ||g|| is the L2 norm
+    over all of a document's tokens except the last. g comes from the step's own backward pass through the clean pass,
+    in the training precision, which is enough because the gradient at s, unlike `VAT`'s, is not a small difference (on
+    IMDb, the cosine between g in bfloat16 and in float32 is 0.999). A step therefore costs twice a plain one; under
+    16-mixed, or with frozen token vectors, three times.
 
     Args:
-        norm: of the perturbation, in the units of the token vectors: what is large depends on how long these are. (The
-            paper's 5 is for normalised vectors of 256 units, so of length 16: see `NormalisedEmbedding`.)
-        direction: "random" moves as far to anywhere, the control that tells what the direction is good for.
-        weight, ramp_steps: as `Term` has them.
+        norm: L2 norm of the perturbation, in the units of the token vectors; what counts as large depends on their
+            length. (The paper's 5 is for normalised vectors of 256 units, of length 16: see `NormalisedEmbedding`.)
+        direction: "random" moves as far in a random direction, a control that shows what the gradient's one adds.
+        weight, ramp_steps: as in `Term`.
 
     Raises:
         ValueError: a norm below 0.
@@ -51,12 +52,12 @@ class AT(Term):
         return step.loss(reading.perturbed(self.norm * self.towards(reading, step)))
 
     def towards(self, reading: Reading, step: Step) -> Tensor:
-        """The direction, (batch, time, embedding_size), each document's of norm 1."""
+        """The direction (batch, time, embedding_size), of norm 1 for each document."""
         if self.direction == "random":
             return random_unit(reading.reach, reading.embeds)
         if reading.embeds.requires_grad and not is_float16(reading.embeds):
             return unit(step.gradient(), reading.reach)
-        # above frozen token vectors, or in float16, where a sure prediction's gradient is zero
+        # frozen token vectors, or float16, in which the gradient of a confident prediction underflows to zero
         moved = torch.zeros_like(reading.embeds, requires_grad=True)
         (gradient,) = gradients(step.loss(reading.perturbed(moved, exact=True)), [moved])
         return unit(gradient, reading.reach)

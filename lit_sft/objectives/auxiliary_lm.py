@@ -1,4 +1,4 @@
-"""The language model's loss beside the classifier's: what was learned of the language is kept while labels are."""
+"""A language-modelling loss beside the classifier's, which preserves the language model while labels are learned."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from lit_sft.objectives.term import STREAM, Step, Term
 
 
 class AuxiliaryLM(Term):
-    """Mean negative log-likelihood of the next token on the unlabeled stream, as `MLE` has it (Rei 2017; Chronopoulou
-    et al. 2019 for a pretrained model).
+    """Mean negative log-likelihood of the next token on the unlabeled stream, as in `MLE` (Rei 2017; Chronopoulou et
+    al. 2019 for a pretrained model).
 
     Args:
-        reset_probability: as `MLE` has it.
-        weight, ramp_steps: as `Term` has them.
+        reset_probability: as in `MLE`.
+        weight, ramp_steps: as in `Term`.
     """
 
     name = "lm"

@@ -1,4 +1,4 @@
-"""What an objective is: a callable from (network, batch) to a loss and its named parts, in plain torch."""
+"""Base class of objectives: callables from (network, batch, state) to a loss and its named parts, in plain torch."""
 
 from __future__ import annotations
 
@@ -18,57 +18,58 @@ class Loss:
     """The result of one step."""
 
     total: Tensor  # scalar, to be minimised
-    parts: dict[str, Tensor] = field(default_factory=dict)  # detached scalars to be logged, by name; the same each step
-    # scalar, what `total` is a mean over (tokens, documents): by it several processes weigh their shares of a batch,
-    # which may be uneven; None weighs them alike, so that two processes train otherwise than one
+    parts: dict[str, Tensor] = field(default_factory=dict)  # detached scalars to log; the same names at every step
+    # scalar, the number of things that `total` is a mean over (tokens, documents). Several processes weight their
+    # shares of a batch, which may be uneven, by it. None weights them equally: two processes then train unlike one
     weight: Tensor | None = None
     state: LSTMState | None = None  # detached, to be handed to the next step on the same stream
-    # where `total` is a sum of means over different things: each of them, and what it is a mean over
+    # if `total` is a sum of means over different things: each mean, and the number that it is taken over
     shares: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
-    measured: dict[str, Tensor] = field(default_factory=dict)  # as `parts`, what not every step has
+    measured: dict[str, Tensor] = field(default_factory=dict)  # like `parts`, for values that only some steps compute
 
 
 class Objective(ABC):
-    """A loss by name. It declares what it needs, and what it declares is there when it is called.
+    """Base class of losses. An objective declares the batches and heads it needs, and is called with all of them.
 
-    `batches`: of "unlabeled" (streams), "labeled" and "unlabeled_documents", or "pairs" (prompts with responses) alone;
-    `heads`: of "lm" and "classifier".
-    Options are plain arguments of `__init__`, so that they stand in the config; these two may follow from them.
+    `batches`: a subset of "unlabeled" (streams), "labeled" and "unlabeled_documents"; or only "pairs" (prompts with
+    responses). `heads`: a subset of "lm" and "classifier".
+    Options are plain arguments of `__init__`, so that the config records them; both attributes may depend on them.
     """
 
     batches: frozenset[str]
     heads: frozenset[str]
-    step = 0  # optimizer steps before the one that the next loss is for; a training sets it
+    step = 0  # optimizer steps completed so far; set by the training loop before each loss
 
     @property
     def stage(self) -> Literal["pretrain", "finetune"]:
-        """Which stage it is for: what learns labels, or responses to prompts, fine-tunes."""
+        """The stage that it belongs to: "finetune" if it learns labels or responses to prompts, else "pretrain"."""
         return "finetune" if "classifier" in self.heads or "pairs" in self.batches else "pretrain"
 
     @abstractmethod
     def __call__(self, network: Network, batch: Mapping[str, Any], state: LSTMState | None) -> Loss:
-        """The loss of `batch`, which has an entry for each name in `batches`.
+        """Compute the loss of `batch`, which has an entry for each name in `batches`.
 
-        `state` is what the last step on the same stream returned, None at the start. Masks come from
-        `network.draw_masks`, so that in eval mode no dropout is drawn. No value is read back from the device (but by an
-        adaptive softmax, which waits for the sizes of its clusters).
+        `state` is the state returned by the previous step on the same stream, None at the start. Dropout masks must
+        come from `network.draw_masks`, which draws none in eval mode. No value may be read back from the device (an
+        adaptive softmax is the exception: it waits for the sizes of its clusters).
         """
 
     def prepare(self, network: Network) -> None:  # noqa: B027 - may be left
-        """Called when the network is built, before an optimizer is and several processes share it: what an objective
-        does not train is frozen here. Raises a ValueError where the network doesn't suit it.
+        """Called once the network is built, before the optimizer is created and the network is wrapped for several
+        processes. Freeze here what the objective does not train. Raises a ValueError if the network doesn't suit it.
         """
 
     def see_documents(self, network: Network, documents: Iterable[Any], count: int) -> None:  # noqa: B027 - may be left
-        """Called before a training of a classifier, with the weights that it starts from or goes on with.
+        """Called before a classifier is trained, with its initial or resumed weights.
 
         `documents`: all `count` training documents, each once, as batches with input_ids, attention_mask (batch, time)
-        and indices (batch,), their places; the same at each call. They are made as they are asked for.
+        and indices (batch,), their positions in the training set; the same at each call. Batches are made lazily.
         """
 
     def see_counts(self, counts: Sequence[int], documents: int, multilabel: bool) -> None:  # noqa: B027 - may be left
-        """Called before a training, for objectives that weigh classes by how often they occur.
+        """Called before training, for objectives that weight classes by their frequency.
 
-        `counts`: training documents of each class; `documents`: all of them; `multilabel`: whether any number of
-        classes apply to a document. Raises a ValueError where these can't be used.
+        `counts`: number of training documents of each class; `documents`: number of training documents in all;
+        `multilabel`: whether any number of classes may apply to a document. Raises a ValueError if the counts can't be
+        used.
         """

@@ -15,14 +15,14 @@ from lit_sft.objectives.penalties import Penalties
 class Completion(Objective):
     """Mean negative log-likelihood in nats of the responses' tokens, their `<eos>` included, given their prompts.
 
-    A prompt is read and not learned (TRL's `completion_only_loss`): summaries, translations and answers are
-    responses to a text, a sentence and a question. The mean is over the tokens of the batch, so that long responses
-    weigh as much as they have tokens.
+    Prompts are read, but their tokens are not predicted (TRL's `completion_only_loss`). Summaries, translations and
+    answers are responses to a text, a sentence and a question. The mean is over the tokens of the batch, so a
+    response's weight is proportional to its length.
 
     Args:
-        completion_only: False: the prompts' tokens are learned, too, and the loss is a mean over all.
+        completion_only: if False, the prompts' tokens are predicted as well, and the loss is the mean over all tokens.
         activation_penalty, temporal_penalty: strengths of AWD-LSTM's penalties on the last layer's output, see
-            `Penalties`; they are no part of the loss that is reported as "completion".
+            `Penalties`; they are not part of the loss reported as "completion".
 
     Raises:
         ValueError: a strength below 0.
@@ -43,8 +43,8 @@ class Completion(Objective):
             raise ValueError("backprop_tokens is for classifiers, and Completion has none: leave it out")
 
     def __call__(self, network: Network, batch: Mapping[str, Any], state: LSTMState | None) -> Loss:
-        """`batch["pairs"]`: input_ids, attention_mask, targets, each (batch, time), and response_places (tokens,): of
-        the responses' tokens in `targets`, flattened. There is no state.
+        """`batch["pairs"]`: input_ids, attention_mask, targets, each (batch, time), and response_places (tokens,), the
+        positions of the responses' tokens in the flattened `targets`. No state is used.
         """
         pairs = batch["pairs"]
         start = network.encoder.initial_state(len(pairs.input_ids))

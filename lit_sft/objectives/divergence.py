@@ -1,4 +1,4 @@
-"""Distances between predictions, and how unsure one is, in log space and for every kind of classifier."""
+"""KL divergence between predictions, and their entropy, in log space and for every kind of classifier."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from lit_sft.models.heads import at_least_float32
 def log_probabilities(logits: Tensor, multilabel: bool) -> Tensor:
     """Logits (batch, num_outputs) -> log-probabilities (batch, choices, outcomes), at least float32.
 
-    One class out of all: a single choice among the classes. Two classes by one logit, or multi-label: a choice between
-    no and yes for each logit.
+    With more than two exclusive classes there is a single choice, among the classes. With two classes (one logit), or
+    multi-label, there is a choice between no and yes for each logit.
     """
     logits = at_least_float32(logits)
     if logits.shape[-1] > 1 and not multilabel:
@@ -22,9 +22,9 @@ def log_probabilities(logits: Tensor, multilabel: bool) -> Tensor:
 
 
 def kl_divergence(logits: Tensor, other: Tensor, multilabel: bool = False) -> Tensor:
-    """KL(p || q) in nats of each document, (batch,), of the predictions p by `logits` and q by `other`.
+    """KL(p || q) in nats of each document, (batch,), where p is the prediction of `logits` and q that of `other`.
 
-    Both (batch, num_outputs). Multi-label: the mean over labels, as `Supervised` has it. A gradient goes into both.
+    Both are (batch, num_outputs). Multi-label: the mean over labels, as in `Supervised`. Differentiable in both.
     """
     p, q = log_probabilities(logits, multilabel), log_probabilities(other, multilabel)
     return (p.exp() * (p - q)).sum(2).mean(1)

@@ -1,4 +1,4 @@
-"""Entropy minimisation: predictions are to be sure, on documents without labels too."""
+"""Entropy minimisation: makes predictions confident, also on documents without labels."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from lit_sft.objectives.term import DOCUMENTS, LABELED, Step, Term
 class EntMin(Term):
     """Mean entropy in nats of the predictions (Grandvalet & Bengio 2005), of labeled and unlabeled documents alike.
 
-    With few labels it can end with one class for everything, which is perfectly sure: give it `ramp_steps`, and look at
-    "train/predicted_0" and so on.
+    With few labels the classifier can collapse to one class for every document, which has zero entropy: set
+    `ramp_steps`, and watch "train/predicted_0", "train/predicted_1" and so on.
 
     Args:
-        unlabeled: take unlabeled documents, too; false: the labeled ones alone.
-        weight, ramp_steps: as `Term` has them.
+        unlabeled: use unlabeled documents as well; if false, only the labeled ones.
+        weight, ramp_steps: as in `Term`.
     """
 
     name = "entmin"

@@ -1,4 +1,4 @@
-"""Gradients that an objective computes itself: those at the embeddings, and with them those that the step needs."""
+"""Gradients that an objective computes itself: at the embeddings and, in the same pass, those that the step needs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from torch.autograd.function import once_differentiable
 
 
 def gradients(loss: Tensor, at: Sequence[Tensor], retain_graph: bool = False) -> tuple[Tensor, ...]:
-    """The gradients of a scalar loss at tensors of one device; None at those that it was not computed from.
+    """The gradients of a scalar loss at tensors on one device; None for a tensor that the loss doesn't depend on.
 
-    Outside autocast, so that each operation goes back in the precision that it had: autocast casts the matrix products
-    of a backward pass too, those of an exact forward pass among them, and float16 has no room for small gradients.
+    Computed with autocast disabled, so that each operation's backward uses the precision of its forward. Autocast would
+    also cast the matrix products of the backward pass, even those of a full-precision forward pass, and small gradients
+    underflow in float16.
     """
     with torch.autocast(at[0].device.type, enabled=False):
         return torch.autograd.grad(loss, at, retain_graph=retain_graph, allow_unused=True)
@@ -23,16 +24,16 @@ def gradients(loss: Tensor, at: Sequence[Tensor], retain_graph: bool = False) ->
 def differentiated(loss: Tensor, at: Tensor, parameters: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """Compute a loss's gradients now, for `at` and for the parameters, and reuse the latter in the step.
 
-    Adversarial training needs the gradient at the embeddings before its second pass, and the parameters' in the step:
-    one backward pass through the LSTM yields both. The loss that is returned has the same value, and its own backward
-    pass only hands out the gradients that are there, times any factor. `loss` can still be differentiated.
+    Adversarial training needs the gradient at the embeddings before its second pass, and the parameters' gradients in
+    the step: one backward pass through the LSTM yields both. The returned loss has the same value; its own backward
+    pass only returns the stored gradients, times the incoming factor. `loss` can still be differentiated.
 
-    Not under float16 (`is_float16`), whose gradients need a scale that is not known here.
+    Not for float16 (`is_float16`): its gradients need the loss scale, which is not known here.
 
     Args:
         loss: scalar.
-        at: what `loss` was computed from, any shape.
-        parameters: those of them that are trained are the ones that the returned loss trains.
+        at: a tensor of any shape that `loss` was computed from.
+        parameters: the returned loss has gradients for those that require one and that `loss` depends on.
 
     Returns:
         The loss (scalar), and its gradient (the shape of `at`).
@@ -45,7 +46,7 @@ def differentiated(loss: Tensor, at: Tensor, parameters: Iterable[Tensor]) -> tu
 
 
 def is_float16(x: Tensor) -> bool:
-    """Whether what is computed now of `x` is in float16, which has no room for small gradients."""
+    """Whether computations on `x` now run in float16, in which small gradients underflow."""
     kind = x.device.type
     autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
     return autocast or x.dtype == torch.float16
@@ -54,7 +55,7 @@ def is_float16(x: Tensor) -> bool:
 class _Known(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
-        ctx.save_for_backward(*gradients)  # gone after the backward pass, as an attribute would not be
+        ctx.save_for_backward(*gradients)  # unlike an attribute, freed after the backward pass
         return value.clone()
 
     @staticmethod

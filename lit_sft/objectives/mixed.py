@@ -19,7 +19,7 @@ from lit_sft.objectives.supervised import Supervised
 from lit_sft.objectives.term import DOCUMENTS, LABELED, Step, Term
 
 SCALE = 1024.0
-# What is logged beside the terms, under train/ as they are.
+# Other figures logged under train/, whose names no term may have.
 TAKEN = (
     "loss",
     "supervised",
@@ -34,23 +34,23 @@ TAKEN = (
 class Mixed(Supervised):
     """L = supervised + sum_i weight_i ramp_i term_i, over batches of labeled and of unlabeled documents side by side.
 
-    With `AT`, `VAT` and `EntMin` that is L_mixed of Sachan et al. (2019); with one term, that term's method. All terms
-    of a step share one clean pass over each batch, and its masks.
+    With `AT`, `VAT` and `EntMin` this is L_mixed of Sachan et al. (2019); with a single term, it is that term's method.
+    All terms of a step share one clean pass over each batch, and its masks.
 
-    Where unlabeled documents are read, an epoch is as long as the longer of the two sets: state it in steps, by
+    If unlabeled documents are read, an epoch is as long as the longer of the two sets: set its length in steps, with
     `trainer.limit_train_batches`.
 
-    Every `diagnose_every` steps these are logged: "unlabeled_share", the norm of the gradient of the terms that read
-    unlabeled text over the sum of it and the rest's norm (if near 1, labels no longer count); "predicted_0" and so on,
-    the share of the unlabeled documents that are given each class; and what the terms measure of themselves.
+    Every `diagnose_every` steps it logs: "unlabeled_share", the gradient norm of the terms that read unlabeled text,
+    divided by the sum of that norm and the norm of the rest (near 1, labels no longer count); "predicted_0" and so on,
+    the share of the unlabeled documents that each class is predicted for; and the terms' own diagnostics.
 
     Args:
-        terms: what is added.
-        diagnose_every: optimizer steps; 0: never.
-        label_smoothing, class_weights, activation_penalty, temporal_penalty: as `Supervised` has them.
+        terms: the terms to add to the supervised loss.
+        diagnose_every: optimizer steps between diagnoses; 0: never.
+        label_smoothing, class_weights, activation_penalty, temporal_penalty: as in `Supervised`.
 
     Raises:
-        ValueError: as `Supervised`; two terms of one name, or one with that of another figure.
+        ValueError: as `Supervised`; if two terms have the same name, or a term has the name of another figure.
     """
 
     def __init__(
@@ -77,12 +77,12 @@ class Mixed(Supervised):
             term.prepare(network)
 
     def __call__(self, network: Network, batch: Mapping[str, Any], state: LSTMState | None) -> Loss:
-        """`batch["labeled"]` as for `Supervised`, and an entry for each other kind in `batches`."""
+        """`batch` has "labeled", as in `Supervised`, and an entry for each other kind in `batches`."""
         documents = batch[LABELED]
         diagnose = self.diagnose_every > 0 and (self.step + 1) % self.diagnose_every == 0
         step = Step(network, batch, state, lambda logits: self.loss(logits, documents.labels), diagnose)
         reading = step.reading(LABELED)
-        found = [term(step) for term in self.terms]  # before the supervised loss, whose gradients they may make known
+        found = [term(step) for term in self.terms]  # first, since they may compute the supervised loss's gradients
         loss = self.of_reading(reading, step.supervised)
         loss.shares = [(loss.total, loss.weight)]
         unlabeled: list[Tensor] = []  # by what the terms read
@@ -109,21 +109,21 @@ def sum_of(values: list[Tensor]) -> Tensor:
 
 
 def share_of_gradient(part: Tensor, rest: Tensor, parameters: Iterable[Tensor]) -> Tensor:
-    """||grad part|| / (||grad part|| + ||grad rest||) over the parameters that are trained, a scalar.
+    """||grad part|| / (||grad part|| + ||grad rest||) over the trainable parameters, a scalar.
 
-    Both losses times `SCALE`, which cancels: in float16 the gradients of a small one would be zero.
+    Both losses are scaled by `SCALE`, which cancels out: in float16 the gradients of a small loss would underflow.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     norms = []
     for loss in (part, rest):
         found = gradients(SCALE * loss, trained, retain_graph=True) if loss.requires_grad else []
-        squares = [g.float().square().sum() for g in found if g is not None]  # none where all it needs is frozen
+        squares = [g.float().square().sum() for g in found if g is not None]  # empty if all it depends on is frozen
         norms.append(torch.stack([*squares, loss.new_zeros((), dtype=torch.float32)]).sum().sqrt())
     return norms[0] / (norms[0] + norms[1]).clamp(min=1e-30)
 
 
 def predicted_shares(reading: Reading) -> dict[str, Tensor]:
-    """Share of the documents that are given each class, by "predicted_CLASS"."""
+    """The share of the documents that each class is predicted for, by "predicted_CLASS"."""
     classes = log_probabilities(reading.logits.detach(), False)[:, 0]  # (batch, num_classes)
     given = F.one_hot(classes.argmax(-1), classes.shape[-1]).to(classes.dtype)
     shares = (mean_over(column, [reading])[0] for column in given.unbind(1))

@@ -18,18 +18,18 @@ from lit_sft.objectives.penalties import Penalties
 class MLE(Objective):
     """Mean negative log-likelihood in nats of the next token, over the targets that are not ignored.
 
-    The state is carried over batches and cut there (truncated BPTT), and starts anew with an epoch. A batch
-    without targets gives 0, with gradients of 0.
+    The state is carried from batch to batch without its gradient (truncated BPTT), and reset at the start of an epoch.
+    A batch without targets gives a loss of 0, with gradients of 0.
 
-    A model that is only ever given the states that it carried itself learns cells that hold one value for
-    thousands of tokens, and it does badly without them: at the start of validation, and of every document that a
-    classifier reads. (On IMDb, 3,000 steps in: perplexity 109 in training and 297 in validation.) So lanes can be
-    set back at random (as in Melis et al. 2018, section 4).
+    A model that is only ever trained from carried states learns cells that hold one value for thousands of tokens, and
+    does badly when it starts without such a state: at the start of validation, and of every document that a classifier
+    reads. (On IMDb, after 3,000 steps: perplexity 109 in training and 297 in validation.) Lanes can therefore be reset
+    at random (as in Melis et al. 2018, section 4).
 
     Args:
         activation_penalty, temporal_penalty: strengths of AWD-LSTM's penalties on the last layer's output, see
-            `Penalties`; they are no part of the loss that is reported as "lm".
-        reset_probability: in training, of each lane before each batch: that it starts from no state.
+            `Penalties`; they are not part of the loss reported as "lm".
+        reset_probability: in training, the probability that a lane is reset to the initial state before a batch.
 
     Raises:
         ValueError: a strength below 0, a probability outside [0, 1].
@@ -54,7 +54,7 @@ class MLE(Objective):
         return self.of_mean(*mean_nll(network, encoded.hidden, stream.targets), stream, encoded)
 
     def start(self, network: Network, stream: Any, state: LSTMState | None) -> LSTMState:
-        """The state that a batch of the stream is read from, after `state`."""
+        """The state to read the next batch of the stream from, where `state` is the one after the previous batch."""
         lanes = len(stream.input_ids)
         if state is None or stream.first:
             return network.encoder.initial_state(lanes)
@@ -63,13 +63,13 @@ class MLE(Objective):
         return state
 
     def of_mean(self, mean: Tensor, kept: Tensor, stream: Any, encoded: EncoderOutput) -> Loss:
-        """The loss of a batch that is read already, from what `mean_nll` returned of it."""
+        """The loss of a batch that has been encoded, from the values that `mean_nll` returned for it."""
         parts = {"lm": mean.detach()}
         total = self.penalties.add(mean, parts, encoded, stream.attention_mask)
         return Loss(total, parts, kept, detach_state(encoded.state))
 
     def _reset(self, state: LSTMState, initial: LSTMState) -> LSTMState:
-        """The state, and the initial one in lanes drawn at random."""
+        """The state, replaced by the initial one in lanes drawn at random."""
         drawn = torch.rand(len(state[0][0]), 1, device=state[0][0].device) < self.reset_probability  # (batch, 1)
         pairs = zip(state, initial, strict=True)
         return tuple(

@@ -11,8 +11,8 @@ from lit_sft.models.heads import at_least_float32
 class Penalties:
     """Activation and temporal activation regularisation (Merity et al. 2018, section 4.6), to be added to a loss.
 
-    They stay parts of their own: a loss without them is what it would be with both strengths 0, and neither touches
-    what is measured in evaluation. Several processes weigh their penalties as they weigh their losses.
+    They are reported as separate parts: the figure of the loss itself excludes them, and evaluation does not measure
+    them. Several processes weight their penalties as they weight their losses.
 
     Args:
         activation: a in a * mean(h^2), h the last layer's output after its dropout.
@@ -30,7 +30,7 @@ class Penalties:
         self.on = activation > 0 or temporal > 0
 
     def add(self, loss: Tensor, parts: dict[str, Tensor], encoded: EncoderOutput, mask: Tensor) -> Tensor:
-        """`loss` (scalar) plus the penalties that are on, each of which is put into `parts`, detached.
+        """`loss` (scalar) plus the enabled penalties; each of them is also stored in `parts`, detached.
 
         mask (batch, time), 1 or True at the tokens that count.
         """

@@ -1,4 +1,4 @@
-"""A linear probe: a classifier on an encoder that stays as it is, whose vectors are computed once."""
+"""A linear probe: a classifier on a frozen encoder, whose vectors are computed once."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from lit_sft.objectives.supervised import Supervised
 
 
 class Probe(Supervised):
-    """`Supervised` for the classifier alone: what a pretraining is worth as it is, in seconds an epoch.
+    """`Supervised` for the classifier alone: measures a pretrained encoder as it is, in seconds per epoch.
 
-    The encoder is frozen and reads every training document once, before the first step and without dropout; what the
-    classifier pools of it stays in the device's memory (documents x pooled units, 4 bytes each, 2 under bf16-mixed).
-    The head's own dropout is drawn anew at every step. The vectors are a function of encoder and documents, so that a
-    resumed run computes them again; each of several processes has all of them.
+    The encoder is frozen and reads every training document once, before the first step and without dropout; the pooled
+    vectors are kept in the device's memory (documents x pooled units, 4 bytes each, 2 under bf16-mixed). The head's own
+    dropout is still drawn at every step. The vectors depend only on the encoder and the documents, so a resumed run
+    computes them again. With several processes, each holds the vectors of all documents.
 
     Args:
-        label_smoothing, class_weights: as `Supervised` has them.
+        label_smoothing, class_weights: as in `Supervised`.
 
     Raises:
-        ValueError: as `Supervised`; in `prepare`, pooling by attention, whose query is trained.
+        ValueError: as `Supervised`; in `prepare`, if pooling is by attention, whose query is trained.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Probe(Supervised):
 
     @torch.no_grad()
     def see_documents(self, network: Network, documents: Iterable[Any], count: int) -> None:
-        """Read the training documents."""
+        """Encode and pool the training documents."""
         encoder, training = network.encoder, network.encoder.training
         encoder.eval()
         self._vectors = None
@@ -57,7 +57,7 @@ class Probe(Supervised):
         encoder.train(training)
 
     def __call__(self, network: Network, batch: Mapping[str, Any], state: LSTMState | None) -> Loss:
-        """`batch["labeled"]`: indices (batch,), places of documents, and their labels as for `loss`. No state."""
+        """`batch["labeled"]`: indices (batch,) of training documents, and their labels as in `loss`. No state is used."""
         documents = batch["labeled"]
         if self._vectors is None or network.classifier is None:
             raise ValueError("Probe needs a classifier, and see_documents before the first loss")
@@ -69,5 +69,5 @@ class Probe(Supervised):
         return Loss(total, {"supervised": total.detach()}, weight)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy, as weight averaging makes one, reads the documents for itself."""
+        """Leave the vectors out: a copy, such as the one that weight averaging makes, computes its own."""
         return {**self.__dict__, "_vectors": None}

@@ -1,4 +1,4 @@
-"""Documents as the network reads them: once as they are, and again with their token vectors moved, masks the same."""
+"""Forward passes over documents: one clean pass, and further ones with perturbed token vectors under the same masks."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from lit_sft.models.twoway import TwoWayEncoder
 
 @dataclass(frozen=True)
 class Reading:
-    """The clean pass over a batch of documents. What is asked of it later runs under its masks, and never under others.
+    """The clean pass over a batch of documents. All later passes through it use the same dropout masks.
 
-    Redrawn dropout alone moves a prediction more than a small perturbation does, so that what a second pass with masks
-    of its own compares is mostly noise; here there is no way to ask for one.
+    Redrawing dropout changes a prediction more than a small perturbation does, so comparing the clean pass with a pass
+    under other masks would measure mostly noise; this interface doesn't offer such a pass.
     """
 
     network: Network
@@ -33,7 +33,7 @@ class Reading:
 
     @classmethod
     def of(cls, network: Network, documents: Any) -> Reading:
-        """Read the documents under masks drawn here."""
+        """Run the clean pass over the documents, with newly drawn masks."""
         masks = network.draw_masks(*documents.input_ids.shape)
         embeds = network.encoder.embed(documents.input_ids, masks.encoder)
         encoded = network.encode(documents, None, masks, embeds)
@@ -43,7 +43,7 @@ class Reading:
     def perturbed(self, perturbation: Tensor, exact: bool = False) -> Tensor:
         """Logits (batch, num_outputs) with `perturbation` (batch, time, embedding_size) added to the token vectors.
 
-        `exact`: in the parameters' own precision, whatever autocast there is.
+        `exact`: with autocast disabled, in the parameters' own precision.
         """
         with torch.autocast(self.embeds.device.type, enabled=False) if exact else nullcontext():
             embeds = self.embeds + perturbation.to(self.embeds.dtype)
@@ -51,7 +51,7 @@ class Reading:
             return self.network.logits(encoded.hidden, self.documents.attention_mask, self.masks)
 
     def exact_logits(self) -> Tensor:
-        """The clean logits as `perturbed` with `exact` has them, detached: under autocast from a pass of their own."""
+        """The clean logits, detached, in the precision of `perturbed(exact=True)`: under autocast, by a second pass."""
         if not torch.is_autocast_enabled(self.embeds.device.type):
             return self.logits.detach()
         with torch.no_grad():
@@ -59,16 +59,16 @@ class Reading:
 
     @property
     def reach(self) -> Tensor:
-        """bool (batch, time, 1): the tokens that a perturbation may move: all of a document's but the last one.
+        """bool (batch, time, 1): the tokens that a perturbation may move, all of a document's except the last.
 
-        The last is its end, which Miyato et al.'s code leaves out for VAT, too (there AT moves it as well; and in a
-        network of two directions each has a perturbation of its own, of the full norm). In a `TwoWayEncoder` the first
-        is left out as well, at which its backward half ends. Under BPT3C
-        (`backprop_tokens`) those of the tail alone, since no gradient tells what moving the others would do.
+        The last token is the end of the document. Miyato et al.'s code leaves it out for VAT as well, but not for AT
+        (and in a bidirectional network it gives each direction its own perturbation, of the full norm). A
+        `TwoWayEncoder` also leaves out the first token, at which its backward half ends. Under BPT3C
+        (`backprop_tokens`) only tokens of the tail may move, since the others have no gradient.
         """
         mask: Tensor = self.documents.attention_mask.bool()
         reach = mask & ~ends(mask)
-        if isinstance(self.network.encoder, TwoWayEncoder):  # whose backward half ends at the first token
+        if isinstance(self.network.encoder, TwoWayEncoder):  # its backward half ends at the first token
             reach = reach & torch.cat([torch.zeros_like(mask[:, :1]), mask[:, :-1]], dim=1)
         if (tail := self.network.backprop_tokens) is not None:
             from_end = mask.flip(1).long().cumsum(1).flip(1)  # (batch, time): tokens from here on
@@ -77,7 +77,7 @@ class Reading:
 
     @staticmethod
     def check(network: Network) -> None:
-        """Raise a ValueError where `reach` would leave out of one half of the encoder what has a gradient in it."""
+        """Raise a ValueError if `reach` would exclude tokens that have a gradient in one half of the encoder."""
         if network.backprop_tokens is not None and isinstance(network.encoder, TwoWayEncoder):
             raise ValueError(
                 "AT and VAT don't go with backprop_tokens in a TwoWayEncoder, whose two halves have their gradients at "
@@ -86,13 +86,13 @@ class Reading:
 
     @property
     def counted(self) -> Tensor:
-        """bool (batch,): which rows are documents, and not what stands for none where several processes share few."""
+        """bool (batch,): which rows are documents, not placeholders that fill up a process's share of the batch."""
         counted: Tensor = self.documents.indices >= 0
         return counted
 
 
 def ends(mask: Tensor) -> Tensor:
-    """The last token of each document, bool (batch, time), of its mask; there is none in an empty row."""
+    """Marks the last token of each document in a mask, bool (batch, time); an empty row has none."""
     return mask & ~torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
 
 
@@ -104,17 +104,17 @@ def mean_over(values: Tensor, readings: Sequence[Reading]) -> tuple[Tensor, Tens
 
 
 def unit(direction: Tensor, reach: Tensor) -> Tensor:
-    """`direction` (batch, time, size) cut to `reach` (batch, time, 1), each document's of L2 norm 1 over its tokens.
+    """`direction` (batch, time, size), zeroed outside `reach` (batch, time, 1) and scaled to L2 norm 1 per document.
 
-    A document whose direction is zero keeps zero. At least float32.
+    A direction of zero stays zero. The result is at least float32.
     """
     direction = at_least_float32(direction) * reach
-    largest = direction.abs().amax((1, 2), keepdim=True)  # first by this: squares of tiny gradients are no longer there
+    largest = direction.abs().amax((1, 2), keepdim=True)  # scale by this first: squares of tiny gradients underflow
     direction = direction / largest.clamp(min=torch.finfo(direction.dtype).tiny)
-    norm = direction.square().sum((1, 2), keepdim=True).sqrt()  # (batch, 1, 1), at least 1 where there is anything
+    norm = direction.square().sum((1, 2), keepdim=True).sqrt()  # (batch, 1, 1), at least 1 unless the direction is 0
     return direction / norm.clamp(min=0.5)
 
 
 def random_unit(reach: Tensor, like: Tensor) -> Tensor:
-    """A direction drawn evenly from all that `reach` (batch, time, 1) allows, of norm 1, shaped as `like`."""
+    """A direction drawn uniformly from those within `reach` (batch, time, 1), of norm 1 per document, shaped as `like`."""
     return unit(torch.randn_like(at_least_float32(like)), reach)

@@ -1,7 +1,7 @@
 """Sequence autoencoder: a document is read, then written again from the state at its end (Dai & Le 2015, section 2).
 
-Validation is that of a language model, on streams, and tells of another task than this one: it can't choose a
-checkpoint by how well documents are written again.
+Validation is that of a language model, on streams, and therefore measures a different task: it can't select a
+checkpoint by how well documents are reconstructed.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from lit_sft.objectives.mle import MLE, mean_nll
 
 @dataclass
 class Twice:
-    """Documents that are followed by themselves: what is read of `<eos> x <eos> x <eos>`, all but the last token, and
-    what is to be written."""
+    """Documents repeated, `<eos> x <eos> x <eos>`: the input, which is all of this but the last token, and the targets,
+    which are the second copy."""
 
     input_ids: Tensor  # int64 (batch, 2 * time - 2)
     attention_mask: Tensor  # bool, the same shape
@@ -31,10 +31,10 @@ class Twice:
 
 
 class SequenceAutoencoder(Objective):
-    """Mean negative log-likelihood of a document's tokens, given all of it; one network reads and writes.
+    """Mean negative log-likelihood of a document's tokens, given the whole document; one network encodes and decodes.
 
     Args:
-        activation_penalty, temporal_penalty: as `MLE` has them, over both readings.
+        activation_penalty, temporal_penalty: as in `MLE`, over both copies of the document.
     """
 
     batches = frozenset({"unlabeled_documents"})
@@ -60,12 +60,12 @@ class SequenceAutoencoder(Objective):
 
 
 def read_twice(documents: Any) -> Twice:
-    """What is read and written of documents `<eos> x <eos>`, put twice with one `<eos>` between."""
+    """The inputs and targets of documents `<eos> x <eos>`, each repeated with a single `<eos>` between the copies."""
     input_ids, first = documents.input_ids, documents.lengths.unsqueeze(1)  # (batch, time), (batch, 1)
     time = input_ids.shape[1]
     place = torch.arange(2 * time - 2, device=input_ids.device)  # (2 * time - 2,)
     source = torch.where(place < first, place, place - first + 1).clamp(max=time - 1)  # (batch, 2 * time - 2)
-    is_one = (documents.indices >= 0).unsqueeze(1)  # and not what stands for none, where several processes share few
+    is_one = (documents.indices >= 0).unsqueeze(1)  # not a placeholder that fills up a process's share of the batch
     targets = input_ids[:, 1:].masked_fill(~(documents.attention_mask[:, 1:].bool() & is_one), IGNORE_INDEX)
     return Twice(input_ids.gather(1, source), (place < 2 * first - 2) & is_one, targets)
 
