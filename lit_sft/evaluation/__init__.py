@@ -1,1 +1,1 @@
-"""What is measured on validation and test data, with its intervals, and what a test keeps of every document."""
+"""Figures of validation and test data, with their intervals, and the results that a test keeps for every document."""

@@ -1,4 +1,4 @@
-"""Confusion as a table to read: in TensorBoard's text, beside the figures."""
+"""The confusion matrix as a Markdown table, shown under TensorBoard's Text tab."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 
 from lit_sft.tensorboard_text import log_text
 
-MOST = 20  # classes in a table; of more, those with the most errors
+MOST = 20  # classes in a table; if there are more, those with the most errors are shown
 
 
 def confusion_table(confusion: dict[str, Any], most: int = MOST) -> str:
-    """Markdown of what ``Evaluation.confusion`` returns: a row a label, and its name at the start.
+    """The result of ``Evaluation.confusion`` as a Markdown table: one row per label, starting with its name.
 
-    Of more than ``most`` labels those with the most errors are shown, in their order.
+    If there are more than ``most`` labels, those with the most errors are shown, in their original order.
     """
     labels, matrix = confusion["labels"], np.array(confusion["matrix"])
     columns = confusion.get("columns")
@@ -37,13 +37,13 @@ def confusion_table(confusion: dict[str, Any], most: int = MOST) -> str:
 
 
 def log_confusion(trainer: L.Trainer, module: L.LightningModule, split: str, step: int) -> None:
-    """Write the table to TensorBoard as ``SPLIT/confusion``, where that is a logger and there is a classifier.
+    """Write the table to TensorBoard as ``SPLIT/confusion``, if TensorBoard is a logger and there is a classifier.
 
     Args:
-        trainer: whose loggers.
-        module: after the pass.
+        trainer: the trainer whose loggers are written to.
+        module: the module, after its validation or test pass.
         split: ``val`` or ``test``.
-        step: the optimizer steps of the weights; the table stands where Lightning puts the pass's figures.
+        step: optimizer steps of the weights; the table is logged at the step of the pass's other figures.
     """
     confusion = module.evaluation.confusion() if trainer.loggers else None  # type: ignore[operator, union-attr]
     if confusion is not None:

@@ -1,11 +1,11 @@
-"""How sure a test figure is, given the number of its documents: percentile intervals of the bootstrap.
+"""How precise a test figure is, given the number of its documents: percentile intervals of the bootstrap.
 
-The documents of the test set are drawn with replacement, as many as there are, and every figure is computed anew; the
-middle 95% of what 2,000 such draws give is the interval (Efron 1979; Efron & Tibshirani 1993, ch. 13). It tells the
-chance in which documents the test set happens to hold, and not that of another training, for which seeds are run.
+The documents of the test set are drawn with replacement, as many as there are, and every figure is recomputed; the
+interval is the middle 95% of 2,000 such draws (Efron 1979; Efron & Tibshirani 1993, ch. 13). It covers the chance of
+which documents happen to be in the test set, but not the variation between trainings, which takes several seeds.
 
-A language model's tokens depend on those before them: there the rows of the batches are drawn, each a stretch of
-``bptt`` tokens of one stream (the block bootstrap, Künsch 1989).
+A language model's tokens depend on those before them. There, the rows of the batches are drawn instead, each a stretch
+of ``bptt`` tokens of one stream (the block bootstrap, Künsch 1989).
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from lit_sft.evaluation.weighted import Figures
 
 RESAMPLES = 2000
 LEVEL = 0.95
-MIN_DEFINED = 0.5  # of the resamples: where a figure is defined in fewer, it has no interval
-AT_ONCE = 2_500_000  # weights held together
-MOST_AT_ONCE = 100  # resamples held together: more are no faster
-BIASED = ("ece",)  # a mean of absolute values: resamples lie above the figure, and their middle covers nothing
+MIN_DEFINED = 0.5  # share of the resamples: a figure that is defined in fewer has no interval
+AT_ONCE = 2_500_000  # weights in memory at once
+MOST_AT_ONCE = 100  # resamples in memory at once: more are no faster
+BIASED = ("ece",)  # a mean of absolute values: resamples are biased upwards, and the percentile interval is not valid
 Interval = list[float] | None
 
 
 def resamples(count: int, seed: int = 0, number: int = RESAMPLES) -> Iterator[np.ndarray]:
-    """How often each of ``count`` documents is in a resample: float64 (count, some resamples), ``number`` in all."""
+    """Yield how often each of ``count`` documents is in each resample: float64 (count, chunk), ``number`` in all."""
     random = np.random.default_rng(seed)
     at_once = max(1, min(MOST_AT_ONCE, AT_ONCE // max(count, 1)))
     for first in range(0, number, at_once):
@@ -38,7 +38,7 @@ def resamples(count: int, seed: int = 0, number: int = RESAMPLES) -> Iterator[np
 
 
 def percentiles(values: np.ndarray) -> Interval:
-    """The middle 95% of ``values`` (resamples,); NaN ones are left out, and None is told where they are too many."""
+    """The middle 95% of ``values`` (resamples,), leaving out NaN; None if more than half of them are NaN."""
     defined = values[~np.isnan(values)]
     if len(defined) < MIN_DEFINED * len(values):
         return None
@@ -47,11 +47,11 @@ def percentiles(values: np.ndarray) -> Interval:
 
 
 def bootstrap(figures: Callable[[np.ndarray], Figures], count: int) -> dict[str, Interval]:
-    """The interval of every figure; None of one that is mostly undefined, and of the calibration error.
+    """The interval of every figure; None for a figure that is mostly undefined, and for the calibration error.
 
     Args:
-        figures: from weights (documents, weightings) to figures (weightings,).
-        count: how many documents there are.
+        figures: a function from weights (documents, weightings) to figures (weightings,).
+        count: number of documents.
     """
     chunks = [figures(weights) for weights in resamples(count)]
     found = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}

@@ -57,7 +57,7 @@ class Probe(Supervised):
         encoder.train(training)
 
     def __call__(self, network: Network, batch: Mapping[str, Any], state: LSTMState | None) -> Loss:
-        """`batch["labeled"]`: indices (batch,) of training documents, and their labels as in `loss`. No state is used."""
+        """`batch["labeled"]`: indices (batch,) of training documents, and labels as in `loss`. No state is used."""
         documents = batch["labeled"]
         if self._vectors is None or network.classifier is None:
             raise ValueError("Probe needs a classifier, and see_documents before the first loss")

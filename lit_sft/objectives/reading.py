@@ -86,7 +86,7 @@ class Reading:
 
     @property
     def counted(self) -> Tensor:
-        """bool (batch,): which rows are documents, not placeholders that fill up a process's share of the batch."""
+        """bool (batch,): False for the placeholder of a process that gets no document of a small batch."""
         counted: Tensor = self.documents.indices >= 0
         return counted
 
@@ -116,5 +116,5 @@ def unit(direction: Tensor, reach: Tensor) -> Tensor:
 
 
 def random_unit(reach: Tensor, like: Tensor) -> Tensor:
-    """A direction drawn uniformly from those within `reach` (batch, time, 1), of norm 1 per document, shaped as `like`."""
+    """A direction drawn uniformly within `reach` (batch, time, 1), of norm 1 per document, with the shape of `like`."""
     return unit(torch.randn_like(at_least_float32(like)), reach)

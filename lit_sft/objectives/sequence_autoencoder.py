@@ -65,7 +65,7 @@ def read_twice(documents: Any) -> Twice:
     time = input_ids.shape[1]
     place = torch.arange(2 * time - 2, device=input_ids.device)  # (2 * time - 2,)
     source = torch.where(place < first, place, place - first + 1).clamp(max=time - 1)  # (batch, 2 * time - 2)
-    is_one = (documents.indices >= 0).unsqueeze(1)  # not a placeholder that fills up a process's share of the batch
+    is_one = (documents.indices >= 0).unsqueeze(1)  # False for a placeholder, see `DocumentBatch.empty`
     targets = input_ids[:, 1:].masked_fill(~(documents.attention_mask[:, 1:].bool() & is_one), IGNORE_INDEX)
     return Twice(input_ids.gather(1, source), (place < 2 * first - 2) & is_one, targets)
 

@@ -23,25 +23,25 @@ class Supervised(Objective):
     """Mean cross-entropy of the labels in nats.
 
     One class out of all: L = sum_i w_i l_i / sum_i w_i over documents. Two classes: l = -[y log p + (1 - y) log(1 - p)]
-    with p the sigmoid of one logit; more: l = -log softmax. A document weighs as its label's class, so that a factor on
-    all weights changes nothing.
+    with p the sigmoid of one logit; more: l = -log softmax. w_i is the weight of document i's class; multiplying all
+    weights by a factor changes nothing.
 
     Multi-label: the mean over documents of the mean over labels of l = -[w y log p + (1 - y) log(1 - p)], p the sigmoid
-    of the label's own logit; w weighs the documents that have the label against those that don't.
+    of the label's own logit; w weights the documents that have the label relative to those that don't.
 
-    A document with the label -1 counts nothing; a batch of such gives 0, with gradients of 0.
+    A document with the label -1 is ignored; a batch of such documents gives a loss of 0, with gradients of 0.
 
     Args:
         label_smoothing: s in [0, 1); the target becomes (1 - s) y + s / num_classes, in the binary forms
             (1 - s) y + s / 2.
-        class_weights: w by class, at least 0. "balanced" and "sqrt" take them from the training documents' labels, see
-            `weights_by_counts`. None: all 1.
+        class_weights: w by class, at least 0. "balanced" and "sqrt" compute them from the training documents' labels,
+            see `weights_by_counts`. None: all 1.
         activation_penalty, temporal_penalty: strengths of AWD-LSTM's penalties on the last layer's output, see
-            `Penalties`; they are no part of the loss that is reported as "supervised".
+            `Penalties`; they are not part of the loss reported as "supervised".
 
     Raises:
-        ValueError: values outside these ranges; in `see_counts`, class_weights of another length than the
-        classes.
+        ValueError: if values are outside these ranges; in `see_counts`, if the number of class_weights is not the
+            number of classes.
     """
 
     batches = frozenset({"labeled"})
@@ -79,11 +79,11 @@ class Supervised(Objective):
             self._by_counts, self._weights = weights_by_counts(counts, documents, multilabel, self.class_weights), None
 
     def __call__(self, network: Network, batch: Mapping[str, Any], state: LSTMState | None) -> Loss:
-        """`batch["labeled"]`: input_ids, attention_mask (batch, time), labels as for `loss`. There is no state."""
+        """`batch["labeled"]`: input_ids, attention_mask (batch, time), labels as in `loss`. No state is used."""
         return self.of_reading(Reading.of(network, batch["labeled"]))
 
     def of_reading(self, reading: Reading, supervised: Tensor | None = None) -> Loss:
-        """The loss of labeled documents that are read already; `supervised`: what `loss` said of them, if it did."""
+        """The loss of labeled documents after their clean pass; `supervised`: the value of `loss`, if already known."""
         logits, labels = at_least_float32(reading.logits), reading.documents.labels  # the weight is a count
         total = self.loss(logits, labels) if supervised is None else supervised
         weight = self._document_weights(logits, labels).sum()
@@ -116,16 +116,16 @@ class Supervised(Objective):
         return (weights * losses).sum() / total.where(total > 0, 1.0)
 
     def _smoothed(self, labels: Tensor, logits: Tensor) -> Tensor:
-        """Binary targets, 0 or 1, drawn towards 1/2, of the logits' kind; shape kept."""
+        """Binary targets, 0 or 1, smoothed towards 1/2, in the dtype of the logits; the shape is kept."""
         return labels.clamp(min=0).to(logits.dtype) * (1 - self.label_smoothing) + self.label_smoothing / 2
 
     def _document_weights(self, logits: Tensor, labels: Tensor) -> Tensor:
         labeled = _labeled(labels).to(logits.dtype)  # (batch,)
-        weights = None if labels.ndim == 2 else self._class_weights(logits)  # multi-label: they stand inside the loss
+        weights = None if labels.ndim == 2 else self._class_weights(logits)  # multi-label: `loss` applies them by label
         return labeled if weights is None else weights[labels.clamp(min=0)] * labeled  # (batch,)
 
     def _class_weights(self, logits: Tensor) -> Tensor | None:
-        """(num_classes,), of the logits' kind and on their device."""
+        """(num_classes,), with the dtype and device of the logits; None if all are 1."""
         values = self._by_counts if isinstance(self.class_weights, str) else self.class_weights
         if values is None:
             if self.class_weights is not None:
@@ -138,26 +138,26 @@ class Supervised(Objective):
 
 
 def _labeled(labels: Tensor) -> Tensor:
-    """Which documents have a label, or multi-label are labeled, (batch,)."""
+    """Which documents are labeled, bool (batch,)."""
     return (labels[:, 0] if labels.ndim == 2 else labels) != NO_LABEL
 
 
 def weights_by_counts(
     counts: Sequence[int], documents: int, multilabel: bool, how: Literal["balanced", "sqrt"]
 ) -> list[float]:
-    """Class weights by how rare a class is.
+    """Class weights that grow with the rarity of a class.
 
-    "balanced": documents / (classes * count), as scikit-learn's `compute_class_weight`: every class weighs as much as
-    any other. Multi-label: (documents - count) / count, so that documents with a label weigh as much as those without
-    (1 where all have it). "sqrt": the square roots of these, halfway to no weights.
+    "balanced": documents / (classes * count), as in scikit-learn's `compute_class_weight`, so that all classes have the
+    same total weight. Multi-label: (documents - count) / count, so that the documents with a label weigh as much as
+    those without it (1 if all have it). "sqrt": the square roots of these, halfway to no weights.
 
     Args:
-        counts: documents of each class.
-        documents: how many there are.
-        multilabel: any number of classes apply to a document.
+        counts: number of documents of each class.
+        documents: number of documents.
+        multilabel: whether any number of classes may apply to a document.
 
     Raises:
-        ValueError: a class without any document.
+        ValueError: if a class has no documents.
     """
     if min(counts) < 1:
         number = list(counts).index(min(counts))

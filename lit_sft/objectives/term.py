@@ -1,4 +1,4 @@
-"""What a term is: a part of a fine-tuning loss, computed from readings that all terms of a step share."""
+"""Base class of terms: parts of a fine-tuning loss, computed from clean passes that all terms of a step share."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Step:
     Args:
         network: in train mode.
         batch: an entry for each kind of batch that a term needs.
-        state: what the last step on the stream returned.
+        state: the state returned by the previous step on the stream.
         loss: logits (batch, num_outputs) of the labeled documents -> scalar, the supervised loss.
-        diagnose: whether terms are to measure themselves, which may take passes of their own.
+        diagnose: whether terms should compute diagnostics of themselves, which may take extra passes.
     """
 
     def __init__(
@@ -37,13 +37,13 @@ class Step:
     ) -> None:
         self.network, self.batch, self.state, self.loss, self.diagnose = network, batch, state, loss, diagnose
         self.parts: dict[str, Tensor] = {}  # detached scalars to be logged, by name
-        self.measured: dict[str, Tensor] = {}  # the same of what is measured where `diagnose` asks for it
+        self.measured: dict[str, Tensor] = {}  # the same, for the diagnostics of steps with `diagnose`
         self._readings: dict[str, Reading] = {}
         self._supervised: Tensor | None = None
         self._gradient: Tensor | None = None
 
     def reading(self, kind: str) -> Reading:
-        """The clean pass over the documents of a kind, `LABELED` or `DOCUMENTS`: one a step, whoever asks for it."""
+        """The clean pass over the documents of a kind, `LABELED` or `DOCUMENTS`, made once per step and then shared."""
         if kind not in self._readings:
             self._readings[kind] = Reading.of(self.network, self.batch[kind])
         return self._readings[kind]
@@ -58,7 +58,8 @@ class Step:
     def gradient(self) -> Tensor:
         """The gradient of `supervised` at its token vectors, (batch, time, embedding_size).
 
-        The backward pass that it takes is the one of the step: `supervised` knows its gradients from here on.
+        The backward pass also computes the parameters' gradients of `supervised`, which then keeps them for the step:
+        its own backward pass costs nothing more.
         """
         if self._gradient is None:
             embeds, parameters = self.reading(LABELED).embeds, self.network.parameters()
@@ -67,17 +68,17 @@ class Step:
 
 
 class Term(ABC):
-    """A part of a loss: `weight` times what it returns, by a factor that rises from 0 to 1 in the first steps.
+    """A part of a loss: the value it returns, times `weight`, times a factor that rises to 1 in the first steps.
 
-    `batches`: the kinds it needs beside "labeled"; `heads`: those it needs beside the classifier. Both may be set by
-    `__init__`, where options decide.
+    `batches`: the kinds of batches it needs in addition to "labeled"; `heads`: the heads it needs in addition to the
+    classifier. `__init__` may set either, if they depend on options.
 
     Args:
         weight: at least 0.
-        ramp_steps: optimizer steps in which the factor rises; 0: it is 1 from the start.
+        ramp_steps: optimizer steps over which the factor rises linearly; 0: it is 1 from the start.
 
     Raises:
-        ValueError: either below 0.
+        ValueError: if either is below 0.
     """
 
     name: ClassVar[str]
@@ -91,15 +92,15 @@ class Term(ABC):
 
     @abstractmethod
     def __call__(self, step: Step) -> Tensor | tuple[Tensor, Tensor]:
-        """The term, a scalar to minimise, and, where it is given, the number that it is a mean over, a scalar too.
+        """Compute the term, a scalar to minimise; optionally also the number that it is a mean over, a scalar too.
 
-        Several processes weigh their shares by that number; without it, by the supervised loss's. No value is read back
-        from the device.
+        Several processes weight their shares by that number, or by the supervised loss's if none is returned. No value
+        may be read back from the device.
         """
 
     def prepare(self, network: Network) -> None:  # noqa: B027 - may be left
-        """Called when the network is built. Raises a ValueError where it doesn't suit the term."""
+        """Called once the network is built. Raises a ValueError if the network doesn't suit the term."""
 
     def factor(self, number: int) -> float:
-        """The weight at an optimizer step, counted from 0; the first step of a ramp has the first share of it."""
+        """The weight at an optimizer step `number`, from 0; step 0 of a ramp has 1 / ramp_steps of the full weight."""
         return self.weight * (min(1.0, (number + 1) / self.ramp_steps) if self.ramp_steps else 1.0)

@@ -1,4 +1,4 @@
-"""Virtual adversarial training: the predictions must hold where the token vectors are moved against them."""
+"""Virtual adversarial training: the predictions must not change when the token vectors are moved against them."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from lit_sft.objectives.term import DOCUMENTS, LABELED, Step, Term
 
 
 class VAT(Term):
-    """KL(p(s) || p(s + r)), mean over documents, where r is the move of a given norm that it is largest for.
+    """KL(p(s) || p(s + r)), mean over documents, where r is the move of a given norm that maximises it.
 
-    Needs no labels. r = norm * d, d the dominant eigenvector of the KL's Hessian at s by power iteration from a random
-    start: d <- g / ||g||, g the KL's gradient at s + xi * d (Miyato et al. 2017, equations 5 to 7). Since both the KL
-    and its gradient are 0 at s, that gradient is xi times the Hessian times d, and takes no second derivative. p(s) is
-    a constant: the gradient goes into p(s + r) alone.
+    Needs no labels. r = norm * d, where d is the dominant eigenvector of the KL's Hessian at s, by power iteration from
+    a random start: d <- g / ||g||, g the KL's gradient at s + xi * d (Miyato et al. 2017, equations 5 to 7). Since the
+    KL and its gradient are both 0 at s, g is about xi times the Hessian times d, without any second derivative. p(s) is
+    treated as a constant: gradients flow through p(s + r) only.
 
-    The direction is computed without autocast: at these xi the KL is the difference of two nearly equal predictions,
-    and bfloat16 leaves nothing of it. (TensorFloat-32, which cuDNN uses by default, leaves enough at an xi of 0.1.)
+    The direction is computed without autocast: with an xi this small, the KL is between two nearly equal predictions,
+    and bfloat16 can't resolve it. (TensorFloat-32, which cuDNN uses by default, is precise enough at an xi of 0.1.)
 
     With `diagnose`, "vat_kl_ratio" is logged: the KL at r over the KL at a random move of the same norm. Near 1, the
-    direction is no better than chance; the KL grows with the square of a move, so that the ratio of a right direction
-    is of the order of the perturbed numbers, thousands.
+    direction is no better than chance. Since the KL grows with the square of the move, the ratio for a correct
+    direction is of the order of the number of perturbed values, i.e. thousands.
 
     Args:
-        norm: of the perturbation, as `AT` has it.
-        xi: how far from s the gradient is taken.
-        power_steps: of the iteration.
-        unlabeled: take unlabeled documents, too; false: the labeled ones alone.
-        direction: "random" moves as far to anywhere, the control.
-        weight, ramp_steps: as `Term` has them.
+        norm: norm of the perturbation, as in `AT`.
+        xi: distance from s at which the gradient is taken.
+        power_steps: number of power iterations.
+        unlabeled: use unlabeled documents as well; if false, only the labeled ones.
+        direction: "random" moves as far in a random direction, as a control.
+        weight, ramp_steps: as in `Term`.
 
     Raises:
-        ValueError: a norm below 0, an xi not above 0, power_steps below 1.
+        ValueError: if norm is below 0, xi is not above 0, or power_steps is below 1.
     """
 
     name = "vat"
@@ -74,7 +74,7 @@ class VAT(Term):
         return mean_over(values, readings)
 
     def towards(self, reading: Reading) -> Tensor:
-        """The direction, (batch, time, embedding_size), each document's of norm 1."""
+        """The direction (batch, time, embedding_size), of norm 1 for each document."""
         direction = random_unit(reading.reach, reading.embeds)
         if self.direction == "random":
             return direction
@@ -88,9 +88,9 @@ class VAT(Term):
 
     @torch.no_grad()
     def _kl_ratio(self, readings: list[Reading], directions: list[Tensor]) -> Tensor:
-        """The KL at the directions over that at random ones, each the sum over documents.
+        """The KL at the directions divided by the KL at random ones, each summed over documents.
 
-        In float64, since a random move's KL is near what float32 makes of none at all.
+        In float64, since the KL of a random move is close to float32's rounding error.
         """
         sums = []
         for reading, direction in zip(readings, directions, strict=True):
