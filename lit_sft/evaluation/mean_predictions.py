@@ -18,16 +18,16 @@ from lit_sft.evaluation.thresholds import chosen, column_order, mean_thresholds
 def mean_predictions(
     members: Sequence[Predictions], thresholds: Sequence[list[float] | None]
 ) -> tuple[Predictions, list[float] | None]:
-    """Predictions by the mean of the members' probabilities, and the thresholds that they were made by.
+    """Predictions from the mean of the members' probabilities, and the thresholds used for them.
 
-    A document is clean where it is for all of them; where one doesn't know, that isn't known.
+    A document is clean if it is clean for all members; ``clean`` is None if it is None for any member.
 
     Args:
-        members: of the same documents; the order of the classes is the first one's.
-        thresholds: of each member; None where a document has one label.
+        members: each member's predictions of the same documents; the classes are put in the order of the first's.
+        thresholds: each member's thresholds; None if a document has one label.
 
     Raises:
-        UserError: other documents or labels than the first one's.
+        UserError: if a member's documents or labels differ from those of the first.
     """
     first = members[0]
     orders = [column_order(first.label_names, member.label_names) for member in members]
@@ -56,7 +56,7 @@ def _check_same_documents(first: Predictions, member: Predictions, order: list[i
 
 
 def document_losses(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each document in nats, (batch,): multi-label, the mean over the labels of the binary one.
+    """Cross-entropy of each document in nats, (batch,); multi-label: the mean of the labels' binary cross-entropies.
 
     Args:
         probabilities: (batch, classes).

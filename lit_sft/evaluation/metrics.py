@@ -23,8 +23,8 @@ from torchmetrics.classification import (
 
 IGNORED = -100  # a target that isn't predicted
 BINS = 15  # of the calibration error, as Guo et al. 2017
-# The figures of each head, and of a classifier of any number of labels a document, to be monitored as val/NAME; a
-# class's own come as precision/LABEL and recall/LABEL.
+# The figures of each kind of head, which can be monitored as val/NAME. "multilabel" is a classifier for any number of
+# labels per document. Classifiers also have precision/LABEL and recall/LABEL for each class.
 FIGURES = {
     "lm": ("loss", "perplexity", "bits_per_byte"),
     "classifier": ("loss", "accuracy", "macro_f1", "auroc", "mcc", "ece"),
@@ -35,11 +35,11 @@ LESS_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "ece")
 
 
 def better(figure: str, own: Mapping[str, Metric] | None = None) -> Literal["min", "max"] | None:
-    """Whether less or more of a figure such as ``val/macro_f1`` is better; None where nothing tells it.
+    """Whether a lower ("min") or higher ("max") value of a figure is better; None if that is unknown.
 
     Args:
-        figure: its name.
-        own: the user's metrics by the names of their figures.
+        figure: name of the figure, such as ``val/macro_f1``.
+        own: the user's metrics, by the names of their figures.
     """
     name = figure.removeprefix("val/")
     if own and name in own:
@@ -54,9 +54,9 @@ def better(figure: str, own: Mapping[str, Metric] | None = None) -> Literal["min
 class LanguageModelMetrics(nn.Module):
     """Loss (nats a token), perplexity = exp(loss) and bits per byte of the text, averaged by token.
 
-    Bits per byte = (sum of the loss in nats / ln 2) / bytes of the documents: comparable between byte-level tokenizers,
-    which perplexity is not (with others, the fewer words are known, the less it is). A loss that is not a number makes
-    every figure not a number.
+    Bits per byte = (sum of the loss in nats / ln 2) / bytes of the documents. Unlike perplexity, it is comparable
+    between byte-level tokenizers (with other tokenizers, it falls as more words are unknown). A loss of NaN makes every
+    figure NaN.
     """
 
     def __init__(self) -> None:
@@ -79,8 +79,8 @@ class LanguageModelMetrics(nn.Module):
         """``loss``, ``perplexity`` and ``bits_per_byte`` over all updates.
 
         Args:
-            bytes_per_target: UTF-8 bytes of the documents over their number of targets; 0 where unknown, which leaves
-                ``bits_per_byte`` out. A ratio, so that the figure stays right when a part of the text was read.
+            bytes_per_target: UTF-8 bytes of the documents divided by their number of targets; 0 if unknown, which omits
+                ``bits_per_byte``. It is a ratio so that the figure is also right if only part of the text was read.
         """
         loss = float(self.nll.compute() / self.targets.compute())
         metrics = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
@@ -97,10 +97,12 @@ class LanguageModelMetrics(nn.Module):
 class ClassificationMetrics(nn.Module):
     """Loss, accuracy, macro-F1, AUROC, MCC, expected calibration error, and precision and recall of each class.
 
-    Two classes are measured as two columns of probabilities, so that every figure is defined as for more classes.
-    Figures that need what the data lack: macro-F1 is the mean over the classes that occur or are predicted, AUROC (one
-    class against the rest) over those that occur, NaN where only one does; MCC is 0 where only one class occurs or is
-    predicted, as in scikit-learn; precision and recall are 0 for a class that is never predicted or never occurs.
+    Two classes are measured as two columns of probabilities, so every figure is defined as for more classes.
+
+    If classes are missing from the data or the predictions: macro-F1 is the mean over the classes that occur or are
+    predicted; AUROC (one class against the rest) is the mean over those that occur, NaN if only one does; MCC is 0 if
+    only one class occurs or is predicted, as in scikit-learn; precision is 0 for a class that is never predicted, and
+    recall for one that never occurs.
     """
 
     def __init__(self, label_names: Sequence[str]) -> None:
@@ -112,7 +114,7 @@ class ClassificationMetrics(nn.Module):
             {
                 "accuracy": MulticlassAccuracy(num_classes, average="micro"),
                 "macro_f1": MulticlassF1Score(num_classes, average="macro"),
-                # its check of the labels alone reads values back from the device at each batch
+                # without validate_args, whose check of the labels reads values back from the device at each batch
                 "auroc": MulticlassAUROC(num_classes, average="none", thresholds=None, validate_args=False),
                 "mcc": MulticlassMatthewsCorrCoef(num_classes),
                 "ece": MulticlassCalibrationError(num_classes, n_bins=BINS),
@@ -141,7 +143,7 @@ class ClassificationMetrics(nn.Module):
             scores = self.scores.compute()
         occurs, predicted = (scores["confusion"].sum(axis) > 0 for axis in (1, 0))  # each (classes,)
         auroc = scores["auroc"][occurs].mean() if occurs.sum() > 1 else torch.tensor(math.nan)
-        # torchmetrics gives a constant prediction on unbalanced labels as much as 0.8 in the binary case.
+        # in the binary case, torchmetrics' MCC of a constant prediction on unbalanced labels is as much as 0.8
         mcc = scores["mcc"] if occurs.sum() > 1 and predicted.sum() > 1 else torch.tensor(0.0)
         figures = {"accuracy": scores["accuracy"], "macro_f1": scores["macro_f1"], "auroc": auroc, "mcc": mcc}
         metrics = {"loss": float(self.loss.compute())}
@@ -155,10 +157,11 @@ class ClassificationMetrics(nn.Module):
         return {"labels": self.label_names, "matrix": self.scores["confusion"].compute().tolist()}
 
     def collapsed_to(self) -> str | None:
-        """The label that nearly every document got though they have several; None where there is none.
+        """The label predicted for nearly every document although several labels occur; None if there is none.
 
-        That is one beside which others were given to fewer than a twentieth of as many documents as have others: with
-        two classes of one size to fewer than 2.5%, and the rarer the others are, the fewer it takes.
+        The predictions have collapsed to the most predicted label if the documents predicted as anything else are fewer
+        than a twentieth of the documents that are something else. With two classes of equal size, these are fewer than
+        2.5% of all documents; the rarer the other labels are, the lower the limit.
         """
         confusion = self.scores["confusion"].compute().cpu()  # (classes, classes): rows are the labels
         labels, predicted = confusion.sum(1), confusion.sum(0)

@@ -1,4 +1,4 @@
-"""What is measured where a document has any number of labels."""
+"""The figures of classifiers for documents with any number of labels."""
 
 from __future__ import annotations
 
@@ -32,18 +32,19 @@ class Rows(Metric):
         self.labels.append(labels)  # type: ignore[union-attr, operator]
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        """Both of all documents, (documents, classes), on the CPU."""
+        """Probabilities and labels of all documents, each (documents, classes), on the CPU."""
         return dim_zero_cat(self.probabilities).cpu(), dim_zero_cat(self.labels).cpu()  # type: ignore[arg-type]
 
 
 class MultilabelMetrics(nn.Module):
     """Loss, accuracy, micro- and macro-F1, AUROC, average precision, calibration error, precision and recall by label.
 
-    A label applies from its threshold on, 0.5 until :meth:`tune` chooses it. ``accuracy``: the share of documents whose
-    labels are all right. ``macro_f1``: mean over the labels that occur or are predicted. ``auroc``: mean over those
-    that some documents have and others don't, NaN where there is none; ``average_precision``: over those that occur.
-    ``ece``: expected calibration error of all pairs of a document and a label. Loss, AUROC, average precision and ECE
-    don't depend on the thresholds. Precision and recall are 0 for a label that is never predicted or never occurs.
+    A label is predicted if its probability is at least its threshold, which is 0.5 until :meth:`tune` chooses one.
+    ``accuracy``: the share of documents whose labels are all right. ``macro_f1``: mean over the labels that occur or
+    are predicted. ``auroc``: mean over the labels that some documents have and others don't, NaN if there is none.
+    ``average_precision``: mean over the labels that occur. ``ece``: expected calibration error over all pairs of a
+    document and a label. Loss, AUROC, average precision and ECE don't depend on the thresholds. Precision is 0 for a
+    label that is never predicted, and recall for one that never occurs.
     """
 
     def __init__(self, label_names: Sequence[str]) -> None:
@@ -65,7 +66,7 @@ class MultilabelMetrics(nn.Module):
         self.rows.update(probabilities, labels)
 
     def tune(self) -> None:
-        """Choose each label's threshold on the documents measured, those of all processes: validation's only."""
+        """Choose each label's threshold by the documents measured by all processes; for validation data only."""
         self.thresholds = best_thresholds(*self.rows.compute())
 
     def counts(self) -> Tensor:
@@ -97,11 +98,11 @@ class MultilabelMetrics(nn.Module):
         return metrics
 
     def confusion(self) -> dict[str, Any]:
-        """How often each label was rightly and wrongly predicted, as plain values: a row of ``matrix`` for each."""
+        """True and false negatives and positives, as plain values: one row of ``matrix`` per label, see ``columns``."""
         return {"labels": self.label_names, "columns": list(OUTCOMES), "matrix": self.counts().tolist()}
 
     def collapsed_to(self) -> str | None:
-        """The labels that every document got though theirs differ; None where the predictions differ."""
+        """The labels predicted for every document although their true labels differ; None if the predictions differ."""
         probabilities, labels = self.rows.compute()
         predicted = applying(probabilities, self.thresholds)
         if (predicted != predicted[:1]).any() or not (labels != labels[:1]).any():
@@ -117,7 +118,7 @@ class MultilabelMetrics(nn.Module):
 
 
 def _rankings(probabilities: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Mean AUROC and average precision over the labels that have one."""
+    """AUROC and average precision, each averaged over the labels for which it is defined."""
     occurs, always = labels.bool().any(0), labels.bool().all(0)
     auroc = [binary_auroc(probabilities[:, i], labels[:, i]) for i in (occurs & ~always).nonzero().flatten()]
     precision = [binary_average_precision(probabilities[:, i], labels[:, i]) for i in occurs.nonzero().flatten()]

@@ -1,4 +1,4 @@
-"""Figures of the user's own beside ours: any torchmetrics metric of a classifier's probabilities and labels."""
+"""User-defined figures: any torchmetrics metric of a classifier's probabilities and labels."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from lit_sft.evaluation.multilabel import Rows
 from lit_sft.evaluation.predictions import Predictions
 
 TAKEN = {name for names in FIGURES.values() for name in names} | {"precision", "recall"}
-MOST_CLASSES = 500  # that the trial at the start has documents of
+MOST_CLASSES = 500  # the trial at the start has documents of no more classes than this
 
 
 class OwnMetrics(nn.Module):
-    """Gives each metric all documents of a pass in one ``update``, on the CPU: no batch, and no process, stands apart.
+    """Updates each metric once per pass, on the CPU, with the documents of all batches and processes together.
 
-    A metric is tried out here on a few made-up documents: one that doesn't fit the labels is told of now, and not after
-    the first epoch.
+    The constructor tries each metric on a few made-up documents, so that a metric that doesn't fit the labels fails
+    here and not after the first epoch.
 
     Args:
-        metrics: by the name of the figure.
-        num_classes: labels.
-        multilabel: a document has any number of them.
+        metrics: the metrics, by the names of their figures.
+        num_classes: number of labels.
+        multilabel: whether a document may have any number of them.
 
     Raises:
-        UserError: a name that can't be one or is that of another figure, or a metric that fails or gives no number.
+        UserError: if a name is invalid or that of another figure, or a metric fails or doesn't return a single number.
     """
 
     def __init__(self, metrics: Mapping[str, Metric], num_classes: int, multilabel: bool) -> None:
         super().__init__()
-        # a plain mapping, no ModuleDict: what a metric holds belongs neither to the weights nor on their device
+        # a plain dict and no ModuleDict: the metrics' states should be neither saved nor moved with the weights
         self.metrics = dict(metrics)
         self.num_classes, self.multilabel = num_classes, multilabel
         self.rows = Rows()
@@ -45,10 +45,10 @@ class OwnMetrics(nn.Module):
                 raise UserError(f"model.metrics: {name!r} can't name a figure: use letters, digits, '_' and '-'")
             if name in TAKEN or name.startswith("lm_"):
                 raise UserError(f"model.metrics.{name}: there is a figure {name} already: choose another name")
-            for part in metric.modules():  # each process has all documents: what it adds up is the whole already
+            for part in metric.modules():  # each process has all documents, so nothing is left to be synchronised
                 if isinstance(part, Metric):
                     part.distributed_available_fn = _alone
-        with torch.device("cpu"), warnings.catch_warnings():  # not where a network that is built here lies
+        with torch.device("cpu"), warnings.catch_warnings():  # not on the device that the network is being built on
             warnings.simplefilter("ignore")
             self._measure(*_made_up(num_classes, multilabel))
         self.reset()
@@ -78,7 +78,7 @@ class OwnMetrics(nn.Module):
 
 
 def _alone() -> bool:
-    """What a metric is told that asks whether there are other processes."""
+    """Stands in for torchmetrics' check for other processes, so that a metric doesn't synchronise."""
     return False
 
 
@@ -102,10 +102,10 @@ def _figure(name: str, metric: Metric, probabilities: Tensor, labels: Tensor) ->
 
 
 def _made_up(num_classes: int, multilabel: bool) -> tuple[Tensor, Tensor]:
-    """Probabilities and labels of documents of each class, of many of the last ones.
+    """Probabilities and labels of made-up documents for each class, or for the last ``MOST_CLASSES`` of many.
 
-    Each class has one that is predicted right and one that is not; multi-label, one that has it alone and one that has
-    all others.
+    Each class has one document that is predicted right and one that is predicted wrong; multi-label: one document with
+    this label only, and one with all other labels.
     """
     classes = torch.arange(max(0, num_classes - MOST_CLASSES), num_classes)
     one_hot = nn.functional.one_hot(classes, num_classes)  # (documents, classes)

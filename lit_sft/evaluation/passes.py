@@ -23,17 +23,18 @@ from lit_sft.objectives.divergence import log_probabilities
 
 
 class Evaluation(nn.Module):
-    """Measures a network's heads. One instance serves pass after pass; :meth:`start` forgets the one before.
+    """Measures a network's heads. One instance is used for many passes; :meth:`start` clears the previous one.
 
     Args:
-        network: whose heads say what is measured; it is not kept.
-        label_names: the classes, where there is a classifier.
-        metrics: the user's own, by the names of their figures.
-        special_ids: of the tokenizer's ``<eos>``, ``<pad>`` and ``<unk>``; needed where there are prompts.
-        num_beams: of the search for responses to prompts, which is made where each document is kept.
+        network: its heads determine what is measured; no reference to it is kept.
+        label_names: the classes, if there is a classifier.
+        metrics: the user's own metrics, by the names of their figures.
+        special_ids: ids of the tokenizer's ``<eos>``, ``<pad>`` and ``<unk>``; needed if there are prompts.
+        num_beams: beams of the search for responses to prompts, which only runs if each document's results are kept.
 
     Raises:
-        UserError: no beam, own metrics without a classifier, or one that :class:`OwnMetrics` refuses.
+        UserError: if num_beams is below 1, own metrics are given without a classifier, or :class:`OwnMetrics` rejects
+            one.
     """
 
     def __init__(
@@ -60,10 +61,10 @@ class Evaluation(nn.Module):
                 )
             self.own = OwnMetrics(metrics, len(label_names), network.multilabel)
         self._state: LSTMState | None = None  # carried from one batch of the stream to the next
-        self.kept: dict[str, Collector] = {}  # by head, what a test keeps of its units
+        self.kept: dict[str, Collector] = {}  # by head: the results of each document or stretch
 
     def start(self, keep: bool = False) -> None:
-        """Forget everything that was measured; ``keep``: each document's, and each stretch's, goes into ``kept``."""
+        """Clear all measurements; ``keep``: whether to collect the results of each document and stretch in ``kept``."""
         self._state = None
         self.kept = {"lm": Collector(), "classifier": Collector()} if keep else {}
         for metrics in (self.lm, self.classes, self.own):
@@ -73,10 +74,10 @@ class Evaluation(nn.Module):
     def add(self, network: Network, batch: StreamBatch | DocumentBatch, clean: Tensor | None = None) -> None:
         """Measure a batch; ``network`` is in eval mode.
 
-        ``clean``: of a test's stream, bool (batch, time), which targets count for its clean part; None: all, or not
-        known.
+        ``clean``: for a test's stream, bool (batch, time), the targets that belong to its clean part; None if all of
+        them do, or if that is unknown.
         """
-        masks = network.draw_masks(*batch.input_ids.shape)  # all None: evaluation drops nothing
+        masks = network.draw_masks(*batch.input_ids.shape)  # all None: no dropout in eval mode
         if isinstance(batch, PairBatch):
             self._add_pairs(network, batch, masks)
             return
@@ -90,7 +91,7 @@ class Evaluation(nn.Module):
                 self.kept["lm"].add(**row_sums(nll, batch.targets, clean))
             return
         assert self.classes is not None
-        if batch.empty:  # nothing of this batch is for this process
+        if batch.empty:  # this process has no document of the batch
             return
         logits = network.classify(batch, masks)
         probabilities = network.class_probabilities(logits)
@@ -118,13 +119,13 @@ class Evaluation(nn.Module):
             self.kept["lm"].add(documents=batch.indices, generated=generated, **row_sums(nll, targets, None))
 
     def tune(self) -> None:
-        """Choose the thresholds of multi-label data by what was measured; validation data only are for that."""
+        """Choose the thresholds of multi-label data by this pass; for validation data only."""
         if isinstance(self.classes, MultilabelMetrics):
             self.classes.tune()
 
     @property
     def thresholds(self) -> list[float] | None:
-        """From which probability on each label applies; None where a document has one label, the most probable."""
+        """The probability from which each label is predicted; None if a document has one label, the most probable."""
         return self.classes.thresholds if isinstance(self.classes, MultilabelMetrics) else None
 
     @thresholds.setter
@@ -133,10 +134,11 @@ class Evaluation(nn.Module):
             self.classes.thresholds = list(values)
 
     def confusion(self) -> dict[str, Any] | None:
-        """What was taken for what, as plain values; None where there is no classifier.
+        """The confusion matrix as plain values; None without a classifier.
 
-        ``labels`` and ``matrix``: documents of each label (a row) by predicted label (a column); multi-label: for each
-        label (a row) its true and false negatives and positives, as ``columns`` names them.
+        It has ``labels``, and in ``matrix`` the number of documents by label (row) and predicted label (column).
+        Multi-label: ``matrix`` has for each label (row) the true and false negatives and positives that ``columns``
+        names.
         """
         return None if self.classes is None else self.classes.confusion()
 
@@ -149,13 +151,13 @@ class Evaluation(nn.Module):
         found = {} if self.lm is None else self.lm.compute(bytes_per_target)
         if self.classes is None:
             return found
-        # with both heads the classifier's loss is the one to choose by
+        # with both heads, `loss` is the classifier's, by which checkpoints are chosen
         named = {f"lm_{name}": value for name, value in found.items()} | self.classes.compute()
         return named if self.own is None else named | self.own.compute()
 
 
 def _losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each document in nats, (batch,): multi-label, the mean over the labels of the binary one."""
+    """Cross-entropy of each document in nats, (batch,); multi-label: the mean of the labels' binary cross-entropies."""
     multilabel = labels.ndim == 2
     log_p = log_probabilities(logits, multilabel)  # (batch, choices, outcomes)
     chosen = (labels if multilabel else labels[:, None]).long()  # (batch, choices)

@@ -125,7 +125,7 @@ class Supervised(Objective):
         return labeled if weights is None else weights[labels.clamp(min=0)] * labeled  # (batch,)
 
     def _class_weights(self, logits: Tensor) -> Tensor | None:
-        """(num_classes,), with the dtype and device of the logits; None if all are 1."""
+        """(num_classes,), with the dtype and device of the logits; None if `class_weights` is None."""
         values = self._by_counts if isinstance(self.class_weights, str) else self.class_weights
         if values is None:
             if self.class_weights is not None:
