@@ -1,4 +1,4 @@
-"""Every document's prediction in a test or a validation: gathered over processes, and kept in a file.
+"""The predictions of a test or validation, document by document: gathered from all processes and kept in a file.
 
 ``scripts/paired.py`` compares such files; ``scripts/errors.py`` shows the documents, with the rows they come from.
 """
@@ -33,14 +33,15 @@ class Predictions:
 
     Attributes:
         label_names: the classes, in the order of the probabilities.
-        documents: int64 (documents,), each one's place in the split as it was prepared, rising, from 0. It is no row of
-            a file: blank rows are left out before, and validation data may be held out, or a subset.
-        keys: uint64 (documents,), content key of its text.
-        labels: int64 (documents,), its class; multi-label: uint8 (documents, classes), 1 where a label applies.
-        predicted: as ``labels``.
+        documents: int64 (documents,), the position of each document in the prepared split, ascending, from 0. It is not
+            a row number of a file: blank rows have been dropped, and validation data may be held out, or a subset.
+        keys: uint64 (documents,), content key of each document's text.
+        labels: int64 (documents,), class of each document; multi-label: uint8 (documents, classes), 1 where a label
+            applies.
+        predicted: predictions, in the format of ``labels``.
         losses: float (documents,), nats.
         probabilities: float (documents, classes).
-        clean: bool (documents,), True where no copy of it was trained on; None where that was not checked.
+        clean: bool (documents,), True if no copy of the document was trained on; None if that was not checked.
     """
 
     label_names: list[str]
@@ -69,12 +70,13 @@ class Predictions:
     def write(self, path: Path) -> None:
         """Write a Parquet file, whole or not at all.
 
-        Its columns: ``document`` (no row of a file, see ``documents``), ``key`` (content key of the text, by which the
-        row is found), ``label`` and ``predicted`` (names; multi-label: lists of names), ``loss``,
-        ``probabilities`` (a list in the order of the metadata's label names) and ``clean`` (null: not checked).
+        The columns are ``document`` (not a row number of a file, see ``documents``), ``key`` (content key of the text,
+        by which its row in the source can be found), ``label`` and ``predicted`` (names; multi-label: lists of names),
+        ``loss``, ``probabilities`` (a list in the order of the label names in the metadata) and ``clean`` (null: not
+        checked).
 
         Raises:
-            UserError: the folder can't be written to.
+            UserError: if the folder can't be written to.
         """
         table = pa.table(
             {
@@ -130,17 +132,17 @@ def read_predictions(path: Path) -> Predictions:
 
 
 class Collector:
-    """Keeps what is measured of a test, batch by batch, until the processes' rows are put together."""
+    """Collects the results of a pass batch by batch, until the rows of all processes are gathered."""
 
     def __init__(self) -> None:
-        self._batches: list[dict[str, Tensor]] = []  # where they were computed: a copy at each step would wait for it
+        self._batches: list[dict[str, Tensor]] = []  # left on the device: copying at each step would wait for it
 
     def add(self, **columns: Tensor) -> None:
-        """Keep a batch: columns of one length, the same ones each time."""
+        """Keep a batch: columns of equal length, with the same names in every call."""
         self._batches.append(columns)
 
     def rows(self) -> dict[str, np.ndarray]:
-        """What this process has kept, by column; empty where it was given no batch."""
+        """The rows that this process has collected, by column; empty if it was given no batch."""
         names = self._batches[0] if self._batches else {}
         return {name: torch.cat([batch[name] for batch in self._batches]).cpu().numpy() for name in names}
 
@@ -163,7 +165,7 @@ def predictions_in(
     Args:
         rows: ``documents``, ``labels``, ``losses`` and ``probabilities``, as :class:`Predictions` has them.
         label_names: the classes.
-        thresholds: from which probability on each label applies; None where a document has one label.
+        thresholds: the probability from which each label is predicted; None if a document has one label.
         keys: uint64 (documents of the test data,).
         clean: bool (documents of the test data,), or None.
     """

@@ -1,4 +1,4 @@
-"""What a model that answers prompts has written in a test or a validation, beside what it should have written."""
+"""The responses that a model has generated in a test or validation, with their references."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Responses:
     """The responses to the prompts of a split, in its order.
 
     Attributes:
-        prompts, references: what stands in the data.
-        texts: what the model wrote.
-        losses: of the references' tokens, one row each.
-        documents: int64 (documents,), places in the split.
-        clean: bool (documents,), no copy of the prompt was trained on; None where that was not checked.
-        scores: the texts compared with the references.
+        prompts, references: the prompts and responses in the data.
+        texts: the generated responses.
+        losses: losses of the references' tokens, one row per reference.
+        documents: int64 (documents,), positions in the split.
+        clean: bool (documents,), True if no copy of the prompt was trained on; None if that was not checked.
+        scores: scores of the texts against the references.
     """
 
     prompts: list[str]
@@ -45,7 +45,7 @@ class Responses:
         return len(self.documents)
 
     def figures(self, weights: np.ndarray) -> Figures:
-        """Every figure (weightings,), for weights float64 (documents, weightings)."""
+        """Every figure, each (weightings,), under weights float64 (documents, weightings)."""
         return self.losses.figures(weights) | self.scores.figures(weights)
 
     def scored(self) -> dict[str, float]:
@@ -53,7 +53,7 @@ class Responses:
         return figures_once(self.scores.figures, len(self))
 
     def select(self, chosen: np.ndarray, bytes_per_target: float) -> Responses:
-        """The documents of a mask (documents,), whose references have so many bytes a target."""
+        """The documents of a mask (documents,); ``bytes_per_target`` is that of their references."""
         places = np.flatnonzero(chosen).tolist()
         texts = {name: [getattr(self, name)[i] for i in places] for name in ("prompts", "references", "texts")}
         losses = Stretches(self.losses.nll[chosen], self.losses.targets[chosen], bytes_per_target)
@@ -87,10 +87,10 @@ def responses_in(
     """Collected rows in the order of the split.
 
     Args:
-        rows: ``documents``, ``generated`` (ids, -1 behind the end), and the sums ``nll`` and ``targets``.
-        tokenizer: what the ids are of.
+        rows: ``documents``, ``generated`` (ids, -1 after the end), and the sums ``nll`` and ``targets``.
+        tokenizer: decodes the generated ids.
         texts: the prompts and the references of the whole split.
-        bytes_per_target: of the references.
+        bytes_per_target: UTF-8 bytes of the references divided by their number of targets.
         clean: bool (documents of the split,), or None.
     """
     order = np.argsort(rows["documents"])

@@ -1,4 +1,4 @@
-"""What a language model's test keeps: the loss of every row of its batches, a stretch of a stream or a response."""
+"""The losses that a language model's test keeps, one per row of its batches: a stretch of a stream, or a response."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lit_sft.evaluation.weighted import Figures
 
 @dataclass(frozen=True)
 class Stretches:
-    """Rows of stream batches, each a stretch of at most ``bptt`` tokens of one stream.
+    """Rows of a language model's batches: each a stretch of at most ``bptt`` tokens of one stream, or a response.
 
     Attributes:
-        nll: float (rows,), nats of its targets together.
-        targets: int64 (rows,), their number.
+        nll: float (rows,), total loss of a row's targets in nats.
+        targets: int64 (rows,), number of targets of a row.
         bytes_per_target: see :meth:`lit_sft.evaluation.metrics.LanguageModelMetrics.compute`.
     """
 
@@ -30,7 +30,7 @@ class Stretches:
         return len(self.nll)
 
     def figures(self, weights: np.ndarray) -> Figures:
-        """The figures of :class:`LanguageModelMetrics` where rows count several times, or not at all.
+        """The figures of :class:`LanguageModelMetrics` if rows are counted several times, or not at all.
 
         Args:
             weights: float64 (rows, weightings).
@@ -47,12 +47,12 @@ class Stretches:
 
 
 def row_sums(nll: Tensor, targets: Tensor, clean: Tensor | None) -> dict[str, Tensor]:
-    """What is kept of a stream batch: sums over time, each (batch,).
+    """The sums over time that are kept for each row of a batch, each (batch,).
 
     Args:
         nll: (batch, time), 0 where ignored.
         targets: (batch, time).
-        clean: bool (batch, time), the targets of clean documents, whose sums are kept apart; None: no such sums.
+        clean: bool (batch, time), the targets of clean documents, which get separate sums; None: no such sums.
     """
     real = targets != IGNORED
     sums = {"nll": nll.sum(1), "targets": real.sum(1)}

@@ -1,4 +1,4 @@
-"""What a test measured, document by document: the figures of its clean part, and the intervals of all."""
+"""Results of a test, computed from each document's: the figures of its clean part, and all intervals."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from lit_sft.ranks import of_all_ranks
 
 @dataclass(frozen=True)
 class Part:
-    """What one head was measured on: ``count`` documents or stretches, and the figures of any weighting of them.
+    """The ``count`` documents or stretches that one head was measured on, and their figures under any weighting.
 
-    ``figures`` takes weights, float64 (count, weightings), and gives each figure (weightings,) by its name; ``drawn``
-    is the same for resamples, with NaN where ``figures`` has a convention's 0.
+    ``figures`` maps weights, float64 (count, weightings), to each figure (weightings,) by its name. ``drawn`` does the
+    same for resamples, with NaN for undefined values that ``figures`` sets to 0 by convention.
     """
 
     count: int
@@ -44,16 +44,16 @@ OwnFigures = Callable[[Predictions], dict[str, float]]
 
 @dataclass(frozen=True)
 class Tested:
-    """A test's figures, and what they were made of.
+    """A test's figures, and the results that they were computed from.
 
     Attributes:
-        figures: of the full test set, by their names.
-        whole: what each head was measured on.
-        clean: the same without copies of training documents: ``whole`` itself where there are none, and empty where
-            that was not checked or nothing is left.
-        predictions: the classifier's.
-        own: the user's own figures of predictions; ``figures`` has those of all.
-        responses: of a model that answers prompts.
+        figures: figures of the full test set, by their names.
+        whole: the documents or stretches of the full test set, by head.
+        clean: the same without copies of training documents: ``whole`` itself if there are no copies; empty if that was
+            not checked, or nothing is left.
+        predictions: the classifier's predictions.
+        own: computes the user's own figures from predictions; ``figures`` includes those of the full test set.
+        responses: the responses of a model that answers prompts.
     """
 
     figures: dict[str, float]
@@ -65,7 +65,7 @@ class Tested:
 
     @cached_property
     def clean_figures(self) -> dict[str, float]:
-        """The figures of the clean part; of a full set that is clean the very same, and none where it isn't known."""
+        """The figures of the clean part: ``figures`` itself if the full set is clean, empty if that is unknown."""
         if self.clean is self.whole:
             return self.figures
         once = {prefix: figures_once(part.figures, part.count) for prefix, part in self.clean.items()}
@@ -76,7 +76,7 @@ class Tested:
         return known | self.own(predictions.select(predictions.clean))
 
     def record(self) -> dict[str, Any]:
-        """``test`` and ``test_interval``; where they are known, ``test_clean`` and ``test_clean_interval``."""
+        """``test`` and ``test_interval``; if the clean part is known, ``test_clean`` and ``test_clean_interval`` too."""
         found: dict[str, Any] = {"test": self.figures, "test_interval": _intervals(self.whole)}
         if self.clean:
             same = self.clean is self.whole
@@ -91,13 +91,14 @@ def _intervals(parts: Parts) -> dict[str, Interval]:
 
 
 def clean_targets(dataset: object, index: int, clean: np.ndarray | None) -> Tensor | None:
-    """Of batch ``index`` of a test's stream, which targets are of clean documents, bool (batch, time).
+    """The targets in batch ``index`` of a test's stream that belong to clean documents, bool (batch, time).
 
-    None where that says nothing: labeled documents are told apart by themselves, and all may be clean, or none known.
+    None if this is not needed: for labeled documents, which are kept one by one, or if all documents are clean; or if
+    it is not known which ones are.
 
     Args:
-        dataset: what the batch is from.
-        index: its number.
+        dataset: the dataset that the batch comes from.
+        index: number of the batch.
         clean: bool (documents,), or None.
     """
     if not isinstance(dataset, StreamDataset) or clean is None or clean.all():
@@ -108,11 +109,11 @@ def clean_targets(dataset: object, index: int, clean: np.ndarray | None) -> Tens
 
 @dataclass(frozen=True)
 class Kept:
-    """What all processes have kept of a pass that ended.
+    """The results of a finished pass, gathered from all processes.
 
     Attributes:
-        rows: by head, then by column, of its documents or stretches.
-        data: which data were read.
+        rows: results of the documents or stretches, by head, then by column.
+        data: the data module that was read.
         label_names: the classes.
         thresholds: see :func:`predictions_in`.
     """
@@ -124,13 +125,13 @@ class Kept:
 
     @classmethod
     def of(cls, trainer: Trainer, evaluation: Evaluation, label_names: list[str]) -> Kept:
-        """Gather it as a pass ends; every process must call this."""
+        """Gather the results at the end of a pass; every process must call this."""
         ranks = of_all_ranks(trainer, {head: collector.rows() for head, collector in evaluation.kept.items()})
         rows = {head: gathered([rank[head] for rank in ranks]) for head in evaluation.kept}
         return cls(rows, trainer.datamodule, label_names, evaluation.thresholds)  # type: ignore[attr-defined]
 
     def documents(self, split: Literal["val", "test"]) -> Predictions | Responses | None:
-        """What a classifier said of each document, or what answers prompts has written; None of other models."""
+        """A classifier's predictions, or the responses of a model that answers prompts; None for other models."""
         data, rows = self.data, self.rows
         flags = data.test_is_clean if split == "test" else None
         if "generated" in rows.get("lm", {}):
@@ -143,17 +144,17 @@ class Kept:
 
 
 def tested_in(kept: Kept, figures: dict[str, float], own: OwnFigures | None) -> Tested:
-    """What was measured of a test.
+    """The results of a test.
 
     Args:
-        kept: of its pass.
-        figures: of the full test set, over all processes.
-        own: the user's own figures of predictions.
+        kept: the gathered results of its pass.
+        figures: figures of the full test set, over all processes.
+        own: computes the user's own figures from predictions.
     """
     data, found = kept.data, kept.documents("test")
 
     def parts(flags: np.ndarray | None) -> Parts:
-        """Of the documents of a mask (documents of the split,), or of all."""
+        """The parts for the documents of a mask (documents of the split,), or for all."""
         chosen = None if flags is None or found is None else flags[found.documents]
         if isinstance(found, Responses):
             some = found if chosen is None else found.select(chosen, data.bytes_per_target("test", flags))
@@ -175,7 +176,7 @@ def tested_in(kept: Kept, figures: dict[str, float], own: OwnFigures | None) -> 
 
 
 def _clean(whole: Parts, flags: np.ndarray | None, select: Callable[[np.ndarray], Parts]) -> Parts:
-    """The clean part of what was measured, as :class:`Tested` has it; ``flags``: bool (documents,), None: not known."""
+    """The ``clean`` attribute of :class:`Tested`; ``flags``: bool (documents,), None if unknown."""
     if flags is None or flags.all():
         return {} if flags is None else whole
     chosen = select(flags)
@@ -183,7 +184,7 @@ def _clean(whole: Parts, flags: np.ndarray | None, select: Callable[[np.ndarray]
 
 
 def tested_by(figures: dict[str, float], predictions: Predictions, own: OwnFigures | None) -> Tested:
-    """What a classifier's predictions alone make of a test; ``figures``: theirs, those of ``own`` included."""
+    """A test's results from a classifier's predictions alone; ``figures``: their figures, including those of ``own``."""
     parts = {"": _classifier_part(predictions)}
     clean = _clean(parts, predictions.clean, lambda flags: {"": _classifier_part(predictions.select(flags))})
     return Tested(figures, parts, clean, predictions, own)
@@ -195,7 +196,7 @@ def _classifier_part(predictions: Predictions) -> Part:
 
 
 def _stream_part(rows: dict[str, np.ndarray], sums: str, bytes_per_target: float) -> Part:
-    """The rows that have a target among those whose sums are asked for."""
+    """The rows with at least one target; ``sums`` is the prefix of the sums to use: "" or "clean_"."""
     counted = rows[f"{sums}targets"] > 0
     stretches = Stretches(rows[f"{sums}nll"][counted], rows[f"{sums}targets"][counted], bytes_per_target)
     return Part(len(stretches), stretches.figures, stretches.figures)

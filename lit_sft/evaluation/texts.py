@@ -1,10 +1,10 @@
-"""How near generated texts are to their references: the usual figures of translation, summaries and answers.
+"""How close generated texts are to their references: the usual figures of translation, summaries and answers.
 
-BLEU is torchmetrics' SacreBLEU (Post 2018, its tokenization 13a; Papineni et al. 2002), ROUGE its F-measures (Lin 2004,
-lower case, letters a to z and digits alone), exact match and token F1 those of SQuAD (Rajpurkar et al. 2016; lower
-case, without punctuation and articles). All are fractions. They are taken document by document, so that any weighting
-of the documents has its figures at once, a bootstrap's resamples too: ROUGE, exact match and F1 are means over
-documents; BLEU is made of counts that are summed before.
+BLEU is torchmetrics' SacreBLEU (Post 2018, its tokenization 13a; Papineni et al. 2002), ROUGE its F-measures (Lin 2004;
+lower case, only the letters a to z and digits), exact match and token F1 those of SQuAD (Rajpurkar et al. 2016; lower
+case, without punctuation and articles). All are fractions. Their components are computed for each document, so that the
+figures of any weighting of the documents, such as a bootstrap resample, are quick to compute: ROUGE, exact match and F1
+are means over documents, and BLEU is computed from counts summed over documents.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ GRAMS = 4  # of BLEU
 
 @dataclass(frozen=True)
 class TextScores:
-    """What the figures of generated texts are made of.
+    """The components of the figures of generated texts.
 
     Attributes:
-        counts: float64 (documents, 10), for BLEU: n-grams of the text that the reference has, n from 1 to 4, all of the
-            text, its tokens, and the reference's tokens.
-        means: float64 (documents, figures), each document's own of ``MEANS``.
+        counts: float64 (documents, 10), for BLEU: the text's n-grams that the reference has too, n from 1 to 4; all
+            n-grams of the text, n from 1 to 4; the tokens of the text; and those of the reference.
+        means: float64 (documents, figures), each document's values of the figures in ``MEANS``.
     """
 
     counts: np.ndarray
@@ -60,8 +60,8 @@ class TextScores:
 def bleu_of(counts: np.ndarray) -> np.ndarray:
     """BLEU of summed counts (10, weightings), as :class:`TextScores` has them: (weightings,).
 
-    The geometric mean of the precisions of n-grams, times the penalty for being shorter than the references; 0 where a
-    precision is.
+    The geometric mean of the n-gram precisions, times the penalty for texts shorter than the references; 0 if any
+    precision is 0.
     """
     same, all_grams, (length, reference) = counts[:GRAMS], counts[GRAMS:-2], counts[-2:]
     with np.errstate(divide="ignore", invalid="ignore"):

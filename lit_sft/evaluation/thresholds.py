@@ -1,4 +1,4 @@
-"""From which probability on a label applies, chosen for each label by its F1; of several models, the mean."""
+"""The probability from which each label is predicted, chosen by the label's F1; for several models, the mean."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ DEFAULT = 0.5
 
 
 def best_thresholds(probabilities: Tensor, labels: Tensor) -> list[float]:
-    """For each label the threshold with the highest F1 on these documents.
+    """For each label, the threshold with the highest F1 on these documents.
 
-    Exact: between any two neighbouring scores of the label, and below the lowest, every threshold predicts the same, so
-    the midpoints are all that there is to try (below the lowest: half of it). Of those equally good the one nearest to
-    0.5 is taken. A label that no document has keeps 0.5.
+    The search is exact: all thresholds between two neighbouring scores of a label, or below the lowest score, predict
+    the same, so only the midpoints (and half the lowest score) are tried. Among equally good thresholds, the one
+    nearest to 0.5 is chosen. A label that no document has keeps 0.5.
 
     Args:
         probabilities: (documents, classes), in [0, 1].
@@ -33,7 +33,7 @@ def best_thresholds(probabilities: Tensor, labels: Tensor) -> list[float]:
     f1 = 2 * applies.cumsum(0) / (taken + applies.sum(0))  # (documents, classes): 2 TP / (predicted + actual)
     below = torch.cat([scores[1:], torch.zeros_like(scores[:1])])
     last = taken == len(scores)
-    f1 = f1.where((scores > below) | last, -1.0)  # no threshold tells documents of one score apart
+    f1 = f1.where((scores > below) | last, -1.0)  # no threshold can separate documents with equal scores
     midpoints = (scores + below) / 2  # exact in float64 for scores of float32
     distance = (midpoints - DEFAULT).abs().where(f1 == f1.amax(0), torch.inf)
     best = midpoints.gather(0, distance.argmin(0, keepdim=True)).squeeze(0)  # (classes,)
@@ -42,24 +42,25 @@ def best_thresholds(probabilities: Tensor, labels: Tensor) -> list[float]:
 
 def applying(probabilities: Tensor, thresholds: Sequence[float]) -> Tensor:
     """Which labels apply: probabilities (documents, classes) -> bool (documents, classes), on the CPU."""
-    # (classes,); float32 has no number between two neighbours; on the CPU, whatever the user's default device
+    # (classes,); float64, since float32 can't hold the midpoint of neighbouring values; on the CPU, whatever the default
     limits = torch.tensor(thresholds, dtype=torch.float64, device="cpu")
     return probabilities.detach().cpu().double() >= limits
 
 
 def chosen(probabilities: Tensor, thresholds: Sequence[float] | None) -> Tensor:
-    """What is predicted from probabilities (documents, classes).
+    """The predictions for probabilities (documents, classes).
 
-    int64 (documents,), the most probable class; with thresholds uint8 (documents, classes), 1 where a label applies.
+    Without thresholds int64 (documents,), the most probable class; with thresholds uint8 (documents, classes), 1 where
+    a label is predicted.
     """
     return probabilities.argmax(1) if thresholds is None else applying(probabilities, thresholds).to(torch.uint8)
 
 
 def column_order(names: list[str], others: list[str]) -> list[int]:
-    """For each class, its place among the classes of another model.
+    """For each class in ``names``, its index in ``others``, the classes of another model.
 
     Raises:
-        UserError: the two have different classes.
+        UserError: if the two have different classes.
     """
     if sorted(names) != sorted(others):
         raise UserError(f"an ensemble is of models with the same labels, not {names} and {others}")
@@ -67,6 +68,6 @@ def column_order(names: list[str], others: list[str]) -> list[int]:
 
 
 def mean_thresholds(thresholds: Sequence[list[float] | None], orders: Sequence[list[int]]) -> list[float] | None:
-    """The mean of the models' thresholds, each with the places of its classes; None where a document has one label."""
+    """The mean of the models' thresholds, reordered by each model's ``orders``; None if a document has one label."""
     given = [[own[place] for place in order] for own, order in zip(thresholds, orders, strict=True) if own is not None]
     return np.mean(given, axis=0).tolist() if given else None

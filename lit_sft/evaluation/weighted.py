@@ -1,8 +1,9 @@
-"""The figures of metrics.py where documents count several times, or not at all: for many weightings at once.
+"""The figures of metrics.py if documents are counted several times, or not at all: for many weightings at once.
 
-A bootstrap resample of a test set, and its part without copies of training documents, are weightings of its documents:
-how often each is there. The definitions are those of :class:`ClassificationMetrics` on the documents
-so repeated, and a test holds them to it; computed from sums over documents, 2,000 resamples take seconds.
+A bootstrap resample of a test set, and its part without copies of training documents, are both weightings of the
+documents: they say how often each one is counted. The figures equal those of :class:`ClassificationMetrics` on the
+documents repeated accordingly, which a test checks. They are computed from sums over documents, so that 2,000 resamples
+take seconds.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from lit_sft.evaluation.metrics import BINS
 from lit_sft.evaluation.predictions import Predictions
 
-MATRIX_GROUPS = 32  # up to so many groups, a product with their members is faster than sorting
+MATRIX_GROUPS = 32  # up to this many groups, a matrix product with the memberships is faster than sorting
 Figures = dict[str, np.ndarray]
 
 
@@ -25,11 +26,11 @@ def weighted_figures(
     """Every figure of a classifier under each weighting, (weightings,) by its name; NaN where it isn't defined.
 
     Args:
-        predictions: of the documents.
-        weights: float64 (documents, weightings), how often each document counts.
-        counts_only: leave AUROC and calibration error out, which take most of the time.
-        undefined: what a class's precision and recall, and MCC, are where they are 0 / 0: 0 by convention; NaN for
-            resamples, where 0 would stand for the chance that a rare class is not drawn.
+        predictions: the predictions of the documents.
+        weights: float64 (documents, weightings), how often each document is counted.
+        counts_only: omit AUROC and calibration error, which take most of the time.
+        undefined: value of MCC and of a class's precision and recall if they are 0 / 0: 0 by convention; NaN for
+            resamples, where a 0 would only mean that a rare class happened not to be drawn.
     """
     p, classes = predictions, len(predictions.label_names)
     size = weights.sum(0)  # (weightings,)
@@ -53,7 +54,8 @@ def precision_and_recall(
     """Precision and recall of each label, ``undefined`` where it is never predicted or never occurs.
 
     Args:
-        hits, predicted, occurs: (classes, weightings), documents rightly predicted, predicted, and of the label.
+        hits, predicted, occurs: (classes, weightings), number of documents that are correctly predicted as the class,
+            predicted as the class, and labeled with it.
         label_names: the classes.
     """
     figures: Figures = {}
@@ -83,11 +85,12 @@ def group_sums(groups: np.ndarray, count: int, weights: np.ndarray) -> np.ndarra
 
 
 def _correlation(hits: np.ndarray, occurs: np.ndarray, predicted: np.ndarray, undefined: float) -> np.ndarray:
-    """Matthews' correlation for any number of classes (Gorodkin 2004); where one occurs, or is predicted, undefined.
+    """Matthews' correlation for any number of classes (Gorodkin 2004), (weightings,).
 
     Args:
-        hits: (weightings,), right documents.
-        occurs, predicted: (classes, weightings), documents by label and by prediction.
+        hits: (weightings,), number of correctly predicted documents.
+        occurs, predicted: (classes, weightings), number of documents by label and by prediction.
+        undefined: the value if only one class occurs, or only one is predicted.
     """
     size = occurs.sum(0)
     covariance = hits * size - (occurs * predicted).sum(0)
@@ -97,7 +100,7 @@ def _correlation(hits: np.ndarray, occurs: np.ndarray, predicted: np.ndarray, un
 
 
 def _calibration_error(p: Predictions, right: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Sum over the bins of |right documents - confidence|, (weightings,): the calibration error times the documents."""
+    """Sum over the bins of |correct documents - sum of confidences|, (weightings,): calibration error times documents."""
     confidence = p.probabilities.max(1).astype(np.float32)
     gap = right - confidence.astype(np.float64)
     error: np.ndarray = np.abs(group_sums(bins_of(confidence), BINS + 1, weights * gap[:, None])).sum(0)
@@ -105,13 +108,13 @@ def _calibration_error(p: Predictions, right: np.ndarray, weights: np.ndarray) -
 
 
 def bins_of(confidence: np.ndarray) -> np.ndarray:
-    """The bin of each confidence, as torchmetrics has them: [low, high) in float32, and 1 in one of its own."""
+    """The bin of each confidence, as in torchmetrics: [low, high) in float32, with a separate bin for 1."""
     bounds = torch.linspace(0, 1, BINS + 1).numpy()
     return np.searchsorted(bounds, confidence.astype(np.float32), side="right") - 1
 
 
 def _mean_auroc(p: Predictions, occurs: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """AUROC of each class against the rest, its mean over the classes that occur, (weightings,)."""
+    """AUROC of each class against the rest, averaged over the classes that occur, (weightings,); NaN if only one does."""
     total = np.zeros(weights.shape[1])
     for c in np.unique(p.labels):
         total += np.nan_to_num(auroc(p.probabilities[:, c], p.labels == c, weights))
@@ -120,7 +123,7 @@ def _mean_auroc(p: Predictions, occurs: np.ndarray, weights: np.ndarray) -> np.n
 
 
 def auroc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The share of pairs of a positive and a negative document that the scores order rightly; ties count half.
+    """The share of pairs of a positive and a negative document that the scores order correctly; ties count half.
 
     Args:
         scores: (documents,).

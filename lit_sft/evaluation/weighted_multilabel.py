@@ -1,4 +1,4 @@
-"""As weighted.py, where a document has any number of labels: the figures of multilabel.py, weighted."""
+"""Counterpart of weighted.py for documents with any number of labels: the weighted figures of multilabel.py."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def weighted_multilabel_figures(
     """Every figure of :class:`lit_sft.evaluation.multilabel.MultilabelMetrics` under each weighting, (weightings,).
 
     Args:
-        predictions: of the documents; ``labels`` and ``predicted`` are (documents, classes).
-        weights: float64 (documents, weightings), how often each document counts.
-        counts_only: leave AUROC, average precision and calibration error out, which take most of the time.
-        undefined: as there.
+        predictions: the predictions; ``labels`` and ``predicted`` are (documents, classes).
+        weights: float64 (documents, weightings), how often each document is counted.
+        counts_only: omit AUROC, average precision and calibration error, which take most of the time.
+        undefined: value of a label's precision and recall if they are 0 / 0, see ``weighted_figures``.
     """
     p, size = predictions, weights.sum(0)  # (weightings,)
     hits = (p.labels & p.predicted).T @ weights  # (classes, weightings), as the next two
@@ -36,7 +36,7 @@ def weighted_multilabel_figures(
 
 
 def _rankings(p: Predictions, weights: np.ndarray) -> Figures:
-    """AUROC and average precision, their means over the labels that have one, each (weightings,)."""
+    """AUROC and average precision, each averaged over the labels for which it is defined, (weightings,)."""
     found = {}
     for name, measure in (("auroc", auroc), ("average_precision", average_precision)):
         labels = zip(p.probabilities.T, p.labels.T == 1, strict=True)
@@ -46,7 +46,7 @@ def _rankings(p: Predictions, weights: np.ndarray) -> Figures:
 
 
 def average_precision(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mean precision at each recall that the scores reach, documents of one score taken together.
+    """Mean precision over the recall levels that the scores reach, with documents of equal score taken together.
 
     Args:
         scores: (documents,).
@@ -67,7 +67,7 @@ def average_precision(scores: np.ndarray, positive: np.ndarray, weights: np.ndar
 
 
 def _calibration_error(p: Predictions, weights: np.ndarray) -> np.ndarray:
-    """Sum over the bins of |labels that apply - probability|, of all documents and labels together, (weightings,)."""
+    """Sum over the bins of |labels that apply - sum of probabilities|, over all documents and labels, (weightings,)."""
     gaps = np.zeros((BINS + 1, weights.shape[1]))
     for probabilities, labels in zip(p.probabilities.T, p.labels.T, strict=True):
         gap = labels - probabilities.astype(np.float32).astype(np.float64)
