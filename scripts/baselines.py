@@ -3,23 +3,25 @@
     python scripts/baselines.py --config configs/pydocs/finetune.yaml --init_from logs/pydocs/version_0 \\
         --search scripts/search/pydocs.yaml --out scripts/results/pydocs.csv
 
-One cell is one row (method) at one label count and one seed. Methods are what the search file names: ``tfidf…`` is the
-linear model, ``scratch`` a network that starts from nothing, any other a network that starts from ``--init_from``, or
-from the ``model.init_from`` that its own options give (so that objectives, or pretrainings, can be compared as well).
-A seed draws the subset, the initial weights and the order. For each method and label count the grid of the search file
-is run first, on the first ``search_seeds`` seeds, and the mean validation figure of ``--metric`` chooses; every
-method's grid has the same number of points and reads the same validation data. (The config's ``checkpoint.monitor``
-chooses a run's epoch.) The chosen options then run on every seed, and only these runs are tested. Each run is an
-ordinary ``lit_sft fit`` and ``test``, called in this process with flags that are printed, so any cell can be repeated
-by hand. Options may name an objective, a term or an encoder of your own, in a file where this runs.
+A cell is one method (a row of the table) at one label count and one seed. The search file names the methods: ``tfidf…``
+is the linear model, ``scratch`` a network with random initial weights, and any other name a network that starts from
+``--init_from``, or from the ``model.init_from`` in its own options (so objectives and pretrainings can be compared as
+well). A seed determines the subset, the initial weights and the order of the data.
 
-The CSV grows by a line a run and is read at the start: what is there is not run again. Where a config has changed all
-is run anew, and one or the other's lines must be taken out before there is a table. (Where the text in the files that
-it names has changed, begin another CSV.) A seed whose tested run ends sick
-has no line: it is told at the end, and tried again by the next call. Two calls for different ``--methods`` or
-``--labels`` may run side by side. Every tested run, the linear model's too, leaves its predictions in
-its folder ``logs/baselines-OUT-METHOD-LABELS/version_K/`` (``…-small`` of the small validation set), which the CSV
-names, for scripts/paired.py; from them the intervals over test documents are written to ``OUT.intervals.csv``.
+For each method and label count, the grid of the search file is run first, on the first ``search_seeds`` seeds, and the
+options with the best mean validation figure (``--metric``) are chosen. Every method's grid has the same number of
+points and reads the same validation data. (The config's ``checkpoint.monitor`` chooses the epoch within a run.) The
+chosen options are then run on every seed, and only these runs are tested. Each run is an ordinary ``lit_sft fit`` and
+``test``, called in this process; its flags are printed, so any cell can be repeated by hand. Options may name your own
+objective, term or encoder, from a file in the current directory.
+
+Each run appends a line to the CSV, and runs that are already in the CSV are skipped. If a config has changed, all cells
+are run again, and the lines of the old or the new config must be removed before a table can be printed. (If the text in
+the files that a config names has changed, start a new CSV.) A seed whose tested run ends sick gets no line: it is
+reported at the end, and tried again by the next call. Two calls for different ``--methods`` or ``--labels`` may run at
+the same time. Every tested run, including the linear model's, writes its predictions for scripts/paired.py to its
+folder ``logs/baselines-OUT-METHOD-LABELS/version_K/`` (``…-small`` for the small validation set), which the CSV names;
+the intervals over test documents are computed from them and written to ``OUT.intervals.csv``.
 """
 
 from __future__ import annotations
@@ -53,23 +55,23 @@ from lit_sft.measured_data import VALIDATED
 from lit_sft.options import GROUPS, read_config_file, read_yaml
 from lit_sft.runs import new_run, read_record
 
-# What tells a run from others: start is --init_from, where the method takes it, config a hash of what the configs hold
-# (and of small_val, for the small validation set).
+# The columns that identify a run: "start" is --init_from, if the method uses it; "config" is a hash of the contents of
+# the configs (and of small_val, for the small validation set).
 CELL = ("method", "labels", "val", "seed", "options", "start", "config")
 FIELDS = (*CELL, "val_macro_f1", "val_accuracy", "test_macro_f1", "test_accuracy", "run")
-PLAN = ("small_val", "seeds", "search_seeds", "fixed")  # of a label count in a search file; what else it has: methods
-SHOWN = ("macro_f1", "accuracy")  # either may choose
-# What decides which documents there are: the same for all methods.
+PLAN = ("small_val", "seeds", "search_seeds", "fixed")  # keys of a label count in a search file; others are methods
+SHOWN = ("macro_f1", "accuracy")  # the choices of --metric
+# The options that determine the documents, which must be the same for all methods.
 DOCUMENTS = [name for name in VALIDATED if name not in ("max_length", "max_response_length", "truncation", "unlabeled")]
 Options = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the search file says of one label count: how many seeds, and for each method the points of its grid.
+    """The search file's entry for one label count: the numbers of seeds, and the grid points of each method.
 
-    ``small_val``: documents a class in the small validation set, which has no more than the training labels; None: no
-    such set is measured.
+    ``small_val``: documents per class in the small validation set, which has no more than the training labels; None:
+    the small validation set is not used.
     """
 
     labels: str
@@ -80,7 +82,7 @@ class Plan:
 
 
 class Results:
-    """The CSV: a line a run; a run without test figures belongs to the search."""
+    """The CSV, with one line per run; runs without test figures belong to the search."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -89,7 +91,7 @@ class Results:
     def find(self, tested: bool, **cell: Any) -> dict[str, str] | None:
         wanted = {key: str(value) for key, value in cell.items()}
         for row in self.rows:
-            # an older file has no columns for where its rows started and for their configs
+            # older files have no columns "start" and "config"
             if all(row.get(k, v) == v for k, v in wanted.items()) and (not tested or row["test_macro_f1"]):
                 return row
         return None
@@ -112,8 +114,8 @@ class Cells:
         self.checked = False
 
     def run(self, plan: Plan, method: str, val: str, seed: int, options: Options, test: bool) -> dict[str, Any]:
-        """Validation figures; where asked for, test figures and the ``run``'s folder with its predictions."""
-        if not self.checked:  # before the first run, and not where all are there already
+        """Validation figures; with ``test``, also test figures and the ``run``'s folder, which has its predictions."""
+        if not self.checked:  # only before the first run: not needed if the CSV has all cells
             check_corpus(self.corpus(), self.methods)
             self.checked = True
         subsets = {"labels_per_class": None if plan.labels == "all" else int(plan.labels)}
@@ -125,7 +127,8 @@ class Cells:
             data = self.data(seed, subsets["labels_per_class"], subsets["val_labels_per_class"])
             figures = linear_model(data, options, folder, ("val", "test") if test else ("val",))
         else:
-            # unless a grid asks for it: from scratch learns late, and the best checkpoint is what is measured
+            # no early stopping, unless a grid sets it: a network from scratch learns late, and the best checkpoint is
+            # the one measured
             to_its_end = {"early_stopping.patience": 0}
             flags = as_flags(to_its_end | {f"data.{key}": value for key, value in subsets.items()} | options)
             flags.append(f"--seed_everything={seed}")
@@ -145,18 +148,18 @@ class Cells:
         return figures | ({"run": folder} if test else {})
 
     def cell(self, plan: Plan, method: str, val: str, seed: int, options: Options) -> dict[str, Any]:
-        """What tells a run from others in the CSV."""
+        """The columns that identify a run in the CSV."""
         chosen, start = json.dumps(options, sort_keys=True), self.start(method, options)
         config = digest([self.config, plan.small_val]) if val == "small" else self.config
         return dict(zip(CELL, (method, plan.labels, val, seed, chosen, start, config), strict=True))
 
     @functools.cached_property
     def config(self) -> str:
-        """Tells what the configs hold from what they held before."""
+        """A hash of the configs' contents, which changes if they do."""
         return digest([whole_config(path) for path in self.arguments.config])
 
     def start(self, method: str, options: Options) -> str:
-        """The pretraining of ``--init_from``, where a method's run starts from that; else nothing."""
+        """``--init_from``, if the method's runs start from it; else the empty string."""
         if method == "scratch" or method.startswith("tfidf") or "model.init_from" in options:
             return ""
         if self.arguments.init_from is None:
@@ -192,7 +195,7 @@ def whole_config(path: Path) -> Options:
 
 
 def digest(content: Any) -> str:
-    """12 hex digits of what configs hold, comments and the order of options left out."""
+    """12 hex digits of a hash of the contents of configs, independent of comments and the order of options."""
     return hashlib.sha256(yaml.safe_dump(content).encode()).hexdigest()[:12]
 
 
@@ -206,14 +209,14 @@ def as_flags(options: Options) -> list[str]:
 
 
 def run_network(arguments: list[str], name: str, test: bool) -> Path:
-    """``lit_sft fit`` and, where asked for, ``test``, in this process; returns the run's folder, in ``logs/NAME``.
+    """Run ``lit_sft fit`` and optionally ``test`` in this process; returns the run's folder, in ``logs/NAME``.
 
-    One that learns nothing goes on to its end: that is its figure. The test is given the fit's encoder and metrics,
-    which may be the user's own: a checkpoint alone can't name code.
+    A run that learns nothing is not stopped: its poor figure is a result. The test is given the encoder and metrics of
+    the fit, since they may be the user's own, and a checkpoint alone can't name code.
 
     Raises:
-        SickRun: it couldn't go on to its end (the loss isn't finite).
-        SystemExit: it ended by any other mistake.
+        SickRun: if the run couldn't finish (its loss isn't finite).
+        SystemExit: if it ended with any other error.
     """
     command = ["fit", *arguments, f"--name={name}", "--trainer.enable_progress_bar=false"]
     command.append("--health.collapse_patience=0")
@@ -228,9 +231,9 @@ def run_network(arguments: list[str], name: str, test: bool) -> Path:
 
 
 def search(cells: Cells, results: Results, plan: Plan, method: str, val: str) -> Options:
-    """The grid's point with the best mean validation figure over the search seeds; the only one, without a run.
+    """The grid point with the best mean validation figure over the search seeds; a single point needs no run.
 
-    A point with a run that couldn't go on to its end is not chosen.
+    A point with a run that couldn't finish is not chosen.
     """
     if len(plan.grids[method]) == 1:
         return plan.grids[method][0]
@@ -250,7 +253,7 @@ def search(cells: Cells, results: Results, plan: Plan, method: str, val: str) ->
 
 
 def searched(cells: Cells, plan: Plan, method: str, val: str, seed: int, options: Options) -> dict[str, Any]:
-    """Validation figures of a point of the grid; NaN where its run couldn't go on to its end."""
+    """Validation figures of a grid point; NaN if its run couldn't finish."""
     try:
         return cells.run(plan, method, val, seed, options, test=False)
     except SickRun:
@@ -258,7 +261,7 @@ def searched(cells: Cells, plan: Plan, method: str, val: str, seed: int, options
 
 
 def fill(cells: Cells, results: Results, plans: list[Plan], vals: list[str], methods: list[str] | None) -> list[str]:
-    """Every cell of these methods (None: of all) that isn't there yet; returns the tested ones that ended sick."""
+    """Run every cell of these methods (None: all) that is not in the CSV yet; returns the tested ones that ended sick."""
     sick: list[str] = []
     cells.methods = [m for plan in plans for m in plan.grids if methods is None or m in methods]
     for val, plan in itertools.product(vals, plans):
@@ -272,7 +275,7 @@ def fill(cells: Cells, results: Results, plans: list[Plan], vals: list[str], met
 
 
 def fill_method(cells: Cells, results: Results, plan: Plan, method: str, val: str) -> list[int]:
-    """The search of one method at one label count, and with what it chose every seed; returns those that ended sick."""
+    """Run the search of a method at one label count, then the chosen options on every seed; returns the sick seeds."""
     options, sick = search(cells, results, plan, method, val), []
     for seed in range(plan.seeds):
         cell = cells.cell(plan, method, val, seed, options)
@@ -288,8 +291,8 @@ def plans_in(path: Path, only: list[str] | None = None) -> list[Plan]:
     """The plans of a search file (see scripts/search/pydocs.yaml), or those of some label counts.
 
     Raises:
-        UserError: it holds something else; a number of seeds is missing; a grid is none, or an option that it may not
-            have; the methods' grids differ in their number of points, and they must have one search budget.
+        UserError: if the file has another form; a number of seeds is missing; a grid is malformed, or has an option
+            that it may not have; or the methods' grids differ in their number of points, i.e. in their search budget.
     """
     plans = []
     for labels, content in read_yaml(path).items():
@@ -318,9 +321,9 @@ def plans_in(path: Path, only: list[str] | None = None) -> list[Plan]:
 
 
 def check_options(where: str, grids: dict[str, list[Options]]) -> None:
-    """Raise a UserError for options that would make a row something else than its method, labels and seed say.
+    """Raise a UserError for options that contradict a row's method, labels or seed.
 
-    Or that would give the networks other documents than the linear model.
+    Also for options that would give the networks other documents than the linear model.
     """
     named = {name for grid in grids.values() for point in grid for name in point}
     if groups := sorted(named & set(GROUPS)):
@@ -339,7 +342,7 @@ def points_of(where: str, method: str, lists: Any) -> list[Options]:
     """The points of a method's grid.
 
     Raises:
-        UserError: an option without a list of values, or one that the linear model hasn't, or a C that is no number.
+        UserError: if an option has no list of values, the linear model doesn't have it, or a C is not a number.
     """
     if not isinstance(lists, dict) or not all(isinstance(values, list) and values for values in lists.values()):
         raise UserError(f"{where}: {method}: each option needs a list of values, as in `C: [1, 10]`")
@@ -354,7 +357,7 @@ def points_of(where: str, method: str, lists: Any) -> list[Options]:
 
 
 def check_corpus(corpus: Corpus, methods: list[str]) -> None:
-    """Raise a UserError for documents that a test or one of the methods can't have."""
+    """Raise a UserError for documents that can't be tested on, or that one of the methods doesn't support."""
     if not len(corpus.test):
         raise UserError("there are no test documents: give data.test in a config")
     if corpus.pairs:
@@ -375,7 +378,7 @@ def _check(code: int) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """What it is called with."""
+    """The command line."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument(
         "--config", type=Path, nargs="+", required=True, help="a fine-tuning config, and others that win over it"

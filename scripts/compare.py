@@ -1,10 +1,10 @@
-"""A finished recipe's test result beside the same labels from scratch and with TF-IDF + logistic regression.
+"""Compare a finished recipe's test result with training from scratch and TF-IDF + logistic regression on its labels.
 
     python scripts/compare.py logs/quickstart/version_0 --scratch configs/quickstart/scratch.yaml
     python scripts/compare.py logs/mine/version_0 --scratch configs/own/scratch.yaml
 
-The from-scratch network has the run's encoder with its sizes, and precision, all else from its config. One seed, for a
-first look; scripts/baselines.py makes the table with seeds and intervals.
+The from-scratch network takes its encoder class, encoder sizes and precision from the run, and all else from its
+config. It is trained with one seed, for a first look; scripts/baselines.py makes a table with seeds and intervals.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ INVERSE_STRENGTHS = (1, 3, 10, 30, 100)  # of the linear model's regularisation,
 
 
 def compare(run: Path, scratch: Path) -> dict[str, dict[str, float]]:
-    """Test figures of the three rows: the same labels, the same tokens, the same validation data to choose on."""
+    """Test figures of the three rows, which share their labels, tokens and validation data."""
     finetune = (stage_folders(run) or [run])[-1]
     config = yaml.safe_load((finetune / "config.yaml").read_text(encoding="utf-8"))
     record = read_record(finetune)
@@ -62,7 +62,7 @@ def compare(run: Path, scratch: Path) -> dict[str, dict[str, float]]:
 
 
 def encoder_of(config: dict[str, Any]) -> list[str]:
-    """A run's encoder as flags: its class and sizes; of one outside the package all options, as any may be a size."""
+    """A run's encoder as flags: its class and sizes, or all options if it is user code, as any of them may be a size."""
     encoder = config["model"]["encoder"]
     name, options = encoder["class_path"], encoder.get("init_args") or {}
     if own_encoder(name) is None:
@@ -72,7 +72,7 @@ def encoder_of(config: dict[str, Any]) -> list[str]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """What it is called with."""
+    """The command line."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("run", type=Path, help="the folder of a finished recipe")
     options.add_argument("--scratch", type=Path, required=True, help="the fine-tuning config of the from-scratch row")

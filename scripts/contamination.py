@@ -1,9 +1,9 @@
-"""The contamination gate's counts for the data of a config, and the seconds that they take.
+"""Print the contamination gate's counts for the data of a config, and the seconds that counting takes.
 
     python scripts/contamination.py configs/data/imdb.yaml
     python scripts/contamination.py labeled=train.tsv test=test.tsv header=false text_column=0 label_column=1
 
-Every source is read anew, no cache is looked into. Options (YAML values) win over the config's.
+Every source is read again, without the cache. Options (YAML values) override the config's.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from lit_sft.options import GROUPS, read_yaml
 
 
 def data_options(path: Path) -> dict[str, Any]:
-    """The data options of a config: in its ``data``, in the file that this names, or all of it.
+    """The data options of a config: its ``data`` mapping, the file that ``data`` names, or the config itself.
 
     Raises:
-        UserError: a recipe, whose stages may have different ones; a file that holds something else.
+        UserError: if it is a recipe, whose stages may have different data options, or has no mapping of options.
     """
     content = read_yaml(path)
     if "stages" in content:
@@ -45,10 +45,10 @@ def data_options(path: Path) -> dict[str, Any]:
 
 
 def with_names(options: dict[str, Any]) -> dict[str, Any]:
-    """Options as the data module takes them: without a header, the names of columns are numbers.
+    """Options as the data module takes them: names of columns, which are numbers without a header, become strings.
 
     Raises:
-        UserError: an option that it hasn't.
+        UserError: if the data module has no such option.
     """
     known = list(inspect.signature(TextData).parameters)
     for name in options:
@@ -59,7 +59,7 @@ def with_names(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def options_of(arguments: list[str]) -> dict[str, Any]:
-    """The data options that config files and ``name=value`` stand for, later ones winning."""
+    """The data options from config files and ``name=value`` arguments; later ones override earlier ones."""
     options: dict[str, Any] = {}
     for argument in arguments:
         name, is_option, value = argument.partition("=")
@@ -68,10 +68,10 @@ def options_of(arguments: list[str]) -> dict[str, Any]:
 
 
 def count(options: dict[str, Any]) -> dict[str, Any]:
-    """The gate's report, with the seconds of reading and splitting, and those of gate and duplicates on top.
+    """The gate's report, with the seconds for reading and splitting, and the extra seconds for gate and duplicates.
 
     Raises:
-        UserError: there are no test documents.
+        UserError: if there are no test documents.
     """
     preparation = TextDataModule(**options).preparation
     started = time.perf_counter()

@@ -76,7 +76,7 @@ class Tested:
         return known | self.own(predictions.select(predictions.clean))
 
     def record(self) -> dict[str, Any]:
-        """``test`` and ``test_interval``; if the clean part is known, ``test_clean`` and ``test_clean_interval`` too."""
+        """``test`` and ``test_interval``; if the clean part is known, also ``test_clean`` and ``test_clean_interval``."""
         found: dict[str, Any] = {"test": self.figures, "test_interval": _intervals(self.whole)}
         if self.clean:
             same = self.clean is self.whole
@@ -184,7 +184,7 @@ def _clean(whole: Parts, flags: np.ndarray | None, select: Callable[[np.ndarray]
 
 
 def tested_by(figures: dict[str, float], predictions: Predictions, own: OwnFigures | None) -> Tested:
-    """A test's results from a classifier's predictions alone; ``figures``: their figures, including those of ``own``."""
+    """A test's results from a classifier's predictions alone; ``figures``: their figures, including ``own``'s."""
     parts = {"": _classifier_part(predictions)}
     clean = _clean(parts, predictions.clean, lambda flags: {"": _classifier_part(predictions.select(flags))})
     return Tested(figures, parts, clean, predictions, own)

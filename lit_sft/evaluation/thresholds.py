@@ -42,7 +42,7 @@ def best_thresholds(probabilities: Tensor, labels: Tensor) -> list[float]:
 
 def applying(probabilities: Tensor, thresholds: Sequence[float]) -> Tensor:
     """Which labels apply: probabilities (documents, classes) -> bool (documents, classes), on the CPU."""
-    # (classes,); float64, since float32 can't hold the midpoint of neighbouring values; on the CPU, whatever the default
+    # (classes,); float64, since float32 has no number between two neighbours; on the CPU, whatever the default device
     limits = torch.tensor(thresholds, dtype=torch.float64, device="cpu")
     return probabilities.detach().cpu().double() >= limits
 

@@ -100,7 +100,7 @@ def _correlation(hits: np.ndarray, occurs: np.ndarray, predicted: np.ndarray, un
 
 
 def _calibration_error(p: Predictions, right: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Sum over the bins of |correct documents - sum of confidences|, (weightings,): calibration error times documents."""
+    """The calibration error times the documents: sum over bins of |correct - sum of confidences|, (weightings,)."""
     confidence = p.probabilities.max(1).astype(np.float32)
     gap = right - confidence.astype(np.float64)
     error: np.ndarray = np.abs(group_sums(bins_of(confidence), BINS + 1, weights * gap[:, None])).sum(0)
@@ -114,7 +114,7 @@ def bins_of(confidence: np.ndarray) -> np.ndarray:
 
 
 def _mean_auroc(p: Predictions, occurs: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """AUROC of each class against the rest, averaged over the classes that occur, (weightings,); NaN if only one does."""
+    """AUROC of each class against the rest, averaged over the classes that occur, (weightings,); NaN if one does."""
     total = np.zeros(weights.shape[1])
     for c in np.unique(p.labels):
         total += np.nan_to_num(auroc(p.probabilities[:, c], p.labels == c, weights))
