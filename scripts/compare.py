@@ -62,7 +62,7 @@ def compare(run: Path, scratch: Path) -> dict[str, dict[str, float]]:
 
 
 def encoder_of(config: dict[str, Any]) -> list[str]:
-    """A run's encoder as flags: its class and sizes, or all options if it is user code, as any of them may be a size."""
+    """A run's encoder as flags: its class and sizes; if it is user code, all options, as any may be a size."""
     encoder = config["model"]["encoder"]
     name, options = encoder["class_path"], encoder.get("init_args") or {}
     if own_encoder(name) is None:

@@ -1,12 +1,12 @@
-"""Label efficiency: the error of each method over the number of labels, as a picture and as labels from scratch.
+"""Label efficiency: each method's error by number of labels, as a picture and as the equivalent labels from scratch.
 
     python scripts/curve.py scripts/results/imdb.csv --classes 2      # writes scripts/results/imdb.curve.png
 
-Reads a CSV of scripts/baselines.py. The table says, for each label count of the pretrained rows, how many labels the
-rows from scratch (or another ``--method``) need for the same mean error: a straight line between the measured points
-over the logarithm of the number, and its 95% interval by drawing the seeds of both anew. Few seeds make this too
-narrow, as scripts/paired.py says, and one makes none. Where the curve has no such error, the number is only bounded
-(``>``, ``<``).
+Reads a CSV of scripts/baselines.py. For each label count of the pretrained rows, the table gives the number of labels
+that the from-scratch rows (or another ``--method``) need for the same mean error, interpolated linearly over the
+logarithm of the number of labels. Its 95% interval is found by resampling the seeds of both methods: it is too narrow
+with few seeds, as scripts/paired.py explains, and there is none with one. If the curve never has this error, the table
+gives only a bound (``>``, ``<``).
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def curves(path: Path, classes: int, everything: int, val: str = "full") -> dict
 
     Args:
         path: the CSV.
-        classes: its label counts are of a class.
+        classes: the number of classes, since the CSV's label counts are per class.
         everything: the number of labels that ``all`` stands for.
-        val: which validation set chose the options.
+        val: the validation set by which the options were chosen.
     """
     found: dict[str, dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows_tested(path):
@@ -46,9 +46,10 @@ def curves(path: Path, classes: int, everything: int, val: str = "full") -> dict
 
 
 def labels_for(error: float, counts: np.ndarray, errors: np.ndarray) -> float:
-    """The number of labels at which a curve has an error: infinite where it never gets there, 0 where it begins below.
+    """The number of labels at which a curve reaches an error: infinite if it never does, 0 if it starts below.
 
-    counts (points,), rising, and the curve's errors there (points,). Where it rises in between, the first crossing.
+    counts (points,), ascending, and the curve's errors at them (points,). If the curve is not monotonic, the first
+    crossing counts.
     """
     below = np.flatnonzero(errors <= error)
     if len(below) == 0:
@@ -62,7 +63,7 @@ def labels_for(error: float, counts: np.ndarray, errors: np.ndarray) -> float:
 
 
 def equivalent(pretrained: np.ndarray, other: Curve, seed: int = 0) -> tuple[float, float, float]:
-    """How many labels of another method's curve some seeds' mean error is worth, and the 95% interval."""
+    """The number of labels at which another method's curve has the same mean error as these seeds; its 95% interval."""
     counts = np.array(list(other))
     means = np.array([errors.mean() for errors in other.values()])
     random = np.random.default_rng(seed)
@@ -74,7 +75,7 @@ def equivalent(pretrained: np.ndarray, other: Curve, seed: int = 0) -> tuple[flo
         labels_for(drawn(pretrained), counts, np.array([drawn(errors) for errors in other.values()]))
         for _ in range(DRAWS)
     ]
-    low, high = np.quantile(several, [0.025, 0.975], method="nearest")  # no mean of a number and infinity
+    low, high = np.quantile(several, [0.025, 0.975], method="nearest")  # doesn't interpolate towards infinity
     return labels_for(float(pretrained.mean()), counts, means), float(low), float(high)
 
 
@@ -120,7 +121,7 @@ def draw(found: dict[str, Curve], path: Path) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """What it is called with."""
+    """The command line."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("results", type=Path, help="a CSV of scripts/baselines.py")
     options.add_argument("--classes", type=int, required=True, help="how many there are")

@@ -1,13 +1,13 @@
-"""The documents that a run gets most wrong: those of the highest loss, with their source, row and text.
+"""List the documents that a run gets most wrong, i.e. those with the highest loss, with their source, row and text.
 
     python scripts/errors.py logs/mine/version_0                           # of the test data, which `test` has measured
     python scripts/errors.py logs/mine/version_0 --split val --top 50      # of the validation data, after `validate`
     python scripts/errors.py logs/mine/version_0/test-other.parquet        # of a test of other data
     python scripts/errors.py logs/mine/version_0 --top 0 --json > all.jsonl    # every document, a JSON object a line
 
-A run is its folder, a recipe's folder, or a predictions file. The row is the number that errors of lit_sft name: it
-counts from 1, the header and blank rows of a file included. The run's sources are read once more, from the folder where
-it was started, and a document is found by its text: equal texts are told with every row that holds them.
+A run is given as its folder, a recipe's folder, or a predictions file. Rows are numbered as in lit_sft's error
+messages: from 1, counting a file's header and blank rows. The run's sources are read again, so call this from the
+folder where the run was started. A document is looked up by its text, and listed with every row that has this text.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ class Place(NamedTuple):
 
 
 def data_of(file: Path) -> TextDataModule:
-    """The data that a predictions file is of: its run's, or those that the record of another test names.
+    """The data that a predictions file belongs to: its run's, or those named in the record of a test on other data.
 
     Raises:
-        UserError: neither is there.
+        UserError: if neither is found.
     """
     record = (
         read_config(file.parent) if file.name in (FILE, VAL_FILE) else read_record(file.parent, f"{file.stem}.json")
@@ -67,7 +67,7 @@ def places(data: TextDataModule, split: str) -> Iterator[Place]:
             file = corpus_file(data.preparation.cache_dir)
             rows = ((row, str(file)) for row in iter_rows(file, text_column="text", labels=False))
         else:
-            options = row_options(source, True, **config.read_options)  # a classifier's, which alone leaves predictions
+            options = row_options(source, True, **config.read_options)  # with labels: only classifiers have predictions
             opened, _ = open_source(source, options, config.classes, HUB_SPLITS[option])
             rows = ((row, its_options.name) for row, its_options in opened)
         yield from (Place(name, row.number, row.text) for row, name in rows if row.text and row.text.strip())
@@ -79,10 +79,10 @@ def worst(predictions: Predictions, top: int) -> Predictions:
 
 
 def shown(predictions: Predictions, rows: Iterable[Place]) -> list[dict[str, Any]]:
-    """Each document as plain values, with the rows that hold its text.
+    """Each document as plain values, with the rows that have its text.
 
     Raises:
-        UserError: a document stands in none of the rows.
+        UserError: if no row has the text of a document.
     """
     found: dict[int, list[Place]] = {key: [] for key in predictions.keys.tolist()}
     for place in rows:
@@ -109,14 +109,14 @@ def shown(predictions: Predictions, rows: Iterable[Place]) -> list[dict[str, Any
 
 
 def _named(label: int | list[int], names: Sequence[str]) -> str | list[str]:
-    """The name of a class; multi-label: those of the labels that apply."""
+    """The name of a class; multi-label: the names of the labels that apply."""
     if isinstance(label, int):
         return names[label]
     return [name for name, applies in zip(names, label, strict=True) if applies]
 
 
 def told(document: dict[str, Any]) -> str:
-    """A document to be read: where it stands, what it was taken for, its text."""
+    """A document formatted for reading: its source and row, its label and prediction, and its text."""
     where = "; ".join(f"{row['source']}, row {row['row']}" for row in document["rows"])
     sides = [f"loss {document['loss']:.3f}"]
     for what in ("label", "predicted"):
@@ -128,7 +128,7 @@ def told(document: dict[str, Any]) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    """What it is called with."""
+    """The command line."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("run", type=Path, help="a run's folder, a recipe's, or a predictions file")
     options.add_argument("--split", choices=("val", "test"), default="test")

@@ -1,10 +1,10 @@
-"""A model to hand over: one file with weights, tokenizer, labels and what rebuilds the network.
+"""Export a model as one file, with the weights, tokenizer, labels and everything needed to rebuild the network.
 
     python scripts/export.py logs/mine/version_0 model.ckpt
 
-Left out are the optimizer (twice the weights), the random states, and where the run's data lie. Whoever gets the file
-has ``lit_sft.load("model.ckpt").predict([...])``, ``predict`` and ``test --ckpt_path model.ckpt``, and may start a run
-from it (``--model.init_from model.ckpt``), but not go on with the one that made it.
+The optimizer state (twice the size of the weights), the random states and the paths of the run's data are left out.
+The file can be used with ``lit_sft.load("model.ckpt").predict([...])``, ``predict`` and ``test --ckpt_path
+model.ckpt``, and a new run can start from it (``--model.init_from model.ckpt``), but the original run can't be resumed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PLACES = {"data": ("labeled", "unlabeled", "val", "test", "cache_dir"), "model":
 
 
 def exported(entries: dict[str, Any]) -> dict[str, Any]:
-    """Of a checkpoint's entries those that a trained model needs."""
+    """The entries of a checkpoint that a trained model needs."""
     config = entries["lit_sft"]["config"]
     kept: dict[str, Any] = {
         section: config.get(section, {}) | {name: None for name in places if name in config.get(section, {})}
@@ -41,14 +41,14 @@ def exported(entries: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_exported(source: Path, target: Path) -> None:
-    """Read a checkpoint, and write what of it is handed over."""
+    """Read a checkpoint, and write its exported entries."""
     buffer = io.BytesIO()
     torch.save(exported(read_entries(source)), buffer)
     write_atomically(target, buffer.getvalue())
 
 
 def parser() -> argparse.ArgumentParser:
-    """What it is called with."""
+    """The command line."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("run", help="a run's folder or a checkpoint")
     options.add_argument("target", type=Path, help="the file to write")

@@ -1,12 +1,12 @@
-"""Does a run that is killed again and again end as one that never was? Counts the runs that do, to the bit.
+"""Check that runs which are killed repeatedly end exactly as an unbroken run does. Counts those that are bit-identical.
 
     python scripts/kill.py                                   # scripts/kill.yaml, 20 kills in one run
     python scripts/kill.py --kills 5 --repeats 10            # ten runs of five kills each
     python scripts/kill.py --signal TERM                     # a signal that the run saves at, instead of SIGKILL
 
 The recipe runs once unbroken, then ``--repeats`` times with ``--kills`` kills at random moments, each followed by
-``--ckpt_path last``. Compared are the weights, optimizer and other states of every stage's checkpoints, the figures of
-``metrics.json`` (timings aside), and every logged value by step, the last one where a step was logged twice.
+``--ckpt_path last``. The comparison covers the weights, optimizer and other states of every stage's checkpoints, the
+figures of ``metrics.json`` (except timings), and every logged value by step (the last one if a step was logged twice).
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ TIMINGS = ("seconds", "tokens_per_second")
 
 
 def run(config: Path, name: str, flags: list[str], resume: bool, after: float | None, number: int) -> tuple[int, float]:
-    """Start or resume the run; after that many seconds its whole process group gets the signal.
+    """Start or resume the run, and send signal ``number`` to its whole process group after ``after`` seconds, if given.
 
     Returns:
-        The exit code (negative where the signal ended it), and the seconds that it ran.
+        The exit code (negative if the signal ended the run), and the seconds that it ran.
     """
     command = [sys.executable, "-m", "lit_sft", "fit", "--config", str(config), "--name", name]
     command += [*flags, "--trainer.enable_progress_bar=false", *(["--ckpt_path", "last"] if resume else [])]
@@ -71,7 +71,7 @@ def killed(config: Path, name: str, flags: list[str], moments: Iterator[float], 
         if code == 0:
             break
         count += 1
-        resume = resume or bool(set(_begun(name)) - before)  # else it had not begun yet
+        resume = resume or bool(set(_begun(name)) - before)  # if killed before it wrote its folder, start again
     return newest(name), count
 
 
@@ -85,7 +85,7 @@ def newest(name: str) -> Path:
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """What is not the same in two runs' folders, a line each."""
+    """The differences between two runs' folders, one line each."""
     found = []
     files = {path.relative_to(folder) for folder in (one, other) for path in folder.rglob("*.ckpt")}
     for file in sorted(file for file in files if file.name in ("best.ckpt", "last.ckpt")):
@@ -103,7 +103,7 @@ def differences(one: Path, other: Path) -> list[str]:
 
 
 def _comparable(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint without what tells the time or the folder."""
+    """A checkpoint without the entries that depend on the time or the folder."""
     callbacks = checkpoint.pop("callbacks")
     for key in list(callbacks):
         if key.startswith(("Throughput", "RunRecord", "BestCheckpoint")):
@@ -145,7 +145,7 @@ def unequal(one: Any, other: Any, place: str) -> list[str]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """What it is called with."""
+    """The command line."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--config", type=Path, default=Path("scripts/kill.yaml"))
     options.add_argument("--kills", type=int, default=20, help="in each run")
@@ -165,7 +165,7 @@ def main() -> None:
     print(f"unbroken: {whole}, {seconds:.0f} s", flush=True)
     drawn, equal = random.Random(arguments.seed), 0
     for repeat in range(arguments.repeats):
-        # between two kills a start, and on the whole the training once: some come in a start, most in the training
+        # the intervals add up to one start per kill plus the training once: some kills hit a start, most the training
         share = 2 * max(seconds - arguments.start, 1.0) / (arguments.kills + 1)
         moments = (arguments.start * drawn.random() * 1.2 + share * drawn.random() for _ in range(arguments.kills))
         folder, count = killed(arguments.config, f"{arguments.name}-killed", flags, moments, number)

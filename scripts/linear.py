@@ -24,8 +24,8 @@ from lit_sft.errors import UserError
 from lit_sft.evaluation.predictions import FILE, Predictions
 from lit_sft.runs import RECORD, write_record
 
-# scikit-learn's own words, of two letters or more, but that marks (vowel signs, accents) belong to theirs, and that in
-# scripts without blanks between words, such as Chinese and Thai, each letter is one.
+# Words as in scikit-learn, of two letters or more, except that marks (vowel signs, accents) belong to their word, and
+# that each letter is a word in scripts without blanks between words, such as Chinese and Thai.
 _MARKS = "".join(point for point in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(point)[0] == "M")
 OPTIONS = ("C", "class_weight", "min_df", "unlabeled", "components")
 _LETTERS = "".join(f"{chr(first)}-{chr(last)}" for first, last in WITHOUT_BLANKS)
@@ -39,10 +39,10 @@ def linear_model(
     """TF-IDF (uni- and bigrams, sublinear) + logistic regression on the data module's own labels.
 
     Args:
-        data: set up; its low-shot subsets of train and validation are used.
+        data: the data module, after setup; its low-shot subsets of train and validation are used.
         options: ``C`` (inverse strength of the regularisation), ``class_weight``, and those of :func:`fitted_features`.
-        folder: where the test's predictions are kept, in a file like a network's, and the seed; None: nowhere.
-        splits: what is read and measured, "val" and "test" or one of them.
+        folder: where to write the test predictions, in the same format as a network's, and the seed; None: nowhere.
+        splits: the splits to measure, "val" and "test" or one of them.
     """
     if data.multilabel:
         raise UserError("the linear model needs one label a document, and the data have any number of them")
@@ -74,13 +74,13 @@ def word_features(min_df: int = 1) -> TfidfVectorizer:
 
 
 def fitted_features(data: TextDataModule, options: dict[str, Any], labeled: Sequence[str]) -> tuple[Pipeline, Any]:
-    """From texts to TF-IDF of uni- and bigrams, fitted to the labeled texts or to all training text; and the labeled's.
+    """A map from texts to TF-IDF of uni- and bigrams, fitted to the labeled or all training texts; and their features.
 
     Args:
-        data: set up.
-        options: ``min_df``; ``unlabeled``, true to take words and their weights from all training text, as a language
-            model has it; ``components``, to project them on so many directions (latent semantic analysis, Deerwester et
-            al. 1990).
+        data: the data module, after setup.
+        options: ``min_df``; ``unlabeled``, true to fit words and their weights to all training text, which a language
+            model reads as well; ``components``, the number of directions to project them on (latent semantic analysis,
+            Deerwester et al. 1990).
         labeled: the labeled training texts, normalized.
     """
     min_df, components = options.get("min_df", 1), options.get("components")
@@ -99,9 +99,9 @@ def fitted_features(data: TextDataModule, options: dict[str, Any], labeled: Sequ
 
 
 def linear_predictions(data: TextDataModule, model: LogisticRegression, features: Any) -> Predictions:
-    """What a fitted linear model says of the test documents, as a network's test keeps it; ``features`` are theirs.
+    """A fitted linear model's predictions in the format of a network's; ``features`` are those of the test documents.
 
-    A class that the training documents lack has the probability 0.
+    A class without training documents has the probability 0.
     """
     test, names = data.prepared.test, data.label_names
     probabilities = np.zeros((len(test), len(names)))
@@ -120,6 +120,6 @@ def linear_predictions(data: TextDataModule, model: LogisticRegression, features
 
 
 def low_shot_positions(whole: TokenArray, part: TokenArray) -> np.ndarray:
-    """Where the documents of a subset stand in the whole: by their place in the token array, which no two share."""
+    """Positions of a subset's documents in the whole, matched by their start in the token array and their key."""
     place = {(int(s), int(k)): i for i, (s, k) in enumerate(zip(whole.starts, whole.keys, strict=True))}
     return np.array([place[int(s), int(k)] for s, k in zip(part.starts, part.keys, strict=True)], dtype=np.int64)

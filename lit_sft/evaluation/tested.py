@@ -76,7 +76,7 @@ class Tested:
         return known | self.own(predictions.select(predictions.clean))
 
     def record(self) -> dict[str, Any]:
-        """``test`` and ``test_interval``; if the clean part is known, also ``test_clean`` and ``test_clean_interval``."""
+        """``test`` and ``test_interval``; if there is a clean part, ``test_clean`` and ``test_clean_interval`` too."""
         found: dict[str, Any] = {"test": self.figures, "test_interval": _intervals(self.whole)}
         if self.clean:
             same = self.clean is self.whole
