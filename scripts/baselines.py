@@ -261,7 +261,7 @@ def searched(cells: Cells, plan: Plan, method: str, val: str, seed: int, options
 
 
 def fill(cells: Cells, results: Results, plans: list[Plan], vals: list[str], methods: list[str] | None) -> list[str]:
-    """Run every cell of these methods (None: all) that the CSV doesn't have; returns the tested ones that ended sick."""
+    """Run every cell of these methods (None: all) that the CSV lacks; returns the tested ones that ended sick."""
     sick: list[str] = []
     cells.methods = [m for plan in plans for m in plan.grids if methods is None or m in methods]
     for val, plan in itertools.product(vals, plans):

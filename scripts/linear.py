@@ -74,7 +74,7 @@ def word_features(min_df: int = 1) -> TfidfVectorizer:
 
 
 def fitted_features(data: TextDataModule, options: dict[str, Any], labeled: Sequence[str]) -> tuple[Pipeline, Any]:
-    """A map from texts to TF-IDF of uni- and bigrams, fitted to the labeled or all training texts; and their features.
+    """TF-IDF of uni- and bigrams, fitted to the labeled or all training texts; and the labeled texts' features.
 
     Args:
         data: the data module, after setup.

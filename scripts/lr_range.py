@@ -1,15 +1,15 @@
-"""Which learning rate? A short training under a rising rate: where its loss falls fastest, and where it is lowest.
+"""Learning rate range test: a short training under a rising rate shows where the loss falls fastest and is lowest.
 
     python scripts/lr_range.py --config configs/own/pretrain.yaml --config configs/mine.yaml
     python scripts/lr_range.py --config configs/own/finetune.yaml --config configs/mine.yaml \\
         --model.init_from logs/mine/version_0
 
-Runs ``fit`` with the configs and flags of one stage, ``--steps`` optimizer steps under ``lit_sft.optim.RangeTest``,
-from ``--min_lr`` to ``--max_lr``, without validations. The loss is a centred mean over a tenth of the steps, so that it
-doesn't lag behind the rate; one that isn't finite ends the curve. Two suggestions, as fastai's ``lr_find`` makes them
-from Smith's (2017) range test: the rate at which the loss falls fastest over the logarithm of the rate, and a tenth of
-that at which it is lowest. Neither tells how good a model becomes. Where layers have rates of their own
-(``model.layer_decay``), it is the top one's.
+Runs ``fit`` with the configs and flags of one stage for ``--steps`` optimizer steps under ``lit_sft.optim.RangeTest``,
+from ``--min_lr`` to ``--max_lr``, without validation. The loss is smoothed by a centred mean over a tenth of the steps,
+so that it doesn't lag behind the rate; the curve ends at the first loss that isn't finite. There are two suggestions,
+as in fastai's ``lr_find``, after Smith's (2017) range test: the rate at which the loss falls fastest over the logarithm
+of the rate, and a tenth of the rate at which it is lowest. Neither predicts the quality of the final model. If layers
+have their own rates (``model.layer_decay``), the rate shown is the top layer's.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ LEAST = 20  # steps: with fewer there is no curve
 
 
 def run(flags: list[str], name: str, lowest: float, highest: float, steps: int) -> Path:
-    """The training under a rate that rises; returns its folder.
+    """Train under a rising rate; returns the run's folder.
 
     Raises:
-        UserError: the config is a recipe's.
-        SystemExit: the fit ended by a mistake, which it has told. (A loss that isn't finite is none.)
+        UserError: if the config is a recipe.
+        SystemExit: if the fit ended with an error, which it has printed. (A loss that isn't finite is not an error.)
     """
     if recipe := recipe_in(flags):
         raise UserError(f"{recipe.path} is a recipe: give the config of one of its stages")
@@ -84,9 +84,9 @@ def smoothed(losses: np.ndarray, share: float = 0.1) -> np.ndarray:
 
 
 def suggestions(rates: np.ndarray, losses: np.ndarray) -> tuple[float, float]:
-    """Where smoothed losses (steps,) fall fastest over the logarithm of rates (steps,), and where they are lowest.
+    """The rates where smoothed losses (steps,) fall fastest over log(rates) (steps,), and where they are lowest.
 
-    The former is looked for before the latter.
+    The steepest fall is only searched for up to the lowest loss.
     """
     lowest = int(losses.argmin())
     slopes = np.gradient(losses, np.log(rates))[: lowest + 1]

@@ -1,10 +1,11 @@
-"""What the nearest training prompts were answered with: the row that a model which answers prompts has to beat.
+"""Nearest-neighbour baseline for models that answer prompts: respond as the nearest training prompt was answered.
 
     python scripts/nearest.py logs/multi30k/version_0               # on the test data of the run
     python scripts/nearest.py logs/multi30k/version_0 --split val
 
 Prompts are compared by TF-IDF of words, uni- and bigrams (sublinear; cosine), and each gets the response of the nearest
-training prompt. Figures as `test` has them, with their 95% intervals over the documents. Needs the extra baseline.
+training prompt. Prints the figures of the texts as in `test`, with their 95% intervals over the documents. Needs the
+extra ``baseline``.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ AT_ONCE = 1000  # prompts that are compared with all training prompts together
 
 
 def nearest_responses(train: Documents, prompts: Sequence[str]) -> list[str]:
-    """The response of the training prompt that is nearest to each prompt; of equally near ones that of the first."""
+    """For each prompt, the response to the nearest training prompt; among equally near ones, to the first."""
     to_features = word_features()
     try:
         known = to_features.fit_transform(list(train.texts))

@@ -1,4 +1,4 @@
-"""How a script ends by a mistake; what it imports is there in a plain install."""
+"""Error handling of the scripts. It imports nothing beyond a plain install."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from lit_sft.errors import SickRun, UserError
 
 
 def in_one_line(main: Callable[[], None]) -> None:
-    """Call a script's ``main``; a mistake that it tells, or a file that isn't there, ends it with that line alone.
+    """Call a script's ``main``; a ``UserError`` or a missing file ends it with a one-line message, without a traceback.
 
-    A sick run has its own exit code here, too, and so has an output that nobody reads any more, as before ``head``.
-    Classes of the user's own are found where the command runs, as by ``python -m lit_sft``.
+    A sick run has the same exit code as in lit_sft; a closed output pipe, as with ``head``, has exit code 141. The
+    user's own classes are imported from the current directory, as with ``python -m lit_sft``.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # whatever the locale: labels and texts may be of any script

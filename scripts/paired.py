@@ -3,9 +3,9 @@
     python scripts/paired.py logs/a/version_0 logs/b/version_0
     python scripts/paired.py 'logs/a/version_*' 'logs/b/version_*'      # seeds of two methods; quote the patterns
 
-A run is its folder, a recipe's folder, or a predictions file; both sides must have been tested on the same documents
-with the same labels. Told are each side's accuracy, macro-F1 and loss, and the difference, with two 95% intervals and a
-p-value:
+A run is given as its folder, a recipe's folder, or a predictions file; both sides must have been tested on the same
+documents with the same labels. Prints each side's accuracy, macro-F1 and loss, and the difference, with two 95%
+intervals and a p-value:
 
 - over documents: the documents are drawn anew, the same ones for both sides (paired bootstrap, Efron & Tibshirani
   1993): would the difference hold on another test set from the same source? Several seeds count by their mean.
@@ -51,7 +51,7 @@ def side(pattern: str) -> list[Predictions]:
     """The runs that a path or a pattern names, in the order of their names.
 
     Raises:
-        UserError: there is none, none was tested, one seed was twice, or they were tested on different documents.
+        UserError: if there are no runs, none was tested, two have the same seed, or their test documents differ.
     """
     paths = sorted(glob.glob(pattern), key=lambda path: (len(path), path))  # noqa: PTH207 - absolute ones, too
     if not paths:
@@ -106,7 +106,7 @@ def of_runs(runs: Runs, weights: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def intervals(a: Runs, b: Runs, number: int = RESAMPLES) -> dict[str, tuple[Interval, Interval]]:
-    """Of each figure's difference, a minus b: the interval over documents, and that over documents and seeds."""
+    """The intervals of each figure's difference, a minus b: over documents, and over documents and seeds."""
     random = np.random.default_rng(1)
     drawn: dict[str, list[np.ndarray]] = {name: [] for name in FIGURES}
     for weights in resamples(len(a[0]), number=number):
@@ -196,8 +196,8 @@ def error_intervals(methods: Mapping[str, Runs], reference: str) -> dict[str, di
 def write_intervals(out: Path) -> None:
     """``OUT.intervals.csv``: errors with their intervals over documents, made of the predictions of the CSV's runs.
 
-    A line for each label count, validation set and method whose runs are all still there. Lines of others stay, and one
-    of the same runs that has the difference from ``pretrained`` where it can't be computed any more.
+    Writes a line for each label count, validation set and method whose runs all still exist. Other lines are kept; so
+    is a line of the same runs with a difference from ``pretrained`` that can no longer be computed.
     """
     runs: dict[tuple[str, str], dict[str, list[Predictions]]] = {}
     lost: set[tuple[str, str, str]] = set()
@@ -227,7 +227,7 @@ def write_intervals(out: Path) -> None:
 
 
 def _predictions(row: dict[str, str]) -> Predictions | None:
-    """Those of a row's run, if its folder still holds them: another machine's run has a folder of the same name."""
+    """The predictions of a row's run; None if its folder lacks them or, as one from another machine may, has others."""
     file = predictions_file(Path(row["run"])) if row.get("run") else None
     if file is None or not file.is_file():
         return None
@@ -239,10 +239,10 @@ def _predictions(row: dict[str, str]) -> Predictions | None:
 
 
 def clean_parts(a: Runs, b: Runs) -> tuple[Runs, Runs]:
-    """The documents of which no run has seen a copy in its training text.
+    """Both sides' predictions of the documents of which no run has a copy in its training text.
 
     Raises:
-        UserError: a run for which that isn't known; there is no such document.
+        UserError: if this is unknown for a run, or there is no such document.
     """
     flags = [run.clean for run in (*a, *b) if run.clean is not None]
     if len(flags) < len(a) + len(b):

@@ -1,12 +1,12 @@
-"""What each part of a recipe gives: variants that change it in one place, measured on validation data alone.
+"""Ablation of a recipe: variants that change it in one place, measured on validation data alone.
 
     python scripts/parts.py --parts scripts/search/pydocs_parts.yaml --out scripts/results/pydocs_parts.csv
 
 A variant's pretraining is run once (variants that only change the fine-tuning share the recipe's), its fine-tuning for
-each label count and seed. The CSV grows by a line a run and is read at the start: what is there is not run again, but
-where flags, configs or ``init_from`` have changed. (Where the text in the files that these name has changed, begin
-another CSV.) A run that ends sick is told at the end, and tried again by the next call. Two calls with ``--only``
-different variants may run side by side, once the pretrainings that they share are there.
+each label count and seed. Each run appends a line to the CSV, and runs that are already in the CSV are skipped, unless
+flags, configs or ``init_from`` have changed. (If the text in the files that these name has changed, start a new CSV.) A
+run that ends sick is reported at the end, and tried again by the next call. Two calls with ``--only`` for different
+variants may run at the same time, once the pretrainings that they share exist.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Parts:
         return flags == self._own("pretrain")
 
     def config(self, variant: str) -> str:
-        """Tells what a variant's runs have beside its flags from what they had before."""
+        """A hash of everything but the flags that a variant's runs depend on: the configs and ``init_from``."""
         start = self.init_from if self.is_own_pretraining(self.flags(variant, "pretrain")) else None
         return digest([str(start) if start else whole_config(self.pretrain), whole_config(self.finetune)])
 
@@ -88,7 +88,7 @@ class Parts:
 
 
 def _check(path: Path, labels: Any, recipe: Any, variants: Any) -> None:
-    """Raise a UserError for what no run would read: a variant with a mistyped key is the recipe without a word."""
+    """Raise a UserError for entries that no run would read: a mistyped key would silently leave the recipe unchanged."""
     for count, flags in _mapping(f"{path}, labels", labels).items():
         if count != "all" and not isinstance(count, int):
             raise UserError(f"{path}, labels: give a number of labels a class, or all, not {count}")
@@ -110,7 +110,7 @@ def _check(path: Path, labels: Any, recipe: Any, variants: Any) -> None:
 
 
 def _mapping(where: str, found: Any, known: Sequence[str] = ()) -> dict[Any, Any]:
-    """What stands at a place of the file; UserError where it is no mapping, or has a key that isn't known."""
+    """Return ``found`` if it is a mapping; UserError if it isn't one, or has an unknown key."""
     if not isinstance(found, dict):
         raise UserError(f"{where}: give a mapping ({{}} is an empty one), not {found!r}")
     if known and (unknown := [str(key) for key in found if key not in known]):
@@ -164,7 +164,7 @@ def run(parts: Parts, variant: str, path: Path) -> list[str]:
 def rows_of(parts: Parts, path: Path, variant: str, labels: int | str) -> list[dict[str, str]]:
     """The CSV's lines of one variant and label count, with the flags and configs that these have now.
 
-    (A file from before there was such a column doesn't get it, nor say what its rows ran with: all are taken.)
+    (In an older file without these columns, all rows are used, since it doesn't say what they ran with.)
     """
     now = _ran_with(parts, variant, labels)
     rows = [row for row in read_lines(path) if (row["variant"], row["labels"]) == (variant, str(labels))]

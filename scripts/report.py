@@ -2,10 +2,10 @@
 
     python scripts/report.py scripts/results/pydocs.csv
 
-Where a ``NAME.intervals.csv`` stands beside the CSV, the columns are errors instead, and the intervals in brackets are
-over the test documents (bootstrap), each document's error being its mean over the seeds (a row has none where they are
-missing there, or of other runs); else the columns are macro-F1 and accuracy, and the interval of the difference is
-over the seeds (Student's t).
+If there is a ``NAME.intervals.csv`` beside the CSV, the columns are macro-F1 and error, and the intervals in brackets
+are over the test documents (bootstrap), where a document's error is its mean over the seeds (a row has no intervals if
+that file has none for it, or those of other runs). Otherwise the columns are macro-F1 and accuracy, and the interval of
+the difference is over the seeds (Student's t).
 """
 
 from __future__ import annotations

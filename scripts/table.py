@@ -5,8 +5,8 @@
 
 A row is NAME=RUN, where RUN is as scripts/paired.py takes it: a run's folder, a recipe's, a predictions file, or a
 pattern whose runs are the seeds of one method. All must have been tested on the same documents. The intervals are over
-documents (bootstrap). ``seconds`` are those that the runs took, and ``pretrain_seconds`` those of the language models
-that they started from, whatever else the machine did then; ``tokens_per_second`` tells how fast the fine-tuning was.
+documents (bootstrap). ``seconds`` is the wall-clock time of the runs, and ``pretrain_seconds`` that of the language
+models that they started from, including any slowdown by other load; ``tokens_per_second`` is the fine-tuning speed.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def costs(run: Path) -> dict[str, float]:
 
 
 def seconds_before(folder: Path) -> float | None:
-    """Seconds of all runs that a run started from, and those from others; None where one is no longer there."""
+    """Total seconds of the runs that a run started from, directly or indirectly; None if one no longer exists."""
     total = 0.0
     for name in names_in(read_config(folder).get("model", {}).get("init_from")):
         start = Path(name).parent.parent  # of RUN/checkpoints/best.ckpt
@@ -107,7 +107,7 @@ def _number(row: dict[str, Any], key: str, digits: int, over: float = 1.0) -> st
 
 
 def split_name(row: str) -> tuple[str, str]:
-    """NAME=RUN as the two; either may have a = of its own, so that the run is what is there."""
+    """Split NAME=RUN; as either may contain a "=", it is split at the first one that is followed by an existing path."""
     parts = row.split("=")
     ways = [("=".join(parts[:at]), "=".join(parts[at:])) for at in range(1, len(parts))]
     return next((way for way in ways if glob.glob(way[1])), (ways or [("", row)])[0])  # noqa: PTH207 - absolute ones, too
