@@ -88,7 +88,7 @@ class Parts:
 
 
 def _check(path: Path, labels: Any, recipe: Any, variants: Any) -> None:
-    """Raise a UserError for entries that no run would read: a mistyped key would silently leave the recipe unchanged."""
+    """Raise a UserError for entries that no run would read: a mistyped key would leave the recipe as it is."""
     for count, flags in _mapping(f"{path}, labels", labels).items():
         if count != "all" and not isinstance(count, int):
             raise UserError(f"{path}, labels: give a number of labels a class, or all, not {count}")

@@ -107,7 +107,7 @@ def _number(row: dict[str, Any], key: str, digits: int, over: float = 1.0) -> st
 
 
 def split_name(row: str) -> tuple[str, str]:
-    """Split NAME=RUN; as either may contain a "=", it is split at the first one that is followed by an existing path."""
+    """Split NAME=RUN; as either may contain a "=", it is split at the first one that an existing path follows."""
     parts = row.split("=")
     ways = [("=".join(parts[:at]), "=".join(parts[at:])) for at in range(1, len(parts))]
     return next((way for way in ways if glob.glob(way[1])), (ways or [("", row)])[0])  # noqa: PTH207 - absolute ones, too

@@ -46,7 +46,7 @@ def _rankings(p: Predictions, weights: np.ndarray) -> Figures:
 
 
 def average_precision(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mean precision over the recall levels that the scores reach, with documents of equal score taken together.
+    """Mean precision, weighted by the gain in recall at each score; documents of equal score are taken together.
 
     Args:
         scores: (documents,).
