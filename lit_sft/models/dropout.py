@@ -26,9 +26,9 @@ def left_out(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor | None:
-    """Draw a mask of tokens: 0 with probability `p`, else 1, since the tokens of a text that stay are no larger for it.
+    """Draw a mask that drops whole tokens: 0 with probability `p`, else 1 (the tokens that stay are not scaled up).
 
-    None when `p` is 0, which draws no number.
+    Returns None when `p` is 0, without drawing a random number.
     """
     return None if p == 0.0 else torch.empty(size, device=device, dtype=dtype).bernoulli_(1.0 - p)
 
@@ -39,9 +39,10 @@ def dropout_mask(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor | None:
-    """Draw a mask of any shape: 0 with probability `p`, else 1 / (1 - p), so that the mean stays.
+    """Draw a mask of any shape: 0 with probability `p`, else 1 / (1 - p), which preserves the mean.
 
-    Of `size` (batch, 1, units) it is a locked one, for all time steps. None when `p` is 0, which draws no number.
+    With `size` (batch, 1, units) the mask is locked: it serves all time steps. Returns None when `p` is 0, without
+    drawing a random number.
     """
     mask = left_out(p, size, device, dtype)
     return None if mask is None else mask.div_(1.0 - p)

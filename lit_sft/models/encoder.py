@@ -1,10 +1,10 @@
-"""The encoder: token ids to one hidden vector a token, with a state that can be carried on.
+"""The encoder: maps token ids to one hidden vector per token, with a state that can be carried on.
 
-The choice: one fused `nn.LSTM` call a layer on dense, right-padded batches. Packed sequences would skip the
-padded positions, but leave the fused CPU path (1.9 times slower with 25% fewer tokens), and reading left to
-right a padded position can't reach the tokens before it: what it computes is set to zero at the end. Not
-covered: left padding, and `nn.LSTM(bidirectional=True)`, which would see the token that a language model has
-to predict.
+It makes one fused `nn.LSTM` call per layer, on dense, right-padded batches. Packed sequences would skip the
+padded positions, but they don't use the fused CPU path (1.9 times slower with 25% fewer tokens). They aren't
+needed either: in a left-to-right pass, padding on the right can't affect the tokens before it, and the outputs at
+padded positions are set to zero at the end. Not covered: left padding, and `nn.LSTM(bidirectional=True)`, which
+would see the token that a language model has to predict.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from lit_sft.models.dropout import apply_mask, check_dropout, dropout_mask, left
 from lit_sft.models.normalised import NormalisedEmbedding
 from lit_sft.models.tails import encode_tails
 
-# cuDNN's word that it copies the weights into one chunk: weight dropout's product is a new tensor at each call. For the
-# whole process, since to set and reset a filter at a call makes Python forget which warnings it has given already.
+# cuDNN warns that it copies the weights into one chunk: weight dropout's product is a new tensor at each call. This
+# filter holds for the whole process: setting and resetting it at each call would make Python forget which warnings it
+# has already given.
 warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk of memory")
 
 LSTMState = tuple[tuple[Tensor, ...], ...]
@@ -31,7 +32,7 @@ LSTMState = tuple[tuple[Tensor, ...], ...]
 
 
 def detach_state(state: LSTMState) -> LSTMState:
-    """The same state with no gradient into the steps that led to it: the cut of truncated BPTT."""
+    """Detach the state from the steps that led to it: the cut of truncated BPTT."""
     return tuple(tuple(tensor.detach() for tensor in layer) for layer in state)
 
 
@@ -40,16 +41,15 @@ class EncoderOutput(NamedTuple):
 
     hidden: Tensor  # (batch, time, output_size), after the output mask, zero at padding
     state: LSTMState  # after the last time step (a padded row has read its padding too), not detached
-    # As `hidden`, but before the output mask, and at padding of any value; None where that is `hidden` itself.
+    # `hidden` before the output mask, with arbitrary values at padding; None if it equals `hidden`.
     raw: Tensor | None = None
 
 
 class Encoder(nn.Module, ABC):
-    """The signature that a network asks of its encoder; a subclass of any kind (GRU, QRNN, ...) drops in.
+    """The interface that a network expects of its encoder; any subclass (GRU, QRNN, ...) can be used.
 
-    A subclass sets `vocab_size`, `output_size` and `embedding`, and draws no random number outside
-    `draw_masks`: two calls with the same arguments give the same bits. The kind of `masks` is the encoder's
-    own affair.
+    A subclass sets `vocab_size`, `output_size` and `embedding`, and draws no random numbers outside
+    `draw_masks`: two calls with the same arguments give the same bits. The type of `masks` is up to the encoder.
     """
 
     vocab_size: int
@@ -76,16 +76,16 @@ class Encoder(nn.Module, ABC):
         """
 
     def forward_tails(self, inputs_embeds: Tensor, attention_mask: Tensor, masks: Any, tail: int) -> EncoderOutput:
-        """Encode whole documents as `forward` does, with a gradient into the last `tail` tokens of each, at least.
+        """Encode whole documents as `forward` does, with a gradient into at least the last `tail` tokens of each.
 
-        See `encode_tails`, which this is for an encoder that reads from left to right; any other overrides it: with
-        `encode_tails` for each of its directions, or by a ValueError.
+        This default calls `encode_tails`, which is for an encoder that reads from left to right. Any other encoder
+        must override it: call `encode_tails` for each of its directions, or raise a ValueError.
         """
         return encode_tails(self, inputs_embeds, attention_mask, self.initial_state(len(attention_mask)), masks, tail)
 
     @abstractmethod
     def layer_groups(self) -> list[list[nn.Parameter]]:
-        """Every parameter once, in groups from the embedding up: for rates by layer, and unfreezing."""
+        """Return every parameter once, in groups from the embedding up, for learning rates by layer and unfreezing."""
 
 
 @dataclass(frozen=True)
@@ -109,21 +109,21 @@ class LSTMEncoder(Encoder):
         hidden_size: units of each layer.
         num_layers: LSTM layers.
         embedding_dropout: locked dropout on the token vectors.
-        hidden_dropout: locked dropout between layers (so it needs two).
+        hidden_dropout: locked dropout between layers (so it needs two layers).
         output_dropout: locked dropout on the last layer, before any head.
-        weight_dropout: dropout on the weights from a layer's last output to its gates, one mask a pass for all time
+        weight_dropout: dropout on the weights from a layer's last output to its gates, one mask per pass for all time
             steps and documents (DropConnect: Merity et al. 2018, section 2).
         type_dropout: words of the vocabulary left out of a whole pass, wherever they occur (Gal & Ghahramani 2016,
             section 4.2; Merity et al. 2018, section 4.3); an LM head that shares the token vectors still predicts them.
         word_dropout: single occurrences left out (Dai & Le 2015; Iyyer et al. 2015); the others stay as they are.
         normalize_embedding: token vectors of mean 0 and variance 1, see `NormalisedEmbedding`.
-        last_size: units of the last layer, and of the output; None: `hidden_size`. With the embedding's, a tied softmax
-            needs no projection (Merity et al. 2018, section 4.5), which at AWD-LSTM's rate of 30 doesn't learn.
+        last_size: units of the last layer and the output; None: `hidden_size`. If it equals `embedding_size`, a tied
+            softmax needs no projection (Merity et al. 2018, section 4.5), which doesn't learn at AWD-LSTM's rate of 30.
 
     `type_dropout` and `word_dropout` zero a token's whole vector, special tokens included.
 
     Raises:
-        ValueError: a size below 1 or a dropout outside [0, 1), by the option's name.
+        ValueError: a size below 1 or a dropout outside [0, 1); the message names the option.
     """
 
     def __init__(
@@ -163,10 +163,10 @@ class LSTMEncoder(Encoder):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Start weights.
+        """Initialise the weights.
 
-        Small token vectors, since a tied softmax reads them as its weights and should begin near uniform;
-        each gate's input weights by Glorot, its recurrent ones orthogonal; the forget gate open (bias 1,
+        Token vectors are small, since a tied softmax uses them as its weights and should begin near uniform.
+        Each gate has Glorot input weights and orthogonal recurrent weights. The forget gate starts open (bias 1,
         Jozefowicz et al. 2015).
         """
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
@@ -183,8 +183,8 @@ class LSTMEncoder(Encoder):
     def train(self, mode: bool = True) -> LSTMEncoder:
         """Set the mode; the LSTM layers stay in train mode.
 
-        They have no dropout of their own, so nothing they compute changes; but cuDNN refuses their backward
-        pass in eval mode, and adversarial losses are measured there too.
+        They have no dropout of their own, so the mode doesn't affect their output. But cuDNN refuses their backward
+        pass in eval mode, and adversarial losses, which need it, are measured in eval mode too.
         """
         super().train(mode)
         for layer in self.layers:
@@ -243,14 +243,14 @@ class LSTMEncoder(Encoder):
 
 
 def _read(layer: nn.Module, x: Tensor, h: Tensor, c: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """One `nn.LSTM` layer over x (batch, time, units) from h, c (1, batch, hidden_size): its output, and h, c after it.
+    """Run one `nn.LSTM` layer over x (batch, time, units) from h, c (1, batch, hidden_size); return output, h, c.
 
-    `mask` (4 * hidden_size, hidden_size) is multiplied with the recurrent weights, which stay the layer's parameters: a
-    wrapper that sets the product in the module (as in the paper's code) is undone by whatever sets the weights anew.
+    `mask` (4 * hidden_size, hidden_size) is multiplied with the recurrent weights, which stay the layer's parameters. A
+    wrapper that stores the product in the module, as in the paper's code, breaks once anything replaces the weights.
     """
     if x.is_cuda and torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16:
-        # torch's autocast has cuDNN's LSTM compute in float16, whatever its dtype: without a scale on the loss, small
-        # gradients would be lost. In float32 cuDNN may still multiply on matrix units (TF32).
+        # Under autocast torch runs cuDNN's LSTM in float16, whatever autocast's dtype, and without loss scaling small
+        # gradients would be lost. In float32 cuDNN may still use tensor cores (TF32).
         with torch.autocast("cuda", enabled=False):
             return _read(layer, x.float(), h.float(), c.float(), mask)
     if mask is None:

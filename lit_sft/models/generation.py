@@ -1,4 +1,4 @@
-"""Text from a language model: what it holds the most likely response to a prompt, by beam search."""
+"""Text generation: the response to a prompt that a language model finds most likely, by beam search."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from lit_sft.models.encoder import LSTMState
 from lit_sft.models.network import Network, TokenBatch
 
-AT_ONCE = 1 << 25  # log-probabilities: of a large vocabulary few prompts are answered together
+AT_ONCE = 1 << 25  # log-probabilities in memory at once: the larger the vocabulary, the fewer prompts per batch
 
 
 @torch.no_grad()
@@ -24,25 +24,26 @@ def respond(
     num_beams: int = 1,
     never: Sequence[int] = (),
 ) -> Tensor:
-    """The responses to prompts, each the most likely one that the search finds.
+    """Generate a response to each prompt: the most likely one that the beam search finds.
 
-    The search keeps the `num_beams` most likely beginnings at each step, until as many have ended (as Sutskever et al.
-    2014, section 3.2, but that the beam keeps its width); of these the one of the highest log-probability a token,
-    `<eos>` included, is the response: by the sum the shortest would win (Wu et al. 2016, section 7, with an exponent
-    of 1). With one beam it is greedy. Where fewer have ended within `max_new_tokens`, the most likely beginning counts
-    as one more. Prompts whose search is over are computed on until it is for all.
+    At each step the search keeps the `num_beams` most likely unfinished responses, until `num_beams` have ended
+    (Sutskever et al. 2014, section 3.2, except that the beam keeps its width). It returns the ended one with the
+    highest log-probability per token, `<eos>` included: by the sum, the shortest would win (Wu et al. 2016, section 7,
+    with an exponent of 1). With one beam the search is greedy. If fewer than `num_beams` have ended after
+    `max_new_tokens`, the most likely unfinished response is a candidate, too. Prompts whose search is over stay in the
+    batch until all searches are over.
 
     Args:
         network: in eval mode, with a language-model head.
         prompts: ids (batch, time), padded on the right, each up to the `<eos>` that its response follows.
-        lengths: (batch,), at least 1: positions of each prompt, the boundaries included; what is behind isn't read.
-        eos_id: ends a response.
-        max_new_tokens: of a response, at most.
-        num_beams: beginnings that are kept.
-        never: ids that are not written, whatever their probability: the unknown word, padding.
+        lengths: (batch,), at least 1: positions of each prompt, including the boundary tokens; later ones aren't read.
+        eos_id: the token that ends a response.
+        max_new_tokens: maximum number of tokens in a response.
+        num_beams: number of unfinished responses that are kept.
+        never: ids that are never generated, whatever their probability: the unknown word, padding.
 
     Returns:
-        int64 (batch, max_new_tokens): the ids, and -1 from the end of a response on.
+        int64 (batch, max_new_tokens): the ids of each response, filled up with -1.
 
     Raises:
         ValueError: `num_beams` or `max_new_tokens` below 1, or a network without a language-model head.
@@ -58,9 +59,9 @@ def respond(
 
 
 def _read(network: Network, input_ids: Tensor, lengths: Tensor) -> tuple[Tensor, LSTMState]:
-    """The log-probabilities after each prompt, (batch, vocab_size), and the state there.
+    """Return the log-probabilities after each prompt, (batch, vocab_size), and the state at that position.
 
-    Prompts of one length are read together: an LSTM's last state is that after the padding.
+    Only prompts of equal length are read together, since a padded prompt's final state is the one after its padding.
     """
     order, rows, states = [], [], []
     for length in lengths.unique().tolist():
@@ -75,7 +76,7 @@ def _read(network: Network, input_ids: Tensor, lengths: Tensor) -> tuple[Tensor,
 
 
 def _step(network: Network, ids: Tensor, state: LSTMState | None) -> tuple[Tensor, LSTMState]:
-    """Read ids (rows, time) on from a state: log-probabilities of the next token (rows, vocab_size), and the state."""
+    """Read ids (rows, time) from a state on; return next-token log-probabilities (rows, vocab_size) and the state."""
     assert network.lm_head is not None
     masks: Any = network.draw_masks(*ids.shape)  # all None: nothing is dropped in eval mode
     embeds = network.encoder.embed(ids, masks.encoder)
@@ -85,7 +86,7 @@ def _step(network: Network, ids: Tensor, state: LSTMState | None) -> tuple[Tenso
 
 
 class _Beams:
-    """The search's beginnings, `beams` a prompt."""
+    """The state of the search: `beams` unfinished responses per prompt, and the best response that has ended."""
 
     def __init__(
         self, log_p: Tensor, state: LSTMState, eos_id: int, limit: int, beams: int, never: Sequence[int]
@@ -94,8 +95,8 @@ class _Beams:
         self.beams, self.eos_id, self.limit, self.never = beams, eos_id, limit, list(never)
         self.tokens = log_p.new_full((batch, beams, limit), -1, dtype=torch.long)
         self.scores = log_p.new_full((batch, beams), -torch.inf)  # log-probabilities
-        self.scores[:, 0] = 0.0  # one beginning, of which the first step makes several
-        self.log_p = log_p.repeat_interleave(beams, 0).view(batch, beams, vocabulary)  # of what goes on from them
+        self.scores[:, 0] = 0.0  # one empty beginning, which the first step extends to several
+        self.log_p = log_p.repeat_interleave(beams, 0).view(batch, beams, vocabulary)  # of each next token
         self.state = _rows(state, torch.arange(batch, device=log_p.device).repeat_interleave(beams))
         self.ended = log_p.new_zeros((batch,), dtype=torch.long)  # how many have ended
         self.best = log_p.new_full((batch,), -torch.inf)  # the best of these, by log-probability a token
@@ -114,19 +115,19 @@ class _Beams:
         return torch.where(cut.unsqueeze(1), self.tokens[:, 0], self.responses)
 
     def _choose(self, step: int) -> tuple[Tensor, Tensor]:
-        """Go on with the most likely beginnings; what ends is a response where it is as likely as one of these.
+        """Extend the beams by one token; a response that ends counts only if it is among the `beams` best candidates.
 
         Returns:
-            Which row of the state each one goes on from, (batch * beams,), and its token (batch, beams).
+            The row of the state that each new beam continues, (batch * beams,), and its token (batch, beams).
         """
         scores = self.scores.unsqueeze(-1) + self.log_p  # (batch, beams, vocab_size)
         scores[..., self.never] = -torch.inf
         batch, beams, vocabulary = scores.shape
-        scores, places = scores.flatten(1).topk(2 * beams)  # so many go on at least, since each can end in one way
+        scores, places = scores.flatten(1).topk(2 * beams)  # `beams` of these go on: a beam ends in one way only
         parents, ids = places // vocabulary, places % vocabulary  # (batch, 2 * beams), the most likely first
         ending = ids == self.eos_id
         self._keep_ended(scores[:, :beams].masked_fill(~ending[:, :beams], -torch.inf), parents[:, :beams], step)
-        chosen = ending.to(torch.int8).argsort(dim=1, stable=True)[:, :beams]  # those that go on, in their order
+        chosen = ending.to(torch.int8).argsort(dim=1, stable=True)[:, :beams]  # those that don't end, in order
         self.scores, parents, ids = (x.gather(1, chosen) for x in (scores, parents, ids))
         self.tokens = self.tokens.gather(1, parents.unsqueeze(-1).expand_as(self.tokens))
         self.tokens[..., step] = ids
@@ -134,7 +135,7 @@ class _Beams:
         return (first + parents).flatten(), ids
 
     def _keep_ended(self, scores: Tensor, parents: Tensor, step: int) -> None:
-        """Keep the best of what ends at this step, scores and parents (batch, beams), where the search still looks."""
+        """Keep the best response that ends at this step, unless a prompt's search is over; arguments (batch, beams)."""
         scores = scores.masked_fill((self.ended >= self.beams).unsqueeze(1), -torch.inf)
         self.ended = self.ended + (scores > -torch.inf).sum(1)
         score, place = (scores / (step + 1)).max(1)  # (batch,)

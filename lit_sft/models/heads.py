@@ -1,7 +1,7 @@
 """Heads: a language model's next-token loss, pooling over a document's tokens, and a classifier.
 
-Losses are computed in float32 under autocast (the matrix products before them in the lower precision). Not
-covered: sampled softmax, whose loss is no perplexity.
+Under autocast, losses are computed in float32, the matrix products before them in the lower precision. Not
+covered: sampled softmax, whose loss gives no perplexity.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def num_outputs(num_classes: int, multilabel: bool = False) -> int:
-    """Logits a document: one a class, but for two classes of which one applies a single one, that of class 1."""
+    """Number of logits per document: one per class, but only one (that of class 1) for two exclusive classes."""
     return 1 if num_classes == 2 and not multilabel else num_classes
 
 
 def class_probabilities(logits: Tensor, multilabel: bool = False) -> Tensor:
     """Logits (batch, num_outputs) -> probabilities (batch, num_classes), at least float32.
 
-    Each row sums to 1; `multilabel`: an independent sigmoid a class.
+    Each row sums to 1; with `multilabel`, each class has an independent sigmoid instead.
     """
     logits = at_least_float32(logits)
     if multilabel:
@@ -47,10 +47,10 @@ def class_probabilities(logits: Tensor, multilabel: bool = False) -> Tensor:
 class LMHead(nn.Module):
     """Next-token probabilities.
 
-    Up to `tie_weights_up_to` tokens: a full softmax whose weights are the token vectors (Press & Wolf 2017;
-    Inan et al. 2017), after a linear projection when hidden and embedding size differ. Above: an adaptive
-    softmax (Grave et al. 2017): rare tokens stand in clusters with smaller vectors, so ids must be sorted by
-    falling frequency (tokenizers give them about so).
+    With a vocabulary of up to `tie_weights_up_to` tokens: a full softmax whose weights are the token vectors
+    (Press & Wolf 2017; Inan et al. 2017), after a linear projection if hidden and embedding size differ. With a
+    larger one: an adaptive softmax (Grave et al. 2017), which puts rare tokens into clusters with smaller vectors.
+    It needs ids sorted by falling frequency, as tokenizers roughly assign them.
 
     Args:
         embedding: the encoder's embedding, (vocab_size, embedding_size).
@@ -58,8 +58,8 @@ class LMHead(nn.Module):
         tie_weights_up_to: the largest vocabulary with a tied full softmax.
         adaptive_cutoffs: first token id of each tail cluster; None chooses those of 2,000, 8,000 and
             32,000 that are at most half of the vocabulary.
-        loss_chunk: tokens whose logits `nll` has in memory at once; the backward pass computes them again, a chunk
-            at a time. The same loss, for a third more of the softmax's time; None: all tokens at once.
+        loss_chunk: number of tokens whose logits `nll` holds in memory at once; the backward pass recomputes them
+            chunk by chunk. The loss is the same, the softmax takes a third more time. None: all tokens at once.
 
     Raises:
         ValueError: cutoffs that do not rise between 1 and vocab_size - 1, or a loss_chunk below 1.
@@ -103,7 +103,7 @@ class LMHead(nn.Module):
         chunks = zip(hidden.split(size), targets.split(size), strict=True)
         if not torch.is_grad_enabled():
             return torch.cat([self._nll(*chunk) for chunk in chunks])
-        # Nothing in it is random, so there is no random state to be kept for the second time.
+        # Nothing in `_nll` is random, so no random state needs to be kept for the recomputation.
         return torch.cat(
             [checkpoint(self._nll, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
         )
@@ -130,7 +130,7 @@ class LMHead(nn.Module):
         """
         bounds = self.adaptive.cutoffs  # first id of each tail cluster, then vocab_size
         clusters = [(targets >= low) & (targets < high) for low, high in pairwise(bounds)]
-        choice = targets  # (tokens,): an id of the shortlist, or the cluster's place behind it
+        choice = targets  # (tokens,): an id of the shortlist, or the cluster's index after it
         for place, inside in enumerate(clusters, start=bounds[0]):
             choice = choice.masked_fill(inside, place)
         nll = _token_nll(self.adaptive.head(hidden), choice)  # (tokens,)
@@ -141,7 +141,7 @@ class LMHead(nn.Module):
 
 
 def _token_nll(logits: Tensor, targets: Tensor) -> Tensor:
-    # straight on the logits: log_softmax and a gather would keep one more copy of (tokens, vocab_size)
+    # Directly from the logits: log_softmax and a gather would keep one more (tokens, vocab_size) tensor.
     return F.cross_entropy(at_least_float32(logits), targets, ignore_index=IGNORE_INDEX, reduction="none")
 
 
@@ -156,11 +156,11 @@ def pooled_size(hidden_size: int, how: Pooling) -> int:
 
 
 def pool(hidden: Tensor, attention_mask: Tensor, how: Pooling, query: Tensor | None = None) -> Tensor:
-    """One vector a document from its tokens' vectors; padding (on the right) never counts.
+    """Pool the vectors of a document's tokens into one vector; padding (on the right) is ignored.
 
-    "last" token, "mean" and "max" over tokens, "concat" = [last, max, mean] (Howard & Ruder 2018), or
-    "attention": a mean weighted by softmax(hidden . query). A row without tokens gives zeros (hidden being
-    zero at padding).
+    `how` is "last" (the last token), "mean" or "max" (over tokens), "concat" = [last, max, mean] (Howard & Ruder
+    2018), or "attention": a mean weighted by softmax(hidden . query). A row without tokens gives zeros, provided
+    that `hidden` is zero at padding.
 
     hidden (batch, time, size), attention_mask (batch, time), query (size,) -> (batch, size), or (batch, 3 *
     size).
@@ -194,11 +194,11 @@ class ClassifierHead(nn.Module):
 
     Args:
         input_size: units of the encoder's output.
-        num_outputs: logits a document (one for two classes, see the function `num_outputs`).
+        num_outputs: logits per document (one for two classes, see the function `num_outputs`).
         pooling: last, mean, max, concat or attention; see `pool`.
         dropout: share of the pooled units set to zero in training.
-        hidden_size: units of the layer between; 0 for none.
-        multilabel: several classes may apply to a document, or none, in place of exactly one.
+        hidden_size: units of the hidden layer; 0 for none.
+        multilabel: whether any number of classes may apply to a document instead of exactly one.
 
     Raises:
         ValueError: an unknown pooling, a dropout outside [0, 1), a negative hidden_size.

@@ -1,4 +1,4 @@
-"""The network: an encoder and the heads that a stage needs."""
+"""The network: an encoder with the heads that a stage needs."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ class Masks:
 
 
 class Network(nn.Module):
-    """An encoder with a language-model head, a classifier, or both. Nothing in it is random but `draw_masks`.
+    """An encoder with a language-model head, a classifier, or both. Only `draw_masks` is random.
 
-    `inputs_embeds` (batch, time, embedding_size) takes the place of the batch's ids: what `encoder.embed`
-    returned under the same masks, so after embedding dropout, perturbed or not.
+    `inputs_embeds` (batch, time, embedding_size) replaces the batch's ids in the methods that take it. It is what
+    `encoder.embed` returned under the same masks (so after embedding dropout), perturbed or not.
 
     Args:
-        encoder, lm_head, classifier: its parts; those heads that a stage needs.
-        backprop_tokens: of a document, the classifier's gradient goes through its last so many tokens, and no farther
-            than a quarter more, though all of it is read (BPT3C; `encode_tails`); None: through all. A batch no longer
-            than that is not affected, nor what needs no gradient.
+        encoder, lm_head, classifier: the parts; only the heads that a stage needs.
+        backprop_tokens: number of tokens at the end of a document that the classifier's gradient goes through (up to a
+            quarter more), although the whole document is read (BPT3C; `encode_tails`); None: all of them. It has no
+            effect on a batch that is no longer than this, or without gradients.
 
     Raises:
         ValueError: `backprop_tokens` below 1, or a head that the encoder can't serve.
@@ -75,7 +75,7 @@ class Network(nn.Module):
     def encode(
         self, batch: TokenBatch, state: LSTMState | None, masks: Masks, inputs_embeds: Tensor | None = None
     ) -> EncoderOutput:
-        """What the encoder makes of a batch, for `nll` and `logits`; without a state from the start of the text."""
+        """Encode a batch, for `nll` and `logits`; without a `state`, from the start of the text."""
         if inputs_embeds is None:
             inputs_embeds = self.encoder.embed(batch.input_ids, masks.encoder)
         mask, tail = batch.attention_mask, self.backprop_tokens
@@ -87,7 +87,7 @@ class Network(nn.Module):
         return encoded
 
     def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """hidden (batch, time, output_size), targets (batch, time) -> negative log-likelihoods as `lm_nll`'s."""
+        """hidden (batch, time, output_size), targets (batch, time) -> negative log-likelihoods, as `lm_nll` returns them."""
         if self.lm_head is None:
             raise ValueError("this network has no language-model head")
         return self.lm_head.nll(hidden.flatten(0, 1), targets.flatten()).view(targets.shape)  # (batch, time)
@@ -102,7 +102,7 @@ class Network(nn.Module):
     def lm_nll(
         self, batch: TargetBatch, state: LSTMState, masks: Masks, inputs_embeds: Tensor | None = None
     ) -> tuple[Tensor, LSTMState]:
-        """Each target's negative log-likelihood in nats, (batch, time), 0 if ignored; the state."""
+        """Return each target's negative log-likelihood in nats, (batch, time), 0 if ignored, and the new state."""
         encoded = self.encode(batch, state, masks, inputs_embeds)
         return self.nll(encoded.hidden, batch.targets), encoded.state
 
@@ -113,7 +113,7 @@ class Network(nn.Module):
 
     @property
     def multilabel(self) -> bool:
-        """Whether several classes may apply to a document, or none, in place of exactly one."""
+        """Whether any number of classes may apply to a document instead of exactly one."""
         return self.classifier is not None and self.classifier.multilabel
 
     def class_probabilities(self, logits: Tensor) -> Tensor:
@@ -124,20 +124,20 @@ class Network(nn.Module):
         return class_probabilities(logits, self.multilabel)
 
     def pooled(self, batch: TokenBatch, masks: Masks) -> Tensor:
-        """A vector for each document: pooled as by the classifier, without one the mean over tokens."""
+        """Return a vector for each document: the classifier's pooling, or the mean over tokens without a classifier."""
         hidden = self.encode(batch, None, masks).hidden  # (batch, time, output_size)
         if self.classifier is None:
             return pool(hidden, batch.attention_mask, "mean")  # (batch, output_size)
         return self.classifier.pool(hidden, batch.attention_mask)  # (batch, pooled_size)
 
     def layer_groups(self) -> list[list[nn.Parameter]]:
-        """Every parameter exactly once: the encoder's groups from the bottom, then one with the head's own.
+        """Return every parameter exactly once: the encoder's groups from the bottom up, then the heads' own parameters.
 
-        A tied weight belongs to the embedding's group. Beside a classifier, a language-model head belongs to the
-        encoder's top layer: it was pretrained with that, and the rate of a new head would undo it.
+        A tied weight belongs to the embedding's group. If there is a classifier too, the language-model head joins the
+        group of the encoder's top layer: both were pretrained together, and a new head's rate would undo that.
 
         Raises:
-            ValueError: an encoder whose groups leave out or repeat a parameter, by the parameter's name.
+            ValueError: the encoder's groups leave out or repeat a parameter; the message names it.
         """
         groups = [list(group) for group in self.encoder.layer_groups()]
         grouped = [id(parameter) for group in groups for parameter in group]
@@ -146,7 +146,7 @@ class Network(nn.Module):
             kind = type(self.encoder).__name__
             raise ValueError(f"layer_groups() of {kind} must hold these once: {', '.join(wrong)}")
         taken = set(grouped)
-        if self.lm_head is not None and self.classifier is not None:  # it comes with the encoder, at whose top it reads
+        if self.lm_head is not None and self.classifier is not None:  # pretrained with the top layer
             own = [p for p in self.lm_head.parameters() if id(p) not in taken]
             groups[-1] += own
             taken |= set(map(id, own))

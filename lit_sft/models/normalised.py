@@ -17,10 +17,10 @@ class NormalisedEmbedding(nn.Embedding):
     Miyato et al. (2017), equation 1: v_k = (w_k - E) / sqrt(1e-6 + Var) with E = sum_j f_j w_j, f_j the frequency of
     token j, and Var = sum_j f_j (w_j - E)^2.
 
-    `weight` holds the w: they are what is trained, and the gradient goes through E and Var. (To overwrite them with the
-    v at each step leaves the optimizer with moments of other weights.) What shares `weight` shares the w.
+    `weight` holds the w: these are trained, and the gradient goes through E and Var. (Overwriting them with the v at
+    each step would leave the optimizer with the moments of other weights.) A module that shares `weight` shares the w.
 
-    `frequencies` (num_embeddings,) sum to 1 and are part of the state; all alike until `see_counts`.
+    `frequencies` (num_embeddings,) sum to 1 and are part of the state dict; they are uniform until `see_counts`.
     """
 
     frequencies: Tensor
@@ -30,7 +30,7 @@ class NormalisedEmbedding(nn.Embedding):
         self.register_buffer("frequencies", torch.full((num_embeddings,), 1.0 / num_embeddings))
 
     def see_counts(self, counts: Tensor) -> None:
-        """Take the frequencies from how often each token occurs in the training text, (num_embeddings,)."""
+        """Set the frequencies from the token counts of the training text, (num_embeddings,)."""
         self.frequencies.copy_(counts / counts.sum())
 
     def forward(self, input_ids: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class NormalisedEmbedding(nn.Embedding):
 
 
 def moments(weight: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
-    """Of rows (tokens, size) by their frequencies (tokens,): mean and standard deviation of each unit, both (size,)."""
+    """Mean and standard deviation, each (size,), of rows (tokens, size) weighted by their frequencies (tokens,)."""
     with torch.autocast(weight.device.type, enabled=False):
         frequencies = frequencies.to(weight.dtype)
         mean = frequencies @ weight
@@ -48,15 +48,16 @@ def moments(weight: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def folded(weights: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """Weights of an encoder without normalisation, for the same one with it: it computes what it did before.
+    """Convert the weights of an encoder without normalisation, so that the same encoder with it computes the same.
 
-    The vectors are divided by the standard deviation and move by the mean, so the first layer's input weights are
-    multiplied by the one, and its bias takes up the other. (Exact without dropout of the token vectors, which drops
-    to 0: that was no vector, and is the mean one now.) Weights that know their frequencies are left as they are.
+    Normalisation subtracts the mean from the vectors and divides them by the standard deviation. To make up for it, the
+    first layer's input weights are multiplied by the standard deviation, and their product with the mean is added to
+    its bias. (This is exact only without dropout of the token vectors: a dropped vector is 0, which used to stand for
+    no vector and now stands for the mean one.) Weights that contain frequencies already are left as they are.
 
     Args:
         weights: named as in `network`.
-        network: its embeddings know the frequencies.
+        network: its embeddings have the frequencies of the training text.
     """
     found = dict(weights)
     for name, part in network.named_modules():

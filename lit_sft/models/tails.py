@@ -1,10 +1,10 @@
-"""Documents read whole, with a gradient through their ends only: back-propagation for text classification, BPT3C.
+"""Read whole documents with a gradient through their ends only: back-propagation for text classification, BPT3C.
 
-Howard & Ruder (2018), section 3.3: a document is read in chunks, the state goes on from one to the next, the
-classifier pools over all of them, and only some chunks get a gradient. Here a batch is read once without a gradient, in
-chunks, and each document's last tokens once more with one, from the state that stands before them. So memory and the
-backward pass grow with the end that is asked for, and not with the document. Every document has its own end, by its own
-length: the last positions of the batch would be the padding of the shorter ones.
+Howard & Ruder (2018), section 3.3: a document is read in chunks, the state is carried from each chunk to the next, the
+classifier pools over all of them, and only some chunks get a gradient. Here a batch is read once in chunks without a
+gradient. Then the last tokens of each document are read again with one, starting from the state before them. So memory
+and the cost of the backward pass grow with the length of this tail, not of the document. Each document's tail ends at
+its own length: the last positions of the batch are padding in the shorter documents.
 """
 
 from __future__ import annotations
@@ -17,23 +17,24 @@ from torch import Tensor
 if TYPE_CHECKING:
     from lit_sft.models.encoder import Encoder, EncoderOutput, LSTMState
 
-PARTS = 4  # chunks that the tail is as long as: the state is known where one begins
+PARTS = 4  # chunks per tail; the state is known at the start of each chunk
 
 
 def encode_tails(
     encoder: Encoder, inputs_embeds: Tensor, attention_mask: Tensor, state: LSTMState, masks: Any, tail: int
 ) -> EncoderOutput:
-    """As the encoder's own `forward`, with a gradient into the last `tail` tokens of each document, at least.
+    """Encode as the encoder's `forward` does, with a gradient into at least the last `tail` tokens of each document.
 
-    The gradient begins with a chunk of `tail` / 4 tokens, rounded up: it reaches less than a chunk farther back. What a
-    document has before it takes part in the forward pass alone. The values are those of `forward`, up to rounding.
+    The gradient starts at the boundary of a chunk of `tail` / 4 tokens (rounded up), so it reaches less than one chunk
+    beyond the tail. Earlier tokens take part in the forward pass only. The values equal those of `forward`, up to
+    rounding.
 
-    For an encoder that reads from left to right, whose `forward` takes a part of the time steps with the state from
-    before them, and has no masks with a time of their own after `embed`. A batch no longer than `tail` is handed to it
-    as it is.
+    The encoder must read from left to right, its `forward` must accept a stretch of the time steps with the state from
+    before them, and no mask used after `embed` may have a time dimension. A batch no longer than `tail` is passed to `forward`
+    unchanged.
 
-    inputs_embeds (batch, time, embedding_size), attention_mask (batch, time). The state that is returned is that after
-    a document's end and some of its padding.
+    inputs_embeds (batch, time, embedding_size), attention_mask (batch, time). The returned state is the one after the
+    document's end and some of its padding.
     """
     time = attention_mask.shape[1]
     if time <= tail:
@@ -58,7 +59,7 @@ def encode_tails(
     out: EncoderOutput = encoder(inputs_embeds[rows[:, None], inside], mask, begin, masks)
 
     def joined(before: list[Tensor], after: Tensor) -> Tensor:
-        """(batch, time, units): without a gradient, and over it the documents' ends with theirs."""
+        """Overwrite the outputs without a gradient with those of the tails: (batch, time, units)."""
         whole = torch.cat([*before, after.new_zeros(len(after), tail + chunk, after.shape[-1])], 1)
         index = places.unsqueeze(-1).expand(-1, -1, after.shape[-1])  # beyond `time` too, where it is cut off
         return whole.scatter(1, index, after)[:, :time]

@@ -1,8 +1,8 @@
 """Two encoders side by side: one reads a document from its start, the other from its end.
 
-Each is what a language model of its direction left (`data.direction`), so together they are a classifier that was
-pretrained in both directions; ULMFiT averages two such classifiers' predictions instead (Howard & Ruder 2018, section
-3.3). Not covered: layers that read what the other stack computed, as `nn.LSTM(bidirectional=True)` has them.
+Each can be pretrained as a language model of its direction (`data.direction`), which gives a classifier that was
+pretrained in both directions. ULMFiT instead averages the predictions of two classifiers (Howard & Ruder 2018, section
+3.3). Not covered: layers that read the other stack's output, as in `nn.LSTM(bidirectional=True)`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lit_sft.models.encoder import Encoder, EncoderMasks, EncoderOutput, LSTMEnc
 
 @dataclass(frozen=True)
 class TwoWayMasks:
-    """The dropout masks of one pass of a `TwoWayEncoder`, drawn for each stack by itself."""
+    """The dropout masks of one pass of a `TwoWayEncoder`, drawn separately for each stack."""
 
     forward: EncoderMasks
     backward: EncoderMasks
@@ -27,16 +27,17 @@ class TwoWayMasks:
 class TwoWayEncoder(Encoder):
     """A forward and a backward stack, with token vectors of their own, for whole documents.
 
-    `hidden` is [forward half, backward half], each in its own reading order: at step t the backward half has read
-    token length - 1 - t. So the last step of a document is what each stack read last, and a maximum or mean over its
-    steps is that over its tokens. What `embed` returns is in the order of the tokens in both halves: a perturbation
-    of it moves a token's two vectors.
+    `hidden` is [forward half, backward half], each in its own reading order: at step t the backward stack reads
+    token length - 1 - t. So the last step of a document holds both stacks' final outputs, and a maximum or mean over
+    steps is one over tokens. The output of `embed` is in token order in both halves, so that a perturbation of it
+    moves both vectors of the same token.
 
-    The state is both stacks' layers, the forward ones first. It starts a document: a stretch of one can't be read on.
+    The state has the layers of both stacks, the forward ones first. It must be that of a document's start: a document
+    can't be read in stretches.
 
     Args:
         vocab_size: number of token ids.
-        options: of each stack, as `LSTMEncoder` has them.
+        options: options of each stack, see `LSTMEncoder`.
 
     Raises:
         ValueError: as `LSTMEncoder`.
@@ -51,11 +52,11 @@ class TwoWayEncoder(Encoder):
 
     @property
     def embedding(self) -> nn.Embedding:  # type: ignore[override]  # two modules, and no third name for one of them
-        """The forward stack's."""
+        """The forward stack's embedding."""
         return self.forward_stack.embedding
 
     def check_heads(self, language_model: bool, pooling: str | None) -> None:
-        """Raise a ValueError for a head that this encoder can't serve, with what to do."""
+        """Raise a ValueError that says what to do if this encoder can't serve one of the heads."""
         if language_model:
             raise ValueError(
                 "TwoWayEncoder has seen what a language model would have to predict: pretrain two LSTMEncoders, with "
@@ -72,7 +73,7 @@ class TwoWayEncoder(Encoder):
         return (*self.forward_stack.initial_state(batch_size), *self.backward_stack.initial_state(batch_size))
 
     def draw_masks(self, batch_size: int, time: int) -> TwoWayMasks:
-        """Draw each stack's masks of one pass; the words left out are those of a stack, too."""
+        """Draw each stack's masks of one pass; each stack leaves out words of its own, too."""
         return TwoWayMasks(*(s.draw_masks(batch_size, time) for s in (self.forward_stack, self.backward_stack)))
 
     def embed(self, input_ids: Tensor, masks: TwoWayMasks) -> Tensor:
@@ -114,7 +115,7 @@ def _as_read(inputs_embeds: Tensor, attention_mask: Tensor) -> tuple[Tensor, Ten
 
 
 def _side_by_side(forward: EncoderOutput, backward: EncoderOutput) -> EncoderOutput:
-    """The halves' units one after the other, and their layers' states likewise."""
+    """Concatenate the units of the two halves, and the states of their layers."""
     assert forward.raw is not None
     assert backward.raw is not None
     hidden = torch.cat([forward.hidden, backward.hidden], dim=-1)  # (batch, time, output_size), as the next
@@ -123,7 +124,7 @@ def _side_by_side(forward: EncoderOutput, backward: EncoderOutput) -> EncoderOut
 
 
 def backward_order(attention_mask: Tensor) -> Tensor:
-    """Which token a reader from the end has at each step, int64 (batch, time); padding stays where it is.
+    """The index of the token that the backward stack reads at each step, int64 (batch, time); padding stays in place.
 
     `attention_mask` (batch, time) is 1 or True at tokens, which are on the left.
     """
