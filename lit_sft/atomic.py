@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Write files atomically: a file appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     Raises:
         UserError: the folder can't be written to.
     """
-    # Not tempfile: its files are for their owner only.
+    # Not with tempfile, whose files only their owner can read.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,8 +37,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """The same of a table, as Parquet."""
-    import pyarrow.parquet  # here, since most that is written is no table
+    """Write a table as Parquet, in the same way."""
+    import pyarrow.parquet  # imported here, since most files are not tables
 
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(table, buffer)

@@ -1,4 +1,4 @@
-"""From options to a network: an encoder for a vocabulary, and the heads that an objective needs."""
+"""Build a network from options: an encoder for a vocabulary, and the heads that an objective needs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NOT_PLAIN = object()
 
 @dataclass(frozen=True)
 class Blueprint:
-    """What of the options of :class:`lit_sft.module.LitSFT` a network is built from, with the same defaults."""
+    """The options of :class:`lit_sft.module.LitSFT` that a network is built from, with the same defaults."""
 
     make_encoder: Callable[[int], Encoder]
     pooling: Pooling = "concat"
@@ -38,16 +38,16 @@ class Blueprint:
     loss_chunk: int | None = None
 
     def build(self, objective: Objective, vocab_size: int, num_classes: int, multilabel: bool) -> Network:
-        """The network with the heads that the objective needs.
+        """Build the network with the heads that the objective needs.
 
         Args:
-            objective: whose loss is trained.
-            vocab_size: of the tokenizer.
-            num_classes: labels; of no account without a classifier.
-            multilabel: a document has any number of them.
+            objective: the objective that the network is trained with.
+            vocab_size: the tokenizer's vocabulary size.
+            num_classes: number of labels; ignored without a classifier.
+            multilabel: whether a document may have any number of labels.
 
         Raises:
-            ValueError: an option out of range, or one that the objective can't do with.
+            ValueError: an option is out of range, or doesn't go with the objective.
         """
         check_dropout("head_dropout", self.head_dropout)
         encoder = self.make_encoder(vocab_size)
@@ -69,16 +69,16 @@ class Blueprint:
         return network
 
     def plain(self) -> dict[str, Any]:
-        """The options as a config has them; without the encoder where it is a function, which a config can't name.
+        """Return the options as in a config. An encoder that is a function is left out, since a config can't name it.
 
         Raises:
-            UserError: an option was given to the encoder that a checkpoint can't hold, such as a function.
+            UserError: an option of the encoder can't be stored in a checkpoint, such as a function.
         """
         options = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "make_encoder"}
         encoder = self.make_encoder if isinstance(self.make_encoder, partial) else partial(self.make_encoder)
         kind, given = encoder.func, encoder.keywords
         if isinstance(kind, type) and not encoder.args:
-            _, *known = inspect.signature(kind).parameters.values()  # but for the vocabulary's size
+            _, *known = inspect.signature(kind).parameters.values()  # all but vocab_size
             defaults = {option.name: option.default for option in known}
             init_args = {name: _plain(value) for name, value in (defaults | given).items()}
             if odd := [name for name in given if init_args[name] is NOT_PLAIN]:
@@ -92,7 +92,7 @@ class Blueprint:
 
 
 def _plain(value: Any) -> Any:
-    """An option as YAML and a checkpoint have it; NOT_PLAIN of anything else, an option without a default among it."""
+    """Convert an option to what YAML and a checkpoint can hold; return NOT_PLAIN if it can't be, or has no default."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, list | tuple):
@@ -105,7 +105,7 @@ def _plain(value: Any) -> Any:
 
 
 def check_stage(objective: Objective, stage: str) -> None:
-    """Raise a UserError where the objective is of the other stage."""
+    """Raise a UserError if the objective belongs to the other stage."""
     if objective.stage != stage:
         kind = type(objective).__name__
         hint = f"in a recipe, --STAGE.model.objective {kind} is for one stage"
@@ -113,7 +113,7 @@ def check_stage(objective: Objective, stage: str) -> None:
 
 
 def check_stage_and_labels(objective: Objective, stage: str, num_labels: int, multilabel: bool) -> None:
-    """Raise a UserError where the objective is of the other stage, or a classifier has no labels."""
+    """Raise a UserError if the objective belongs to the other stage, or a classifier has too few labels."""
     check_stage(objective, stage)
     if "classifier" in objective.heads and num_labels < (1 if multilabel else 2):
         raise UserError(NEEDS_LABELS)

@@ -1,4 +1,4 @@
-"""How a checkpoint gets onto the disk: whole or not at all."""
+"""Write checkpoints atomically: a checkpoint appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from lit_sft.errors import UserError
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes to a temporary file, syncs it to the disk, then renames: a reader finds the old file or the new one.
+    """Writes to a temporary file, syncs it to the disk, then renames it: a reader finds the old file or the new one.
 
-    ``storage_options={"keep": k}`` keeps the last ``k`` of a name: the one before ``last.ckpt`` is ``last-1.ckpt``.
+    ``storage_options={"keep": k}`` keeps the last ``k`` files of a name: the one before ``last.ckpt`` becomes
+    ``last-1.ckpt``.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """As Lightning's.
+        """Save a checkpoint, with the arguments of Lightning's method.
 
         Raises:
-            UserError: it can't be written (a full disk, a quota, no permission); what was there stays.
+            UserError: it can't be written (a full disk, a quota, no permission); existing checkpoints stay.
         """
-        if "://" in str(path):  # a remote folder, whose files appear at once by themselves
+        if "://" in str(path):  # in a remote folder, files appear complete anyway
             super().save_checkpoint(checkpoint, path)
             return
         path = Path(path)
-        temporary = path.with_name(f".{path.name}.tmp")  # one name: what a killed run leaves is written over
-        buffer = io.BytesIO()  # torch's writer ends the process where the disk is full
+        temporary = path.with_name(f".{path.name}.tmp")  # always the same: a killed run's is overwritten
+        buffer = io.BytesIO()  # torch's own writer ends the process when the disk is full
         torch.save(checkpoint, buffer)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +56,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def check_unused(trainer: Trainer, path: Path) -> None:
-    """Raise a UserError where a fit begins that would write over the last checkpoint of one before."""
+    """Raise a UserError if a fit that starts anew would overwrite the last checkpoint of an earlier one."""
     if saved(path) and not trainer.ckpt_path and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         raise UserError(
             f"{path} is of a fit before this one, which begins anew and would write over it: go on from it with "
@@ -65,14 +66,14 @@ def check_unused(trainer: Trainer, path: Path) -> None:
 
 
 def what_now(folder: Path) -> str:
-    """What to do when a run ended because its files can't be written, by whether it has a checkpoint to go on from."""
+    """What to do when a run's files can't be written, depending on whether it has a checkpoint to resume from."""
     if saved(folder / "last.ckpt"):
         return "the checkpoints before it are kept: make room, then go on with --ckpt_path last"
     return "there is no checkpoint to go on from yet: make room, then start again"
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename last through a power cut; not every system lets a folder be opened."""
+    """Make a rename survive a power cut, on systems that allow a folder to be opened."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

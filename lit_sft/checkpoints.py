@@ -36,10 +36,10 @@ NETWORK = "network."  # where the LightningModule keeps the network: the prefix 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What of a checkpoint every command needs. ``config`` holds the run's options as plain values.
+    """The parts of a checkpoint that every command needs. ``config`` holds the run's options as plain values.
 
-    ``multilabel``: a document has any number of the labels; ``thresholds`` says from which probability on each applies.
-    ``fed``: what weights and tokenizer were made from (:mod:`lit_sft.data.provenance`).
+    ``multilabel``: a document may have any number of labels; each applies from its probability in ``thresholds`` on.
+    ``fed``: the data that weights and tokenizer were made from (:mod:`lit_sft.data.provenance`).
     """
 
     path: Path
@@ -58,17 +58,17 @@ class Checkpoint:
         return Tokenizer.from_json(self.tokenizer_json, source=f"{self.path}: a damaged checkpoint: its tokenizer")
 
     def options(self, group: Literal["data", "model"]) -> dict[str, Any]:
-        """The run's options of a group; none where the checkpoint has none."""
+        """The run's options of a group; empty if the checkpoint has none."""
         found: dict[str, Any] = self.config.get(group, {})
         return found
 
     @property
     def direction(self) -> Direction:
         """How the run read documents."""
-        return self.options("data").get("direction") or "forward"  # older ones say nothing
+        return self.options("data").get("direction") or "forward"  # older checkpoints lack it
 
     def adopted(self, labels: bool = True) -> Adopted:
-        """What the data of another run take over from it; ``labels``: its classes, too, if it is a classifier."""
+        """What another run's data take over from this one; with ``labels``, also the classes if it is a classifier."""
         found = Adopted(self.tokenizer(), fed=self.fed, direction=self.direction)
         if not labels or self.stage == "pretrain":
             return found
@@ -76,7 +76,7 @@ class Checkpoint:
 
     @property
     def num_beams(self) -> int:
-        """Of the run's search for responses; older ones say nothing."""
+        """The beams of the run's search for responses; 1 for older checkpoints, which lack the option."""
         return self.options("model").get("num_beams") or 1
 
     @property
@@ -101,9 +101,9 @@ def contents(
     config: dict[str, Any],
     ranks: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    """Our part of a checkpoint: plain values and tensors.
+    """Return this package's part of a checkpoint: plain values and tensors.
 
-    ``ranks``: for each process of the run its carried hidden ``state`` and its ``random`` states.
+    ``ranks``: the carried hidden ``state`` and the ``random`` states of each process of the run.
     """
     return {
         "format": FORMAT,
@@ -128,7 +128,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def read_entries(path: Path) -> dict[str, Any]:
-    """All that a checkpoint of this package holds: only tensors and plain values are unpickled.
+    """Read all entries of a checkpoint of this package: only tensors and plain values are unpickled.
 
     Raises:
         UserError: no file, a damaged one, or one that this package did not write.
@@ -144,7 +144,7 @@ def read_entries(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: damaged, or it holds code and not only data; nothing of it was run") from error
     except OSError as error:
         raise UserError(f"{path}: can't be read: {error.strerror or error}") from error
-    except Exception as error:  # what a damaged archive or pickle raises is in no list
+    except Exception as error:  # a damaged archive or pickle may raise anything
         raise UserError(f"{path}: not a checkpoint, or a damaged one") from error
     ours = raw.get("lit_sft") if isinstance(raw, dict) else None
     if not isinstance(ours, dict) or ours.get("format") != FORMAT:
@@ -154,12 +154,12 @@ def read_entries(path: Path) -> dict[str, Any]:
 
 
 def checkpoint_in(raw: dict[str, Any], path: Path) -> Checkpoint:
-    """What of a checkpoint's entries every command needs; a UserError where one is of another kind."""
+    """Take what every command needs from a checkpoint's entries; raise a UserError if one of them is invalid."""
     ours = raw["lit_sft"]
     values: dict[str, Any] = {key: ours.get(key) for key in ("stage", "label_names", "config")}
     values |= {"tokenizer_json": ours.get("tokenizer"), "state_dict": raw.get("state_dict")}
     values["global_step"] = raw.get("global_step", 0)
-    values["multilabel"] = ours.get("multilabel", False)  # older ones are not
+    values["multilabel"] = ours.get("multilabel", False)  # older checkpoints never are
     values["thresholds"] = ours.get("thresholds")
     values["fed"] = ours.get("fed", NOTHING)
     if wrong := ", ".join(name for name, is_right in KINDS.items() if not is_right(values[name])):
@@ -170,9 +170,9 @@ def checkpoint_in(raw: dict[str, Any], path: Path) -> Checkpoint:
 
 
 def _check_sums(path: Path) -> None:
-    """Raise a BadZipFile where the file isn't as it was written: torch looks at none of the sums that it stores."""
+    """Raise a BadZipFile if the file has changed since it was written: torch stores checksums but never checks them."""
     with zipfile.ZipFile(path) as archive:
-        # an entry that a flipped bit made a folder is read as one by torch, but not by zipfile
+        # A flipped bit can mark an entry as a folder: torch then reads it as one, zipfile doesn't.
         if archive.testzip() is not None or any(entry.external_attr for entry in archive.infolist()):
             raise zipfile.BadZipFile("a wrong checksum")
 
@@ -195,7 +195,7 @@ def _weights(value: Any) -> bool:
     return named and bool(value)
 
 
-# What each entry of a checkpoint must be: the file may come from anywhere.
+# A check of each entry of a checkpoint, since the file may come from anywhere.
 KINDS: dict[str, Callable[[Any], bool]] = {
     "stage": lambda value: value in ("pretrain", "finetune"),
     "label_names": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
@@ -234,12 +234,12 @@ def resolve(run_or_checkpoint: str | Path, purpose: Literal["init_from", "ckpt_p
 
 
 def older(path: Path, age: int) -> Path:
-    """The name of the checkpoint that many saves before the one of ``path``."""
+    """The name of the checkpoint that was saved ``age`` saves before ``path``."""
     return path.with_name(f"{path.stem}-{age}{path.suffix}")
 
 
 def saved(path: Path) -> list[Path]:
-    """What there is of a checkpoint and the ones before it, from the newest to the oldest."""
+    """The existing files of a checkpoint and the ones saved before it, from newest to oldest."""
     numbers = {path: 0}
     for file in path.parent.glob(f"{path.stem}-*{path.suffix}"):
         age = file.stem.removeprefix(f"{path.stem}-")
@@ -249,18 +249,18 @@ def saved(path: Path) -> list[Path]:
 
 
 def names_in(given: InitFrom | PathLike[str]) -> list[str]:
-    """The runs or checkpoints that an option names: a list, also in one text, or names with commas between them.
+    """The runs or checkpoints that an option names: a list, a YAML list in a string, or names separated by commas.
 
-    A path, which only Python can give, is one.
+    A ``PathLike``, which can only be given in Python, is a single name.
 
     Raises:
-        UserError: a text that names none, or with nothing between two commas.
+        UserError: a string that names none, or has nothing between two commas.
     """
     if isinstance(given, PathLike):
         return [fspath(given)]
     if not isinstance(given, str):
         return list(given or [])
-    with contextlib.suppress(OSError):  # longer than a path can be
+    with contextlib.suppress(OSError):  # raised if the string is too long for a path
         if Path(given).exists():
             return [given]
     listed: Any = given.split(",")
@@ -287,10 +287,10 @@ def stage_of(folder: Path) -> str | None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """A run folder's ``config.yaml``; empty where there is none.
+    """A run folder's ``config.yaml``; empty if there is none.
 
     Raises:
-        UserError: the file is not YAML, or no mapping.
+        UserError: the file is not YAML, or not a mapping.
     """
     path = folder / "config.yaml"
     return read_yaml(path) if path.is_file() else {}

@@ -1,4 +1,4 @@
-"""Figures that some training steps measure and others don't."""
+"""Log figures that only some training steps measure."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def log_measured(trainer: L.Trainer, figures: Mapping[str, Tensor]) -> None:
-    """Log figures of a training step at this step, once, whether it is one of ``log_every_n_steps`` or not.
+    """Log figures at the training step that measured them, once, regardless of ``log_every_n_steps``.
 
-    By ``self.log`` they would stand at later steps of the epoch, too, as if these had measured them, and a resumed run
-    would not have them. Where gradients are accumulated they are of the step's last batch.
+    ``self.log`` would repeat them at later steps of the epoch, as if these had measured them, and a resumed run would
+    not have them. With accumulated gradients, they are those of the step's last batch.
     """
     if trainer.fit_loop._should_accumulate():
         return

@@ -11,11 +11,11 @@ import torch
 from lit_sft.data.prepare import default_cache_dir
 from lit_sft.runs import package_versions
 
-SLOW = 1.5  # times float32's seconds; a CPU with instructions for bfloat16 needs fewer than float32
+SLOW = 1.5  # times float32's seconds; a CPU with bfloat16 instructions is faster than in float32
 
 
 def report() -> str:
-    """Versions, devices, precision and the cache's place, a line each."""
+    """Report versions, devices, precisions and the cache folder, one per line."""
     cuda = torch.cuda.is_available()
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else []
     if cuda:
@@ -36,15 +36,15 @@ def report() -> str:
 
 
 def bfloat16_slowness() -> float:
-    """How many times float32's seconds this CPU takes for a matrix product in bfloat16; 10 milliseconds to find out.
+    """Measure how many times as long as in float32 a bfloat16 matrix product takes on this CPU, in 10 milliseconds.
 
-    It is measured since no call of torch tells it for every kind of CPU: they differ in instructions, and those without
-    any for bfloat16 compute the same through float32.
+    It is measured because no function of torch reports it for every kind of CPU: their instructions differ, and CPUs
+    without bfloat16 instructions compute the same through float32.
     """
 
     def seconds(dtype: torch.dtype) -> float:
         matrix, found = torch.ones(256, 256, dtype=dtype), []
-        for _ in range(5):  # the first has the library's own preparations, any may be interrupted
+        for _ in range(5):  # the first includes the library's setup, and any may be interrupted
             started = time.perf_counter()
             matrix @ matrix
             found.append(time.perf_counter() - started)

@@ -1,4 +1,4 @@
-"""What a user did wrong, as opposed to what we did wrong."""
+"""Errors that are the user's mistake, as opposed to bugs of this package."""
 
 import difflib
 import errno
@@ -16,23 +16,23 @@ class UserError(Exception):
 
 
 class SickRun(UserError):
-    """A fit that is ended because it can't come to anything: the message says what was seen, where, and what to do.
+    """A fit is stopped because it can't succeed: the message says what was seen, where, and what to do.
 
-    Its folder stays, unlike that of a run that ends by another mistake: the curves show how it came to this. It has an
-    exit code of its own: the same command would end so again, and a search may go on with its next point.
+    Unlike after other mistakes, the run's folder is kept, since its curves show what happened. The exit code is a
+    separate one: the same command would fail again, and a hyperparameter search may go on with its next point.
     """
 
     exit_code = 3
 
 
-# A full disk, a used-up quota, a limit on the size of files: room can be made, and the command given again.
+# A full disk, an exceeded quota, a limit on file size: the user can make room and run the command again.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)  # to this user, or to anyone
 
 
 def no_room(error: BaseException | None) -> OSError | None:
-    """The error of a full disk that an exception is, or that it came from."""
+    """Return the out-of-space error (``NO_ROOM``) that an exception is or was caused by; None if there is none."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             return error
@@ -41,16 +41,16 @@ def no_room(error: BaseException | None) -> OSError | None:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's message in one line, or its kind where it has none."""
+    """An error's message in one line, or its type's name if the message is empty."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its kind where it has none."""
+    """The first line of an error's message, or its type's name if the message is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``did you mean X? `` for the nearest known name, or nothing."""
+    """Return ``did you mean X? `` with the nearest known name, or an empty string."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"did you mean {found[0]}? " if found else ""

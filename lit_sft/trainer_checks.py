@@ -1,4 +1,4 @@
-"""What a Trainer must be for the module; of one that the command line has made, most was told before it was."""
+"""Checks that a Trainer suits the module; on the command line, most are made before the Trainer exists."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from lit_sft.options import check_everywhere
 
 
 def checked_data(trainer: Any) -> TextDataModule:
-    """The data of a Trainer, which has what the module can work with.
+    """Return the Trainer's data module after checking that the module can work with the Trainer.
 
     Raises:
-        UserError: it predicts, has no data module, or an option or callback that the module can't be trained with.
+        UserError: the Trainer predicts, has no data module, or has an option or callback that can't work.
     """
     if trainer.state.fn == "predict":
         raise UserError(NO_PREDICT)

@@ -1,4 +1,4 @@
-"""What the LightningModule tells callbacks that watch over a fit, where Lightning has no hook for it."""
+"""Hooks, missing in Lightning, through which the LightningModule informs callbacks that watch over a fit."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch.optim import Optimizer
 
 
 class Watcher:
-    """One that finds everything well. The module asks the first of the Trainer's callbacks that is of this kind.
+    """A watcher that accepts everything; subclasses override it. The module uses the Trainer's first watcher callback.
 
-    It has a room of its own because the module imports no callback, nor a callback the module.
+    This is a separate file because the module imports no callback, and no callback imports the module.
     """
 
     @staticmethod
     def among(callbacks: Sequence[L.Callback]) -> Watcher:
-        """The first of a Trainer's callbacks that is one; else one that finds everything well."""
+        """Return the first of a Trainer's callbacks that is a watcher, else a watcher that accepts everything."""
         return next((one for one in callbacks if isinstance(one, Watcher)), Watcher())
 
     def accepts(self, trainer: L.Trainer, loss: Tensor) -> bool:
-        """Whether a batch of this loss may be learned from: if not, nothing is updated by it.
+        """Whether to train on a batch with this loss; if not, the batch updates nothing.
 
-        ``loss``: scalar, detached; of several processes the mean over all, so that they come to the same.
+        ``loss``: scalar, detached; with several processes the mean over all, so that all decide alike.
         """
         return True
 
@@ -35,6 +35,6 @@ class Watcher:
 
 
 def bar_needs_loss(trainer: L.Trainer) -> bool:
-    """Whether a progress bar is to be given the loss at every step, for which Lightning waits for the device."""
+    """Whether the progress bar needs the loss logged at every step, for which Lightning waits for the device."""
     bar = trainer.progress_bar_callback
     return bar is not None and not getattr(bar, "reads_loss", False)

@@ -87,7 +87,7 @@ class Network(nn.Module):
         return encoded
 
     def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """hidden (batch, time, output_size), targets (batch, time) -> negative log-likelihoods, as `lm_nll` returns them."""
+        """hidden (batch, time, output_size), targets (batch, time) -> negative log-likelihoods as in `lm_nll`."""
         if self.lm_head is None:
             raise ValueError("this network has no language-model head")
         return self.lm_head.nll(hidden.flatten(0, 1), targets.flatten()).view(targets.shape)  # (batch, time)

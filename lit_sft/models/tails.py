@@ -30,8 +30,8 @@ def encode_tails(
     rounding.
 
     The encoder must read from left to right, its `forward` must accept a stretch of the time steps with the state from
-    before them, and no mask used after `embed` may have a time dimension. A batch no longer than `tail` is passed to `forward`
-    unchanged.
+    before them, and no mask used after `embed` may have a time dimension. A batch no longer than `tail` is passed
+    to `forward` unchanged.
 
     inputs_embeds (batch, time, embedding_size), attention_mask (batch, time). The returned state is the one after the
     document's end and some of its padding.
