@@ -21,17 +21,17 @@ NO_PREDICT = "Trainer.predict: new text is for lit_sft.load(RUN_OR_CKPT).predict
 
 
 class EvaluationSteps(L.LightningModule):
-    """Measures its network's heads by an :class:`Evaluation`, which it has when the network is built."""
+    """Measures the heads of its network with an :class:`Evaluation`, which is set when the network is built."""
 
     network: Network | None  # no default here, which torch would find before the one that is set
     evaluation: Evaluation
     label_names: list[str]
     tested: Tested | None = None  # what the last test measured, over all processes
-    validated: Predictions | Responses | None = None  # what the last validate by itself has of each document
+    validated: Predictions | Responses | None = None  # each document's result in the last ``validate`` outside a fit
 
     @property
     def net(self) -> Network:
-        """The network; a RuntimeError where it isn't built yet."""
+        """The network; raises a RuntimeError if it isn't built yet."""
         if self.network is None:
             raise RuntimeError("the network is built in configure_model; without a Trainer, call build()")
         return self.network

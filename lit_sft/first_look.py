@@ -1,4 +1,4 @@
-"""What a network starts with, and what a fit shows it and its objective of the training data, before the first step."""
+"""Before the first step of a fit: load the network's start weights, show it and its objective the training data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lit_sft.transfer import load_pretrained
 def start_network(
     network: Network, data: TextDataModule, init_from: InitFrom, remap_vocabulary: bool, label_names: list[str]
 ) -> None:
-    """Show a new network the data, as far as it looks at them, and load ``init_from`` where that is given."""
+    """Set the token frequencies of a new network's normalised embeddings, and load ``init_from`` if it is given."""
     see_frequencies(network, data)
     if init_from:
         remap, sources = remap_vocabulary or data.preparation.kind == EXTEND, read_sources(init_from)
@@ -28,17 +28,17 @@ def start_network(
 
 
 def see_frequencies(network: Network, data: TextData) -> None:
-    """Show normalised embeddings how often each token occurs in what is trained on."""
+    """Set the token frequencies of normalised embeddings from the counts in the training data."""
     for part in network.modules():
         if isinstance(part, NormalisedEmbedding):
             part.see_counts(torch.from_numpy(data.token_counts))
 
 
 def see_documents(objective: Objective, network: Network, data: TextDataModule) -> None:
-    """Show an objective of labeled documents how many of each class there are, and the documents.
+    """Show an objective that classifies the number of documents of each class, and the documents themselves.
 
     Raises:
-        UserError: an option of the objective that doesn't go with these.
+        UserError: an option of the objective doesn't go with them.
     """
     if "classifier" not in objective.heads:
         return

@@ -1,4 +1,4 @@
-"""Whether a fit's options go together, told before any text is read: in a recipe, before the stages ahead have run."""
+"""Check that a fit's options go together before any text is read; in a recipe, before any earlier stage has run."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from lit_sft.objectives import MLE, Objective, Supervised
 
 
 def check_fit(options: Namespace, data: TextData) -> None:
-    """Raise a UserError where objective, stage, data and what is monitored don't go together.
+    """Raise a UserError if objective, stage, data options and monitored figures don't go together.
 
-    What the data hold is not looked at.
+    The content of the data is not looked at.
 
     Args:
-        options: of the fit, as parsed.
-        data: what they name.
+        options: the parsed options of the fit.
+        data: the data that the options name.
     """
     model, monitored = options.model, None
     try:
@@ -33,7 +33,7 @@ def check_fit(options: Namespace, data: TextData) -> None:
         given = options.trainer.callbacks or []
         callbacks = given if isinstance(given, list) else [given]
         if all(_class_path(callback).startswith(("lit_sft.", "lightning.")) for callback in callbacks):
-            # else one of the user's own may log what is monitored: that is looked at when it is built
+            # A callback of the user's own may log the monitored figure: this is then checked once it is built.
             groups = (group.clone(with_meta=False) for group in (options.checkpoint, options.early_stopping))
             monitored = [kind(**vars(group)) for kind, group in zip((BestCheckpoint, EarlyStop), groups, strict=True)]
     except (ValueError, MisconfigurationException) as error:  # an option's value that its class refuses
@@ -48,9 +48,9 @@ def check_fit(options: Namespace, data: TextData) -> None:
 
 
 def _check_monitored(callbacks: list[Any], objective: Objective, own: Mapping[str, Any]) -> None:
-    """Raise a UserError where a figure is there neither with one label a document nor with any number of them."""
+    """Raise a UserError if a monitored figure exists neither for single-label nor for multi-label documents."""
     refused = []
-    for multilabel in (False, True):  # which of the two the documents tell
+    for multilabel in (False, True):  # only the documents decide which of the two
         try:
             check_monitors(callbacks, objective.heads, multilabel, own)
         except UserError as error:
@@ -60,7 +60,7 @@ def _check_monitored(callbacks: list[Any], objective: Objective, own: Mapping[st
 
 
 def _objective(model: Namespace) -> Objective:
-    """The objective that the options of a model name, as the module will have it."""
+    """Build the objective that the model options name, as the module will."""
     if model.objective is None:
         return MLE() if model.stage == "pretrain" else Supervised()
     parser = ArgumentParser(exit_on_error=False)

@@ -1,4 +1,4 @@
-"""What ended a command, told as a user's mistake where it is one that Lightning or the system raised."""
+"""Turn exceptions of Lightning or the system that are a user's mistake into a UserError."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from lit_sft.checkpoint_io import what_now
 from lit_sft.errors import UserError, no_room, one_line
 from lit_sft.options import reason
 
-# The functions that hand a checkpoint's entries out: what any of these refuses, the file holds and not the program.
+# The functions that restore a checkpoint's entries: an error in one of these is a fault of the file, not the program.
 RESTORING = {"_restore_modules_and_callbacks", "restore_training_state", "go_on_drawing", "take_options"}
 
-# Raised while an option's class is built, these are a bug in that class and never mean a wrong value, though
-# jsonargparse reports them as one.
+# When an option's class is built, these indicate a bug in the class and never a wrong value, although jsonargparse
+# reports them as one.
 BUGS = (NameError, AttributeError, LookupError)
 
 
 def refusal_in(error: ValueError | MisconfigurationException) -> UserError:
-    """The mistake that it is when a class refuses an option's value; raises the error as it is where it is a bug."""
+    """Return a UserError for a class that refuses an option's value; re-raise the error if it is a bug in the class."""
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
@@ -31,12 +31,12 @@ def refusal_in(error: ValueError | MisconfigurationException) -> UserError:
 
 
 def mistake_in(error: Exception, folder: Path | None, source: Path | None) -> UserError | None:
-    """The mistake that an exception of the Trainer stands for; None where it is none, or one that is told already.
+    """Return a UserError for an exception of the Trainer; None if it is no user's mistake, or a UserError already.
 
     Args:
-        error: of any kind.
-        folder: the run's.
-        source: the checkpoint that was gone on with, started from or measured.
+        error: the exception, of any type.
+        folder: the run's folder.
+        source: the checkpoint that was resumed, started from or measured.
     """
     if isinstance(error, UserError):
         return None
@@ -45,7 +45,7 @@ def mistake_in(error: Exception, folder: Path | None, source: Path | None) -> Us
         return UserError(f"{full.filename or folder or 'a file'}: can't be written: {full.strerror}; {now}")
     if isinstance(error, MisconfigurationException):
         return UserError(reason(error))
-    # Lightning's words: of an interval longer than an epoch, and of processes that don't add up
+    # Lightning's messages for an interval longer than an epoch, and for inconsistent numbers of processes
     if isinstance(error, ValueError) and ("val_check_interval" in str(error) or str(error).startswith("You set `")):
         return UserError(f"trainer: {reason(error)}")
     if isinstance(error, RuntimeError) and "Early stopping conditioned on" in str(error):  # a figure that isn't logged
@@ -56,7 +56,7 @@ def mistake_in(error: Exception, folder: Path | None, source: Path | None) -> Us
             "kernel is used anyway), or give --trainer.gradient_clip_val null"
         )
     if isinstance(error, torch.OutOfMemoryError):
-        return None  # no damage, wherever it came up
+        return None  # not a damaged checkpoint, even during a restore
     frames = traceback.walk_tb(error.__traceback__)
     if source is not None and any(frame.f_code.co_name in RESTORING for frame, _ in frames):
         what = f"{type(error).__name__}: {one_line(error)[:200]}"

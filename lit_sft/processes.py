@@ -1,4 +1,4 @@
-"""Processes that others start: how many, and that they get the signals, or the end, of the one that starts them."""
+"""Processes that start others: count them, hand signals on to them, and end them together."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ STARTED_BY = "LIT_SFT_STARTED_BY"  # a run's first process, for those that Light
 
 
 def launched() -> int:
-    """How many processes a launcher has started for this command, this one among them: torchrun, srun, or Lightning's.
+    """Number of processes, this one included, that a launcher (torchrun, srun or Lightning's) started for this command.
 
-    In an interactive job of SLURM (Lightning knows it by these names) the step is the shell's, and a command is one.
+    In an interactive SLURM job (recognised by its name, as in Lightning) the job step is the shell's, and a command is
+    one process.
     """
     interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
     tasks = None if interactive else os.environ.get("SLURM_STEP_NUM_TASKS")
@@ -29,10 +30,10 @@ def launched() -> int:
 
 
 def check_launched(wanted: int) -> None:
-    """Raise a UserError where a launcher has started other processes than the Trainer is one of: ``wanted`` many.
+    """Raise a UserError if a launcher has not started the number of processes that the Trainer expects, ``wanted``.
 
-    Of more than that, each would be a training of its own, in one folder. Fewer may start the others themselves, but
-    for those of torchrun, which would wait for them.
+    If there are more, each would be a training of its own in the same folder. Fewer are allowed, since they may start
+    the others themselves, except under torchrun, where they would wait for them.
     """
     started = launched()
     if started > wanted or (started < wanted and "TORCHELASTIC_RUN_ID" in os.environ):
@@ -44,9 +45,9 @@ def check_launched(wanted: int) -> None:
 
 
 def run_process(command: list[str]) -> int:
-    """Run a command to its end and return its exit code: 128 plus the number of a signal that ended it or came.
+    """Run a command to its end and return its exit code, or 128 plus the number of a signal that ended or reached it.
 
-    A terminal sends Ctrl-C to both processes, `kill` to the one that is named: it is handed on in any case.
+    A terminal sends Ctrl-C to both processes, `kill` signals only the process it names: signals are always handed on.
     """
     received: list[int] = []
     process: subprocess.Popen[bytes] | None = None
@@ -72,19 +73,19 @@ def run_process(command: list[str]) -> int:
 
 
 class Stopped(SystemExit):
-    """Ends a process at a place where all processes of its run end: it was stopped by a signal, and is saved."""
+    """Raised in all processes of a run at the same step, after a signal has stopped it and a checkpoint was saved."""
 
 
 @contextmanager
 def ending_together(launcher: Any) -> Iterator[None]:
-    """Within it an exception of a run's first process ends those that it has started.
+    """Within this context, an exception in a run's first process ends the processes that it has started.
 
-    Without it they would wait for the first, and outlive it. Where all end for the same reason (a sick run, a signal),
-    a process that was started exits with 0, since Lightning would otherwise kill the first for its code. The exit code
-    of the run is the first's.
+    Otherwise they would wait for the first one and outlive it. If all end for the same reason (a sick run, a signal),
+    a started process exits with 0, since Lightning would kill the first process for any other code. The exit code of
+    the run is that of the first process.
 
     Args:
-        launcher: of the Trainer's strategy; None where there is none.
+        launcher: the launcher of the Trainer's strategy; None if it has none.
     """
     was_started = os.environ.get(STARTED_BY) == str(os.getppid())
     os.environ[STARTED_BY] = str(os.getpid())

@@ -14,9 +14,9 @@ from lit_sft.errors import UserError
 
 
 def agreed(trainer: Trainer, wanted: bool) -> bool:
-    """Whether any process wants it, so that all of them save, or stop, at the same step.
+    """Whether any process is ``wanted`` to act, so that all of them save or stop at the same step.
 
-    Several processes are asked every ``log_every_n_steps`` only, since the answer waits for the device.
+    With several processes this is only asked every ``log_every_n_steps``, since the answer waits for the device.
     """
     if trainer.world_size == 1:
         return wanted
@@ -26,24 +26,25 @@ def agreed(trainer: Trainer, wanted: bool) -> bool:
 
 
 def of_all_ranks(trainer: Trainer, own: dict[str, Any]) -> list[dict[str, Any]]:
-    """``own`` of each process, in the order of ranks; every process must call it."""
+    """Gather ``own`` from each process, in rank order; every process must call this function."""
     if trainer.world_size == 1:
         return [own]
     ranks: list[dict[str, Any]] = [{}] * trainer.world_size
-    # From the CPU: unpickled on its own device, each process's state would open a context there in all the others.
+    # Moved to the CPU first: unpickling GPU tensors would open a context on each process's device in all the others.
     torch.distributed.all_gather_object(ranks, move_data_to_device(own, torch.device("cpu")))
     return ranks
 
 
 def weighted(trainer: Trainer, shares: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor]:
-    """A process's loss as its share of the mean over all of them, and that mean, detached.
+    """Return this process's loss, scaled so that DDP gives the mean over all processes, and that mean, detached.
 
-    DDP averages the gradients of n processes. With the loss l_r of process r a mean over w_r tokens or documents, the
-    mean over all is sum_r w_r l_r / sum_r w_r: so each takes n w_r / sum w times its l_r.
+    DDP averages the gradients of n processes. If the loss l_r of process r is a mean over w_r tokens or documents, the
+    mean over all is sum_r w_r l_r / sum_r w_r, so each process multiplies its l_r by n w_r / sum w.
 
     Args:
-        trainer: whose processes share the batch.
-        shares: of a loss that is a sum of such means: scalar l_r and scalar w_r of each; None: all count alike.
+        trainer: its processes share the batch.
+        shares: scalar l_r and scalar w_r of each term of a loss that is a sum of such means. A w_r of None weights all
+            processes equally.
     """
     losses = torch.stack([loss for loss, _ in shares])  # (shares,)
     if trainer.world_size == 1:
@@ -57,10 +58,10 @@ def weighted(trainer: Trainer, shares: Sequence[tuple[Tensor, Tensor | None]]) -
 
 
 def of_this_rank(trainer: Trainer, ranks: list[dict[str, Any]]) -> dict[str, Any]:
-    """This process's part of what :func:`of_all_ranks` gave.
+    """Return this process's part of what :func:`of_all_ranks` gathered.
 
     Raises:
-        UserError: it was of another number of processes.
+        UserError: it was gathered from another number of processes.
     """
     if len(ranks) != trainer.world_size:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Going on with a run, or from its weights: what must be as it was."""
+"""Resuming a run, or starting from its weights: checks of what must not have changed."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from lit_sft.errors import UserError
 from lit_sft.runs import RECORD
 from lit_sft.stored_options import class_path_of
 
-# What the tokenizer of a checkpoint was trained with: another value would ask for another tokenizer.
+# Options that a checkpoint's tokenizer was trained with: another value would require another tokenizer.
 TOKENIZER_OPTIONS = ("vocab_size", "lowercase", "min_frequency", "replace")
 
 
 def check_resumable(source: Checkpoint, config: dict[str, Any]) -> None:
-    """Raise a UserError where a checkpoint can't be gone on with: another stage, tokenizer or class of optimizer.
+    """Raise a UserError if a checkpoint can't be resumed: it has another stage, tokenizer or optimizer class.
 
     ``config``: the run's options.
     """
@@ -68,10 +68,12 @@ def check_same_tokenizer(data: Sequence[Any]) -> None:
 
 
 def read_resumable(path: Path) -> Checkpoint:
-    """As :func:`read_checkpoint`, of one with all that a run needs to go on: Lightning would pass over much of it.
+    """Read a checkpoint as :func:`read_checkpoint` does, and check that it has everything that resuming a run needs.
+
+    Lightning would silently ignore much of what is missing.
 
     Raises:
-        UserError: also where a part of that is missing, as in a file of weights alone.
+        UserError: also if a part is missing, as in a file with weights only.
     """
     entries = read_entries(path)
     found = checkpoint_in(entries, path)
@@ -97,7 +99,7 @@ def _optimizers(value: Any) -> bool:
 
 
 def _states(value: Any) -> bool:
-    """Lightning saves no empty state, and passes over one that it finds."""
+    """Whether no state is missing or empty: Lightning saves no empty states, and ignores those that it finds."""
     return isinstance(value, dict) and bool(value) and all(isinstance(s, dict) and s for s in value.values())
 
 
@@ -114,7 +116,7 @@ def _rank(value: Any) -> bool:
     return tensors and generators <= set(value["random"])
 
 
-# What each entry must be that only a resumed run needs; of these, some are Lightning's and some ours.
+# A check of each entry that only a resumed run needs; some are Lightning's, some this package's.
 NEEDED: dict[str, Callable[[Any], bool]] = {
     "global_step": lambda value: isinstance(value, int),
     "loops": _loops,
@@ -127,9 +129,9 @@ NEEDED: dict[str, Callable[[Any], bool]] = {
 
 
 def check_folder(folder: Path, new: bool = False) -> None:
-    """Raise a UserError where a stage can't train in this folder, which holds a finished run, or a recipe's.
+    """Raise a UserError if a stage can't train in this folder because it holds a finished run or a recipe's run.
 
-    ``new``: whether a run begins there, which would write over the checkpoints of one that isn't finished.
+    ``new``: whether a new run starts there, which would overwrite the checkpoints of an unfinished run: refused, too.
     """
     if (folder / RECORD).is_file():
         raise UserError(
@@ -149,10 +151,10 @@ def check_folder(folder: Path, new: bool = False) -> None:
 
 
 def last_checkpoint(folder: Path) -> Checkpoint | None:
-    """What ``--ckpt_path last`` goes on from: the newest checkpoint of a run that is whole; None where there is none.
+    """Return the checkpoint that ``--ckpt_path last`` resumes: the newest undamaged one; None if there is none at all.
 
     Raises:
-        UserError: there are some, and all of them are damaged; or the run isn't one of a stage.
+        UserError: all checkpoints are damaged, or :func:`check_folder` refuses the folder.
     """
     check_folder(folder)
     errors: list[str] = []

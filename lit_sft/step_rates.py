@@ -1,4 +1,4 @@
-"""Steps that take a rate of their own: what a batch asks for beside the schedule."""
+"""Learning rates of single steps: a batch can scale the schedule's rate."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch.optim import Optimizer
 
 
 class StepRates(L.LightningModule):
-    """Scales the rates of one step by what its batches say (``rate``), and leaves no trace of it.
+    """Scales the learning rates of a single step by the ``rate`` of its batches.
 
-    Short stretches of text would otherwise weigh more a token than long ones (Merity et al. 2018, section 4.1). It is
-    the rate that is scaled and not the loss, since clipping, or an optimizer like Adam, would undo a factor on that.
-    Schedule, logged rate and checkpoint know nothing of it. With accumulated gradients the factor is the mean over the
-    step's batches.
+    Otherwise each token of a short stretch of text would weigh more than one of a long stretch (Merity et al. 2018,
+    section 4.1). The rate is scaled and not the loss, since clipping, or an optimizer like Adam, would undo a factor on
+    the loss. Schedule, logged rate and checkpoint are not affected. With accumulated gradients, the factor is the mean
+    over the step's batches.
 
-    And makes the last step of an epoch, which may have fewer batches than ``accumulate_grad_batches``, the mean over
-    those that it has: Lightning divides by that number there, too. The batches of a step weigh alike, however many
-    documents each has.
+    It also corrects the last step of an epoch if that has fewer batches than ``accumulate_grad_batches``, by which
+    Lightning divides even then: its gradient becomes the mean over the batches that it has. All batches of a step have
+    the same weight, however many documents each has.
     """
 
     def __init__(self) -> None:
@@ -31,11 +31,11 @@ class StepRates(L.LightningModule):
     def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         if batch_idx % self.trainer.accumulate_grad_batches == 0:  # Lightning's own rule
             self._step_rates = []
-        if all(hasattr(b, "rate") for b in batch.values()):  # a stream beside labels leaves their rate alone
+        if all(hasattr(b, "rate") for b in batch.values()):  # not if labeled documents come along
             self._step_rates += [b.rate for b in batch.values()]
 
     def share_of_step(self, batch_idx: int) -> float:
-        """What the loss of a batch is to be multiplied by, beside Lightning's 1 / ``accumulate_grad_batches``."""
+        """The factor on a batch's loss, in addition to Lightning's 1 / ``accumulate_grad_batches``."""
         accumulate, batches = self.trainer.accumulate_grad_batches, int(self.trainer.num_training_batches)
         rest = batches % accumulate
         return accumulate / rest if rest and batch_idx >= batches - rest else 1.0
@@ -54,7 +54,7 @@ class StepRates(L.LightningModule):
 
 @contextmanager
 def scaled(groups: list[dict[str, Any]], factor: float) -> Iterator[None]:
-    """Multiply the groups' rates by a factor for as long as this lasts; then they are the very ones from before."""
+    """Multiply the groups' rates by a factor within this context; restore the exact rates afterwards."""
     if factor == 1.0:
         yield
         return
