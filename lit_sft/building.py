@@ -21,8 +21,6 @@ NEEDS_LABELS = (
     "(data.response_column) are for --model.objective Completion"
 )
 
-NOT_PLAIN = object()
-
 
 @dataclass(frozen=True)
 class Blueprint:
@@ -79,29 +77,31 @@ class Blueprint:
         kind, given = encoder.func, encoder.keywords
         if isinstance(kind, type) and not encoder.args:
             _, *known = inspect.signature(kind).parameters.values()  # all but vocab_size
-            defaults = {option.name: option.default for option in known}
-            init_args = {name: _plain(value) for name, value in (defaults | given).items()}
-            if odd := [name for name in given if init_args[name] is NOT_PLAIN]:
-                raise UserError(
-                    f"the encoder's option {odd[0]} is {given[odd[0]]!r}, and a checkpoint holds numbers, texts and "
-                    "lists of them: let a class of your own take a name in its place"
-                )
-            kept = {name: value for name, value in init_args.items() if value is not NOT_PLAIN}
-            options["encoder"] = {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": kept}
+            init_args: dict[str, Any] = {}
+            for name, value in ({option.name: option.default for option in known} | given).items():
+                try:
+                    init_args[name] = _plain(value)
+                except TypeError as error:
+                    if name in given:  # a default, or what stands for none, is there again when the class is built
+                        raise UserError(
+                            f"the encoder's option {name} is {value!r}, and a checkpoint holds numbers, texts and "
+                            "lists of them: let a class of your own take a name in its place"
+                        ) from error
+            options["encoder"] = {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": init_args}
         return options
 
 
 def _plain(value: Any) -> Any:
-    """Convert an option to what YAML and a checkpoint can hold; return NOT_PLAIN if it can't be, or has no default."""
+    """Convert an option to what YAML and a checkpoint can hold; a TypeError if it can't be converted."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, list | tuple):
-        values = [_plain(v) for v in value]
-        return NOT_PLAIN if any(v is NOT_PLAIN for v in values) else values
+        return [_plain(v) for v in value]
     if isinstance(value, dict):
-        values = [_plain(v) for v in value.values()]
-        return NOT_PLAIN if any(v is NOT_PLAIN for v in values) else dict(zip(map(str, value), values, strict=True))
-    return value if value is None or isinstance(value, str | int | float) else NOT_PLAIN
+        return {str(key): _plain(v) for key, v in value.items()}
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise TypeError(type(value).__name__)
 
 
 def check_stage(objective: Objective, stage: str) -> None:

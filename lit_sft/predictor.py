@@ -253,12 +253,7 @@ def load(
 def _load(
     checkpoint: Checkpoint, encoder: Callable[..., Encoder] | None, device: str | torch.device | None
 ) -> Predictor:
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)  # as the run had, whatever the user's is now
-    try:
-        network = stored_network(checkpoint, stored_blueprint(checkpoint, encoder))
-    finally:
-        torch.set_default_dtype(default)
+    network = stored_network(checkpoint, stored_blueprint(checkpoint, encoder))
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -7,6 +7,8 @@ from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
+import torch
+
 from lit_sft.building import Blueprint, check_stage_and_labels
 from lit_sft.checkpoints import Checkpoint
 from lit_sft.errors import UserError, one_line
@@ -74,6 +76,8 @@ def stored_network(checkpoint: Checkpoint, blueprint: Blueprint, objective: Obje
     """
     objective, labels = objective or objective_of(checkpoint), len(checkpoint.label_names)
     check_stage_and_labels(objective, checkpoint.stage, labels, checkpoint.multilabel)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)  # as in the training, whatever the user's is now
     try:
         network = blueprint.build(objective, checkpoint.tokenizer().vocab_size, labels, checkpoint.multilabel)
         network.load_state_dict(checkpoint.network_weights())
@@ -84,6 +88,8 @@ def stored_network(checkpoint: Checkpoint, blueprint: Blueprint, objective: Obje
                 "lit_sft.load(…, encoder=…)"
             ) from error
         raise UserError(f"{checkpoint.path}: can't be built from its own options: {one_line(error)}") from error
+    finally:
+        torch.set_default_dtype(default)
     return network
 
 

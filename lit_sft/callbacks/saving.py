@@ -228,9 +228,6 @@ class StopOnSignal(Callback):
         rank_zero_info(f"stopped at step {trainer.global_step}: fit goes on with --ckpt_path last")
         raise Stopped(128 + (self.received or signal.SIGTERM))
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._restore(trainer)
-
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # Lightning restores the handlers that it found when training began: ours from setup, not the original ones.
         trainer._signal_connector._original_handlers |= self._before

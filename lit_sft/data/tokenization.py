@@ -252,10 +252,10 @@ def _untrained(
 def _normalizers(kind: TokenizerKind, lowercase: bool, replace: Mapping[str, str]) -> tuple[Any, Any]:
     """Normalizers of the text before it is split: one for learning the vocabulary, and one for encoding."""
     for pattern in replace if kind != "whitespace" else ():
-        if unicodedata.normalize("NFC", pattern) != pattern:
+        if (composed := unicodedata.normalize("NFC", pattern)) != pattern:
             raise UserError(
                 f"data.replace {pattern!r} has an accent apart from its letter, and texts are composed (NFC) before: "
-                f"write {unicodedata.normalize('NFC', pattern)!r}"
+                f"write {composed!r}"
             )
     first: list[Any] = [_replacement(pattern, by) for pattern, by in replace.items()]
     first += [normalizers.Lowercase()] if lowercase else []
