@@ -4,8 +4,8 @@
 
 The optimizer state (twice the size of the weights), the random states and the paths of the run's data are left out.
 The file can be used with ``lit_sft.load("model.ckpt").predict([...])``, ``predict`` and
-``test --ckpt_path model.ckpt --data.test FILE``, and a new run can start from it (``--model.init_from model.ckpt``), but
-the original run can't be resumed from it.
+``test --ckpt_path model.ckpt --data.test FILE``, and a new run can start from it (``--model.init_from model.ckpt``),
+but the original run can't be resumed from it.
 """
 
 from __future__ import annotations
