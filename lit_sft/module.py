@@ -94,6 +94,8 @@ class LitSFT(EvaluationSteps, StepRates):
         metrics: dict[str, Metric] | None = None,
     ) -> None:
         super().__init__()
+        if num_beams < 1:
+            raise UserError(f"--model.num_beams {num_beams} must be at least 1")
         self.stage, self.num_beams = stage, num_beams
         self.init_from, self.remap_vocabulary = init_from, remap_vocabulary
         head = (pooling, head_dropout, head_hidden_size, backprop_tokens)
@@ -227,10 +229,8 @@ class LitSFT(EvaluationSteps, StepRates):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer, a parameter group or two a layer, and the schedule by optimizer step."""
-        layers = self.net.layer_groups()
-        names = ["embedding", *(f"layer{i}" for i in range(1, len(layers) - 1)), "head"]
         try:
-            optimizer = build_optimizer(self.make_optimizer, list(zip(names, layers, strict=True)), self.layer_decay)
+            optimizer = build_optimizer(self.make_optimizer, self.net.layer_groups(), self.layer_decay)
         except ValueError as error:
             raise UserError(f"model.optimizer: {error}") from error
         total = self.total_steps()

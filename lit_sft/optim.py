@@ -137,7 +137,7 @@ def _check_share(name: str, value: float) -> None:
 
 
 def build_optimizer(
-    factory: Callable[[list[dict[str, Any]]], Optimizer], layers: list[tuple[str, list[nn.Parameter]]], decay: float
+    factory: Callable[[list[dict[str, Any]]], Optimizer], layers: list[list[nn.Parameter]], decay: float
 ) -> Optimizer:
     """The optimizer with discriminative rates: its own for the top layer, ``decay`` times the one above below.
 
@@ -154,19 +154,22 @@ def build_optimizer(
     return fuse(optimizer)
 
 
-def parameter_groups(layers: list[tuple[str, list[nn.Parameter]]], decay: float) -> list[dict[str, Any]]:
+def parameter_groups(layers: list[list[nn.Parameter]], decay: float) -> list[dict[str, Any]]:
     """Optimizer groups by layer. Biases and other vectors get no weight decay; frozen parameters are left out.
 
     Args:
-        layers: (name, parameters) from the bottom (embedding) to the top (head).
+        layers: the parameters of each layer from the bottom (embedding) to the top (head), as
+            :meth:`Network.layer_groups` returns them.
         decay: the factor from a layer to the one below; 1 gives all layers one rate.
 
     Returns:
-        Groups in the optimizer's format, from the bottom to the top. A group's ``name`` is its layer's, with ``.bias``
-        added for the part without weight decay; its ``lr_factor`` is its share of the top layer's rate.
+        Groups in the optimizer's format, from the bottom to the top. A group's ``name`` is that of its layer
+        (``embedding``, ``layer1``, ..., ``head``), with ``.bias`` added for the part without weight decay; its
+        ``lr_factor`` is its share of the top layer's rate.
     """
     groups: list[dict[str, Any]] = []
-    for height, (name, parameters) in enumerate(layers, start=1):
+    names = ["embedding", *(f"layer{i}" for i in range(1, len(layers) - 1)), "head"]
+    for height, (name, parameters) in enumerate(zip(names, layers, strict=True), start=1):
         factor = decay ** (len(layers) - height)
         trainable = [p for p in parameters if p.requires_grad]
         matrices, vectors = [p for p in trainable if p.ndim > 1], [p for p in trainable if p.ndim <= 1]

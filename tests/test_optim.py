@@ -139,15 +139,11 @@ def network(tied: bool = True) -> Network:
     return Network(encoder, head, ClassifierHead(8, 3))
 
 
-def layers(net: Network) -> list[tuple[str, list[nn.Parameter]]]:
-    return list(zip(("embedding", "layer1", "layer2", "head"), net.layer_groups(), strict=True))
-
-
 @pytest.mark.parametrize("tied", [True, False])
 def test_groups_hold_every_parameter_once_with_rates_by_layer_and_no_decay_on_vectors(tied: bool) -> None:
     net = network(tied)
     factory = partial(torch.optim.AdamW, lr=0.5, weight_decay=0.3)
-    optimizer = build_optimizer(factory, layers(net), decay=0.1)
+    optimizer = build_optimizer(factory, net.layer_groups(), decay=0.1)
     held = Counter(id(p) for group in optimizer.param_groups for p in group["params"])
     assert held == Counter(id(p) for p in net.parameters())
     heights = {"embedding": 3, "layer1": 2, "layer2": 1, "head": 0}
@@ -164,7 +160,7 @@ def test_groups_hold_every_parameter_once_with_rates_by_layer_and_no_decay_on_ve
 def test_the_rate_may_be_the_optimizers_default_and_frozen_parameters_are_left_out() -> None:
     net = network()
     net.encoder.embedding.weight.requires_grad_(False)
-    optimizer = build_optimizer(torch.optim.Adagrad, layers(net), decay=1.0)
+    optimizer = build_optimizer(torch.optim.Adagrad, net.layer_groups(), decay=1.0)
     assert {group["lr"] for group in optimizer.param_groups} == {0.01}
     assert all(p is not net.encoder.embedding.weight for group in optimizer.param_groups for p in group["params"])
 
@@ -173,8 +169,8 @@ def test_the_rate_may_be_the_optimizers_default_and_frozen_parameters_are_left_o
 def test_the_fused_kernel_is_used_and_takes_the_same_steps(factory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     net = network().double()
     twin = copy.deepcopy(net)
-    fused = build_optimizer(partial(factory, lr=0.05), layers(net), 0.5)
-    plain = build_optimizer(partial(factory, lr=0.05, foreach=False), layers(twin), 0.5)
+    fused = build_optimizer(partial(factory, lr=0.05), net.layer_groups(), 0.5)
+    plain = build_optimizer(partial(factory, lr=0.05, foreach=False), twin.layer_groups(), 0.5)
     assert all(group["fused"] for group in fused.param_groups)
     assert not any(group["fused"] for group in plain.param_groups)
     name = f"_fused_{factory.__name__.lower()}_"

@@ -35,6 +35,17 @@ RUN = Path("logs/tiny/version_0")
         (["--finetune.model.objective", "Supervised", "--finetune.model.objective.label_smoothing", "2"], "smoothing"),
         (["--finetune.checkpoint.monitor", "val/macro_f2"], "no figure val/macro_f2 to monitor"),
         (["--pretrain.early_stopping.monitor", "val/accuracy"], "no figure val/accuracy to monitor"),
+        # nor what the network, the optimizer or a callback of the last stage refuses
+        (["--finetune.model.encoder.weight_dropout", "1.5"], "stage finetune: model: weight_dropout=1.5"),
+        (["--finetune.model.head_hidden_size", "-1"], "hidden_size=-1 must be at least 0"),
+        (["--finetune.model.backprop_tokens", "0"], "backprop_tokens=0 must be at least 1"),
+        (["--finetune.model.layer_decay", "-1"], "model.optimizer: layer_decay=-1.0 must be above 0"),
+        (["--finetune.model.optimizer", "SGD", "--finetune.model.optimizer.lr", "-1"], "Invalid learning rate: -1"),
+        (["--finetune.model.num_beams", "0"], "num_beams 0 must be at least 1"),
+        (["--finetune.saving.keep", "0"], "keep=0 at least 1"),
+        (["--finetune.health.spike_window", "0"], "health.spike_window=0 must be at least 2"),
+        (["--pretrain.model.adaptive_cutoffs", "[20, 10]"], "adaptive_cutoffs=[20, 10] must rise"),
+        (["--pretrain.model.loss_chunk", "0"], "loss_chunk=0 must be at least 1"),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_made(
@@ -92,7 +103,8 @@ def test_a_flag_of_a_stage_that_the_resumed_run_has_not_is_told(
 
 
 def test_a_first_stage_that_fails_ends_the_recipe_and_leaves_nothing(fit_recipe: Fit, calls: list[list[str]]) -> None:
-    result = fit_recipe("--model.optimizer.lr=-1")  # no parser knows that this can't be
+    cutoffs = ("--model.tie_weights_up_to", "1", "--model.adaptive_cutoffs", "[1000]")  # the vocabulary is smaller
+    result = fit_recipe(*cutoffs)
     assert result.code == 2
     assert len(calls) == 1
     assert not list(Path("logs").iterdir())
@@ -102,11 +114,12 @@ def test_a_later_stage_that_fails_leaves_the_finished_one(
     fit_recipe: Fit, calls: list[list[str]], configs: Configs
 ) -> None:
     options = yaml.safe_load(configs.finetune.read_text())
-    options["model"]["head_dropout"] = 1.5
+    weighted = {"class_path": "Supervised", "init_args": {"class_weights": [1.0] * 9}}  # there are fewer classes
+    options["model"]["objective"] = weighted
     configs.finetune.write_text(yaml.safe_dump(options))
     result = fit_recipe()
     assert result.code == 2
-    assert "head_dropout=1.5" in result.err
+    assert "class_weights has 9 values" in result.err
     assert [command[0] for command in calls] == ["fit", "fit"]
     assert [path.name for path in sorted(RUN.iterdir())] == ["config.yaml", "pretrain"]
 

@@ -33,7 +33,7 @@ class Evaluation(nn.Module):
         num_beams: beams of the search for responses to prompts, which only runs if each document's results are kept.
 
     Raises:
-        UserError: if num_beams is below 1, own metrics are given without a classifier, or :class:`OwnMetrics` rejects
+        UserError: if own metrics are given without a classifier, or :class:`OwnMetrics` rejects
             one.
     """
 
@@ -46,8 +46,6 @@ class Evaluation(nn.Module):
         num_beams: int = 1,
     ) -> None:
         super().__init__()
-        if num_beams < 1:
-            raise UserError(f"--model.num_beams {num_beams} must be at least 1")
         self.special_ids, self.num_beams = special_ids, num_beams
         self.lm = None if network.lm_head is None else LanguageModelMetrics()
         self.classes: ClassificationMetrics | MultilabelMetrics | None = None

@@ -116,10 +116,13 @@ def run_recipe(recipe: Recipe, arguments: list[str]) -> None:
 def check_stage(recipe: Recipe, stage: Stage, flags: list[str], finished: bool = False) -> Namespace:
     """Check a stage's options, and its data unless it has finished, without running it; returns the options."""
     with _command("fit", recipe, stage, flags) as command:
-        options, data = check(command)
-        if not finished:  # its text may be gone
-            data.check_sources()
-            data.check_documents()
+        try:
+            options, data = check(command)
+            if not finished:  # its text may be gone
+                data.check_sources()
+                data.check_documents()
+        except UserError as error:
+            raise UserError(f"stage {stage.name}: {error}") from error
     return options
 
 
