@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from argparse import ArgumentError
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from lit_sft.module import LitSFT
 from lit_sft.options import check_trainer, explain, read_config_file, values_of
 from lit_sft.processes import check_launched, ending_together
 from lit_sft.resume import check_folder, check_resumable, last_checkpoint, read_resumable
-from lit_sft.runs import discard_run, resume_run, run_folder_of, run_name, start_run
+from lit_sft.runs import discard_run, held, resume_run, run_folder_of, run_name, start_run
 from lit_sft.starting import Source, check_direction, start_from
 from lit_sft.stored_options import objective_of, stored_config
 from lit_sft.vocabulary import keep_head
@@ -69,8 +70,10 @@ class LitCLI(LightningCLI):
         self.source: Checkpoint | None = None  # whose tokenizer and labels this run takes
         self.own = False  # whether validate or test measure the run's own data
         self.args, self.only_check, self.resumed = args, only_check, False
+        self.stack = ExitStack()  # what a fit holds to its end: the run's folder
         try:
-            self._run()
+            with self.stack:
+                self._run()
         except UserError as error:
             if self.folder is not None and self.made is not None and not isinstance(error, SickRun):
                 discard_run(self.folder, self.made)
@@ -104,12 +107,8 @@ class LitCLI(LightningCLI):
         parser.add_argument("--seed_everything", type=int, default=0, help="seed of weights, masks, order and subsets")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument(
-            "--name", type=str | None, default=None, help="the run's name: logs/NAME/version_K (default: the config's)"
-        )
-        parser.add_argument(
-            "--run_dir", type=str | None, default=None, help="this folder in place of a new logs/NAME/version_K"
-        )
+        parser.add_argument("--name", type=str | None, default=None, help="logs/NAME/version_K (default: the config's)")
+        parser.add_argument("--run_dir", type=str | None, default=None, help="a folder, not logs/NAME/version_K")
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.add_lightning_class_args(EarlyStop, "early_stopping")
         parser.add_lightning_class_args(LastCheckpoint, "saving")
@@ -206,8 +205,9 @@ class LitCLI(LightningCLI):
         if data.preparation.kind == EXTEND and self.source is not None:
             keep_head(config.model, self.source, data.tokenizer.vocab_size)
         if self.folder is None and not config.trainer.fast_dev_run:
-            self.folder, made = start_run(name, config.run_dir)
-            self.made = None if any(self.folder.glob("*")) else made
+            folder, made = start_run(name, config.run_dir)
+            self.made = None if any(folder.glob("*")) else made
+            self.folder = self.stack.enter_context(held(folder))
         if self.folder is not None:
             rank_zero_info(f"run folder: {self.folder}")
 
@@ -218,7 +218,7 @@ class LitCLI(LightningCLI):
             writes = config.ckpt_path != "last" and not config.trainer.fast_dev_run
             check_folder(Path(config.run_dir), new=writes)
         if config.ckpt_path == "last":
-            self.folder, self.resumed = resume_run(name, config.run_dir), True
+            self.folder, self.resumed = self.stack.enter_context(held(resume_run(name, config.run_dir))), True
             self.source = last_checkpoint(self.folder)
             if self.source is None and not (self.folder / "config.yaml").is_file():
                 raise UserError(f"--ckpt_path last: nothing to resume in {self.folder}")
@@ -269,8 +269,7 @@ class LitCLI(LightningCLI):
             with ending_together(self.trainer.strategy.launcher):  # type: ignore[attr-defined]
                 super()._run_subcommand(subcommand)
         except Exception as error:
-            known = mistake_in(error, self.folder, self.source.path if self.source else None)
-            if known is None:
+            if (known := mistake_in(error, self.folder, self.source.path if self.source else None)) is None:
                 raise
             raise known from error
 

@@ -15,6 +15,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_sft.atomic import write_atomically
@@ -96,6 +97,32 @@ def resume_run(name: str, run_dir: str | None) -> Path:
     shared = None if _is_first() else os.environ.get(SHARED)
     given = run_dir or shared
     return _shared_out(Path(given) if given else unfinished_run(name))
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[Path]:
+    """The same folder; within this context no other process can train in it.
+
+    Of a run's processes the first one holds it. The lock ends with that process, however it ends. A file system
+    without locks protects nothing.
+
+    Raises:
+        UserError: another process trains in it.
+    """
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        if _is_first():
+            lock.acquire()
+    except Timeout as error:
+        raise UserError(
+            f"{folder}: another process is training in it: wait until that ends, or start a run of its own"
+        ) from error
+    except (OSError, NotImplementedError):  # no locks there, or it can't be written, which is told later
+        pass
+    try:
+        yield folder
+    finally:
+        lock.release()
 
 
 def _is_first() -> bool:

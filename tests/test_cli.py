@@ -19,6 +19,7 @@ from lit_sft import load
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.evaluation.metrics import FIGURES
 from lit_sft.evaluation.predictions import read_predictions
+from lit_sft.runs import held
 
 RUN = Path("logs/tiny-finetune/version_0")
 
@@ -45,7 +46,7 @@ def test_a_stage_leaves_a_complete_folder(fit: Fit) -> None:
     assert result.code == 0
     files = {path.relative_to(RUN).as_posix() for path in RUN.rglob("*") if path.is_file()}
     events = {name for name in files if name.startswith("events.out.tfevents")}
-    assert files - events - {"hparams.yaml"} == {
+    assert files - events - {"hparams.yaml", ".lock"} == {
         *("config.yaml", "tokenizer.json", "metrics.json"),
         *("checkpoints/best.ckpt", "checkpoints/last.ckpt"),
     }
@@ -403,12 +404,26 @@ def test_a_new_run_takes_no_unfinished_ones_folder(fit: Fit, trained: Trained) -
     assert fit("--run_dir", "run", "--ckpt_path", "last", "--trainer.max_epochs", "3").code == 0
 
 
+@pytest.mark.parametrize("more", [["--ckpt_path", "last"], []], ids=["resumed", "new"])
+def test_two_processes_do_not_train_in_one_folder(more: list[str], fit: Fit, trained: Trained) -> None:
+    Path("run").mkdir()
+    if more:
+        shutil.copytree(trained.finetune, "run", dirs_exist_ok=True)
+        Path("run/metrics.json").unlink()
+    with held(Path("run")):
+        before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+        one_line(fit("--run_dir", "run", *more), "run: another process is training in it")
+        assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
+    assert fit("--run_dir", "run", *more).code == 0
+
+
 @pytest.mark.parametrize("there", [[], ["out"], ["out", "out/run"]], ids=len)
 def test_a_mistake_takes_back_the_folders_that_it_made_and_no_others(there: list[str], fit: Fit) -> None:
     for name in there:
         Path(name).mkdir()
     before = set(Path().rglob("*"))
-    one_line(fit("--run_dir", "out/run", "--model.head_dropout", "2"), "head_dropout=2.0")  # when there is a folder
+    weights = ("--model.objective", "Supervised", "--model.objective.class_weights", "[1, 1, 1, 1, 1, 1, 1, 1, 1]")
+    one_line(fit("--run_dir", "out/run", *weights), "class_weights has 9 values")  # when there is a folder
     assert set(Path().rglob("*")) == before
 
 

@@ -244,4 +244,5 @@ def test_four_runs_started_at_once(configs: Configs, tmp_path: Path) -> None:
     assert len(list((cache / "tokenizers").iterdir())) == len(list((cache / "tokens").iterdir())) == 1
     (prepared,) = (cache / "tokens").iterdir()
     assert sorted(path.name for path in prepared.iterdir()) == ["meta.json", "test", "unlabeled", "val"]
-    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".") or path.name.endswith(".tmp")]
+    hidden = {path.name for path in tmp_path.rglob("*") if path.name.startswith(".") or path.name.endswith(".tmp")}
+    assert hidden == {".lock"}
