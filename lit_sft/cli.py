@@ -45,7 +45,7 @@ DEFAULT_ENCODER = "lit_sft.models.LSTMEncoder"
 
 
 class Checked(Exception):
-    """Ends a LitCLI that was to check the options only; carries these, and the data that they describe."""
+    """Ends a LitCLI that only checks options; carries the options, and the data that they describe."""
 
     def __init__(self, config: Namespace, data: TextDataModule) -> None:
         super().__init__("options checked")
@@ -55,19 +55,19 @@ class Checked(Exception):
 class LitCLI(LightningCLI):
     """``fit``, ``validate`` and ``test`` of one stage.
 
-    The data are prepared before a folder is made or a weight is looked for, so that a mistake in them leaves nothing
-    behind. A checkpoint's hyperparameters never reach the parser by themselves (Lightning would let them win over
-    flags, and import what they name): for ``validate`` and ``test`` its plain values are laid under the user's config.
+    The data are prepared before the run's folder is created, so that a mistake in the data leaves no folder behind.
+    A checkpoint's options never reach the parser directly, since Lightning would import what they name and let them
+    override flags. For ``validate`` and ``test``, their plain values are a config before the user's configs and flags.
 
     Args:
         args: the command and its options.
-        only_check: raise :class:`Checked` when the options have been looked at.
+        only_check: raise :class:`Checked` after checking the options.
     """
 
     def __init__(self, args: list[str], only_check: bool = False) -> None:
         self.folder: Path | None = None
-        self.made: list[Path] | None = None  # the folders that a new run has made; None where it has begun in none
-        self.source: Checkpoint | None = None  # whose tokenizer and labels this run takes
+        self.made: list[Path] | None = None  # the folders created for a new run; None if none may be discarded
+        self.source: Checkpoint | None = None  # the checkpoint whose tokenizer and labels this run takes
         self.own = False  # whether validate or test measure the run's own data
         self.args, self.only_check, self.resumed = args, only_check, False
         self.stack = ExitStack()  # what a fit holds to its end: the run's folder
@@ -99,7 +99,7 @@ class LitCLI(LightningCLI):
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """The one that is called, with what is no option of it: the parsers of all three take three times as long."""
+        """Return only the called command, with arguments to skip: building three parsers takes three times as long."""
         arguments = {"model", "datamodule", "train_dataloaders", "val_dataloaders", "dataloaders", "weights_only"}
         return {self.args[0]: arguments}
 
@@ -116,13 +116,13 @@ class LitCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """For validate and test, the checkpoint's own config comes first; the user's config and flags win over it."""
+        """Parse; for validate and test, the checkpoint's config comes first, and the user's configs and flags win."""
         arguments = list(self.args)
         for path in values_of(arguments, "--config", "-c"):
             if "stages" in read_config_file(Path(path)):
                 raise UserError(f"--config {path} is a recipe: {arguments[0]} takes the config of a stage")
         if arguments[0] == "fit" or {"-h", "--help"} & {*arguments}:
-            self.config = self._parse(arguments)  # which ends with the help where that is asked for
+            self.config = self._parse(arguments)  # exits after showing the help, if that is asked for
             return
         paths = values_of(arguments, "--ckpt_path")
         if not paths:
@@ -135,14 +135,14 @@ class LitCLI(LightningCLI):
             self.config = self._parse([arguments[0], "--config", file.name, *arguments[1:]])
 
     def _stored(self, source: Checkpoint, arguments: list[str]) -> dict[str, Any]:
-        """The checkpoint's options; encoder and metrics that the user's config or flags name may be the user's own."""
-        asked = [argument for argument in arguments if not argument.startswith("--print_config")]  # that would end it
+        """Return the checkpoint's options; only the user's own config and flags may name code outside this package."""
+        asked = [argument for argument in arguments if not argument.startswith("--print_config")]  # it would exit
         try:
             model = self._parse(asked)[arguments[0]].model
         except UserError as mistake:
-            try:  # it is told when it is parsed with the checkpoint's options, where it may be no mistake
+            try:  # it may be no mistake together with the checkpoint's options; if it is, that parse reports it
                 return stored_config(source)
-            except UserError:  # what the user names isn't known
+            except UserError:  # it is unknown which encoder the user names
                 raise mistake from None
         named = isinstance(model.get("encoder"), Namespace) and model.encoder.class_path != DEFAULT_ENCODER
         return stored_config(source, model.encoder.as_dict() if named else None, metrics=model.metrics is None)
@@ -150,7 +150,7 @@ class LitCLI(LightningCLI):
     def _parse(self, arguments: list[str]) -> Namespace:
         try:
             config = self.parser.parse_args(arguments)
-        except (ArgumentError, SyntaxError) as error:  # the latter of a module that an option names
+        except (ArgumentError, SyntaxError) as error:  # SyntaxError: in a module that an option names
             options = [name.lstrip("-") for name in self._subcommand_parsers[arguments[0]]._option_string_actions]
             raise explain(error, options) from error
         seed = config[arguments[0]].seed_everything
@@ -159,7 +159,7 @@ class LitCLI(LightningCLI):
         return config
 
     def _parse_ckpt_path(self) -> None:
-        """Nothing: see the class's docstring."""
+        """Do nothing: Lightning would parse the checkpoint's hyperparameters here (see the class's docstring)."""
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
@@ -187,18 +187,18 @@ class LitCLI(LightningCLI):
         step = self.source.global_step if self.source is not None and config.ckpt_path else 0
         self._dump_config()
         self.given_loggers = self.config_dump["trainer"]["logger"]
-        del self.config_dump  # else Lightning keeps it as it is here
+        del self.config_dump  # else the next _dump_config does nothing
         place_loggers(config.trainer, self.folder, str(self.subcommand), step if self.resumed else None)
         if self.subcommand != "fit" and not (self.own and is_whole(config.trainer, str(self.subcommand))):
-            config.trainer.logger = False  # its figures would pass for the run's own
+            config.trainer.logger = False  # its figures could be taken for the run's own
 
     def _prepare_fit(self, config: Namespace, data: TextDataModule) -> None:
-        """Find what to start from, prepare the data, and only then make the run's folder."""
+        """Find the checkpoint to start from, prepare the data, and only then create the run's folder."""
         name = run_name(next(reversed(values_of(self.args, "--config", "-c")), None), config.name)
         try:
             self._find_source(config, name, data)
         except UserError:
-            data.check_documents()  # a mistake in the data is told before one in where to start from
+            data.check_documents()  # report a mistake in the data before one in ckpt_path or init_from
             raise
         data.prepare_data()
         data.setup()
@@ -212,7 +212,7 @@ class LitCLI(LightningCLI):
             rank_zero_info(f"run folder: {self.folder}")
 
     def _find_source(self, config: Namespace, name: str, data: TextDataModule) -> None:
-        """What this run goes on with (``ckpt_path``) or starts from (``init_from``); the data take its tokenizer."""
+        """Find the checkpoint that this run resumes (``ckpt_path``) or starts from (``init_from``); data adopt it."""
         if config.run_dir:
             config.run_dir = str(expanded(config.run_dir))
             writes = config.ckpt_path != "last" and not config.trainer.fast_dev_run
@@ -236,7 +236,7 @@ class LitCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-        except (ValueError, MisconfigurationException) as error:  # an option's value that its class refuses
+        except (ValueError, MisconfigurationException) as error:  # a class refuses an option's value
             raise refusal_in(error) from error
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
@@ -248,7 +248,7 @@ class LitCLI(LightningCLI):
         self.datamodule = self.prepared_data
         self._dump_config()
         plain = self.config_dump
-        plain["trainer"]["logger"] = self.given_loggers  # a run that starts from these options is placed anew
+        plain["trainer"]["logger"] = self.given_loggers  # without this run's folder in it
         self.model.config = {k: plain[k] for k in ("seed_everything", "data", "model")}
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         if not self.trainer.loggers:  # Lightning's own monitor refuses a Trainer that logs nowhere
@@ -274,11 +274,11 @@ class LitCLI(LightningCLI):
             raise known from error
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        # Lightning reads the file once more, and may find others by itself: not as code, whatever the environment says
+        # Lightning reads this file again, and may find others: no code may be executed, whatever the environment says
         return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
 
     def after_validate(self) -> None:
-        """Keep what was measured, unless this is a dry run, or a checkpoint without a run's folder."""
+        """Write the results, unless this is a dry run or the checkpoint isn't in a run's folder."""
         keep = keep_test if self.subcommand == "test" else keep_validation
         if self.folder is not None and self.source is not None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             keep(self.trainer, self.model, self.source, self.folder, self.config_dump["data"], self.own)  # type: ignore[arg-type]
@@ -287,7 +287,7 @@ class LitCLI(LightningCLI):
 
 
 def check(arguments: list[str]) -> tuple[Namespace, TextDataModule]:
-    """The options of a ``fit``, parsed and checked, and its data, which haven't been looked at; nothing is run.
+    """Parse and check the options of a ``fit``; return them, and its data, which haven't been read. Nothing is run.
 
     Raises:
         UserError: a mistake in an option.

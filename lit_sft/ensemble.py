@@ -1,4 +1,4 @@
-"""``validate`` and ``test`` of several checkpoints as one classifier: each as by itself, then their mean."""
+"""Run ``validate`` or ``test`` for several checkpoints, then for the ensemble that averages their probabilities."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from lit_sft.written_results import read_in_part
 
 @dataclass(frozen=True)
 class Member:
-    """What one checkpoint says of the documents.
+    """The results of one checkpoint of the ensemble.
 
     Attributes:
         checkpoint: its file.
-        folder: its run's folder; None for a file on its own, and where nothing is to be written.
-        predictions: in the order of the documents.
-        figures: its own.
-        thresholds: from which probability on each label applies; None where a document has one label.
-        contamination: what the gate found (:mod:`lit_sft.data.contamination`) for its training text.
-        data: the data options that it was measured with.
-        own: the user's own figures of predictions, where there are any.
+        folder: its run's folder; None if the file is not in a run folder, or if nothing is to be written.
+        predictions: its predictions, in the order of the documents.
+        figures: its figures, by name.
+        thresholds: the probability from which each label is predicted; None if a document has one label.
+        contamination: the contamination gate's report (:mod:`lit_sft.data.contamination`) for its training text.
+        data: the data options that it was evaluated with.
+        own: computes the user's own figures from predictions; None if there are none.
     """
 
     checkpoint: Path
@@ -53,22 +53,22 @@ class Member:
 
 
 class MemberCLI(LitCLI):
-    """``validate`` or ``test`` of one checkpoint that writes nothing; what it gave is in :attr:`member`."""
+    """Runs ``validate`` or ``test`` for one checkpoint and writes nothing; the results are in :attr:`member`."""
 
     member: Member
 
     def after_instantiate_classes(self) -> None:
-        """Refuse several processes, which would start each other again."""
+        """Raise a UserError if there are several processes: each would run the command from its first member again."""
         super().after_instantiate_classes()
         if self.trainer.world_size > 1:
             raise UserError("an ensemble is measured in one process: --trainer.devices 1")
 
     def after_validate(self) -> None:
-        """Keep what was measured."""
+        """Keep the results in :attr:`member`."""
         self._keep(self.model.validated, None)
 
     def after_test(self) -> None:
-        """Keep what was measured."""
+        """Keep the results in :attr:`member`."""
         dry = self.trainer.fast_dev_run or read_in_part(self.trainer)  # type: ignore[attr-defined, arg-type]
         self._keep(self.model.tested.predictions, None if dry else self.folder)
 
@@ -89,29 +89,30 @@ class MemberCLI(LitCLI):
 
 
 def measure_ensemble(arguments: list[str], checkpoints: Sequence[str]) -> None:
-    """``validate`` or ``test`` each checkpoint, then the mean of their probabilities.
+    """Run ``validate`` or ``test`` for each checkpoint, then evaluate the mean of their probabilities.
 
-    A test is kept in the first one's run folder, in ``test-ensemble.json``, with ``--name`` in
-    ``test-ensemble-NAME.json``; a number is added where there is such a file. The documents' predictions are in a
+    The figures of a test are written to the first checkpoint's run folder, as ``test-ensemble.json`` or, with
+    ``--name``, ``test-ensemble-NAME.json``; a number is added if the file exists. The predictions are written to a
     Parquet file of the same name.
 
     Args:
-        arguments: the command and its options; those but ``--ckpt_path`` are each member's.
-        checkpoints: runs or checkpoint files, two at least.
+        arguments: the command and its options, which apply to each member, except ``--ckpt_path``. ``--model.encoder``
+            applies only to members whose encoder is outside this package.
+        checkpoints: at least two runs or checkpoint files.
 
     Raises:
-        UserError: a mistake in one of them, or members that were measured on different documents or labels.
+        UserError: a mistake in one of the members, or members with different documents or labels.
     """
     names, members = values_of(arguments, "--name"), []
     stem = f"test-ensemble-{run_name(None, names[-1])}" if names else "test-ensemble"
     for number, (path, known) in enumerate(zip(checkpoints, _checked_members(checkpoints), strict=True), 1):
         rank_zero_info(f"== member {number} of {len(checkpoints)}: {path}")
-        its = without(arguments, "--model.encoder") if known else arguments  # a class of the user's is others'
+        its = without(arguments, "--model.encoder") if known else arguments  # the user's class is for the others
         command = MemberCLI([*its, "--ckpt_path", path, "--trainer.logger", "false"])
         members.append(command.member)
     predictions, thresholds = mean_predictions([m.predictions for m in members], [m.thresholds for m in members])
     figures, confusion = _figures(predictions, thresholds)
-    own = members[0].own  # whose order of the classes the predictions have
+    own = members[0].own  # the predictions have the class order of this member
     record = tested_by(figures if own is None else figures | own(predictions), predictions, own).record()
     if arguments[0] == "validate":
         measured = {"val": record["test"], "val_interval": record["test_interval"]}
@@ -134,10 +135,10 @@ def measure_ensemble(arguments: list[str], checkpoints: Sequence[str]) -> None:
 
 
 def _checked_members(checkpoints: Sequence[str]) -> list[bool]:
-    """Whether each one's encoder is of this package.
+    """Check, before any evaluation, that all can be averaged; return whether each one's encoder is of this package.
 
     Raises:
-        UserError: they can't be averaged: told before the first one has been measured.
+        UserError: a checkpoint has no classifier, or other labels than the first one.
     """
     found = [read_checkpoint(resolve(path, "ckpt_path")) for path in checkpoints]
     for one in found:
@@ -149,7 +150,7 @@ def _checked_members(checkpoints: Sequence[str]) -> list[bool]:
 
 
 def _figures(predictions: Predictions, thresholds: list[float] | None) -> tuple[dict[str, float], dict[str, Any]]:
-    """Every figure of the predictions, and what was taken for what, by the code that measures one model."""
+    """Return all figures of the predictions and the confusion matrix, computed by the code for a single model."""
     names = predictions.label_names
     metrics: ClassificationMetrics | MultilabelMetrics
     if thresholds is None:
@@ -163,7 +164,7 @@ def _figures(predictions: Predictions, thresholds: list[float] | None) -> tuple[
 
 
 def _contamination(members: Sequence[Member]) -> dict[str, Any]:
-    """That of all members where it is one; else of each, and whether any of them is transductive."""
+    """Return the report that all members share; if they differ, all reports, and whether any is transductive."""
     found = [member.contamination for member in members]
     if all(one == found[0] for one in found):
         return found[0]
@@ -172,5 +173,5 @@ def _contamination(members: Sequence[Member]) -> dict[str, Any]:
 
 
 def _main(figures: dict[str, float]) -> dict[str, float]:
-    """The figures that are not of one class."""
+    """Return the figures without those of single classes."""
     return {name: value for name, value in figures.items() if "/" not in name}

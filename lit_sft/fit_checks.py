@@ -43,7 +43,7 @@ def check_fit(options: Namespace, data: TextData) -> None:
             monitored = [kind(**vars(group)) for kind, group in zip((BestCheckpoint, EarlyStop), groups, strict=True)]
         for kind, group in ((LastCheckpoint, options.saving), (Health, options.health)):
             kind(**vars(group.clone(with_meta=False)))
-    except (ValueError, MisconfigurationException) as error:  # an option's value that its class refuses
+    except (ValueError, MisconfigurationException) as error:  # a class refuses an option's value
         raise refusal_in(error) from error
     objective = module.objective
     check_stage(objective, module.stage)

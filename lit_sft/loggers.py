@@ -1,4 +1,4 @@
-"""Where a run's loggers write: any that Lightning has, all into the run's own folder, and on when it is resumed."""
+"""Set up a run's loggers, any of Lightning's: they write to the run's folder, and a resumed run continues its logs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from lit_sft.atomic import write_atomically
 from lit_sft.evaluation.confusion import log_confusion
 from lit_sft.runs import LOGS
 
-NAMES = ("name", "run_name")  # what W&B, MLflow and others show; a user's own names stay
-UNNAMED = (None, "lightning_logs")  # the latter from the default logger: the parser keeps options that both have
-ID_OPTIONS = {"WandbLogger": "id", "MLFlowLogger": "run_id"}  # by which a store finds a run again
+NAMES = ("name", "run_name")  # shown by W&B, MLflow and others; names that the user gives are kept
+UNNAMED = (None, "lightning_logs")  # the latter is the default logger's: the parser keeps options that both have
+ID_OPTIONS = {"WandbLogger": "id", "MLFlowLogger": "run_id"}  # the option that identifies a run in the logger's store
 MLFLOW = ("lightning.pytorch.loggers.MLFlowLogger", "lightning.pytorch.loggers.mlflow.MLFlowLogger")
 IDS = "logger_ids.json"
 STORE = "mlflow.db"
@@ -30,15 +30,15 @@ def place_loggers(trainer: Namespace, folder: Path | None, command: str, step: i
 
     Args:
         trainer: the options, changed in place.
-        folder: the run's folder; without one (a dry run, a checkpoint on its own) nothing is logged.
+        folder: the run's folder; None (a dry run, a checkpoint file outside a run folder): nothing is logged.
         command: ``fit``, ``validate`` or ``test``.
-        step: the optimizer step that a resumed run goes on from; None for any other.
+        step: the optimizer step from which ``--ckpt_path last`` resumes the run; None in all other cases.
     """
     if folder is None:
         trainer.logger = False
         return
     trainer.default_root_dir = str(folder)
-    begins = command == "fit" and step is None  # it is nobody's continuation, whatever lies in its folder
+    begins = command == "fit" and step is None  # a new run: ids that its folder may hold are not its own
     ids = {} if begins else read_ids(folder)
     loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
     for logger in loggers:
@@ -53,11 +53,11 @@ def _place(kind: str, options: Namespace, folder: Path, command: str, step: int 
         options.save_dir = str(folder)
     if kind == "TensorBoardLogger":
         options.name, options.version = "", ""
-        # what was logged after the checkpoint, or by a run that ended before its first one, is logged again: shown once
+        # hide what was logged after the checkpoint (everything, if there is none yet): it will be logged again
         options.purge_step = 0 if command == "fit" and step is None else step
         return
     if kind == "CSVLogger":
-        earlier = list(folder.rglob("metrics.csv"))  # in the same place Lightning would delete it
+        earlier = list(folder.rglob("metrics.csv"))  # Lightning would delete a file at the same place
         options.name, options.version = "", f"{command}-{len(earlier)}" if earlier else ""
         return
     for key in NAMES:
@@ -66,60 +66,60 @@ def _place(kind: str, options: Namespace, folder: Path, command: str, step: int 
     if kind == "MLFlowLogger" and not options.get("tracking_uri"):
         _local_store(options, folder)
         if not (folder / STORE).is_file():
-            return  # the ids are of another store
+            return  # the ids belong to another store
     if kind in ids and options.get(ID_OPTIONS[kind]) is None:
         options[ID_OPTIONS[kind]] = ids[kind]
 
 
 def _local_store(options: Namespace, folder: Path) -> None:
-    """SQLite in the run's folder: MLflow's present versions refuse the folder of files that Lightning would choose."""
+    """Use SQLite in the run's folder: current versions of MLflow refuse Lightning's default, a folder of files."""
     options.tracking_uri = f"sqlite:///{(folder / STORE).resolve().as_posix()}"
-    if options.get("artifact_location") is None:  # MLflow's own is mlruns/ in the current folder
+    if options.get("artifact_location") is None:  # MLflow's default is mlruns/ in the current folder
         options.artifact_location = (folder / "artifacts").resolve().as_uri()
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # who logs to a file doesn't expect calls home
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # not expected by a user who logs to a file
 
 
 def _title(folder: Path) -> str:
-    """NAME-version_K, and the stage's name where a recipe runs it; elsewhere than in ``logs/`` the last two folders."""
+    """Return NAME-version_K (of a recipe's stage NAME-version_K-STAGE); outside ``logs/`` the last two folder names."""
     path, logs = folder.resolve(), LOGS.resolve()
     return "-".join(path.relative_to(logs).parts if path.is_relative_to(logs) else path.parts[-2:])
 
 
 def read_ids(folder: Path) -> dict[str, str]:
-    """The ids that the loggers' stores gave the run of a folder, by the class of the logger."""
+    """Return the ids of the folder's run in its loggers' stores, by the logger's class name."""
     path = folder / IDS
     found: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return found
 
 
 class NamedMLFlowLogger(MLFlowLogger):
-    """Lightning's, with names that MLflow takes: of labels and of patterns it would refuse most other characters.
+    """Lightning's MLFlowLogger, with names that MLflow accepts: it refuses most special characters, as in labels.
 
-    Lightning leaves these out of a figure's name, so that the labels ``C`` and ``C++`` had one figure between them.
+    Lightning drops these characters from a figure's name, so that the labels ``C`` and ``C++`` would share one figure.
     """
 
     def log_hyperparams(self, params: Any) -> None:
-        """Log the options under such names."""
+        """Log the options under accepted names."""
         super().log_hyperparams({_admitted(name): value for name, value in dict(params).items()})
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log the figures under such names."""
+        """Log the figures under accepted names."""
         super().log_metrics({_admitted(name): value for name, value in metrics.items()}, step)
 
 
 def _admitted(name: str) -> str:
-    """The name with the code of each character that MLflow refuses in its place, and without folders like ``..``."""
+    """Replace each character that MLflow refuses by its code, and path parts like ``..`` by ``_.._``."""
     plain = re.sub(r"[^A-Za-z0-9_/. -]", lambda found: f"_{ord(found[0]):x}_", name)
     return "/".join(f"_{part}_" if part in ("", ".", "..") else part for part in plain.split("/"))
 
 
 class LoggedRun(L.Callback):
-    """Keeps a run one run in every store: by the ids that a resume and a test go on under, and by the step.
+    """Keeps all of a run's figures in one run of each store: saves the ids that a resume or a test will use again.
 
     Args:
         folder: the run's folder.
-        step: the optimizer step of the checkpoint that is validated or tested: its figures stand where those
-            of the validation in the fit stand.
+        step: the optimizer step of the checkpoint that is validated or tested; its figures are logged at the same step
+            as those of the fit's own validation of these weights.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -127,7 +127,7 @@ class LoggedRun(L.Callback):
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         if stage != "fit":
-            # Lightning logs at this step, which a fit alone restores: 0. Its own validations stand one before the next.
+            # Lightning logs at this step, which only a fit restores. A fit logs its validation after N steps at N - 1.
             trainer.fit_loop.epoch_loop._batches_that_stepped = max(0, self.step - 1)
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
@@ -138,5 +138,5 @@ class LoggedRun(L.Callback):
             write_atomically(self.folder / IDS, json.dumps({**before, **ids}, indent=2) + "\n")
 
     def on_test_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Write what was taken for what where the test's figures stand."""
+        """Log the confusion matrix at the same step as the test's figures."""
         log_confusion(trainer, module, "test", self.step)

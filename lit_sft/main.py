@@ -1,4 +1,4 @@
-"""``python -m lit_sft COMMAND``: which command runs, and how a mistake is told."""
+"""``python -m lit_sft COMMAND``: run the command, report mistakes in one line."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ COMMAND --help lists a command's options; fit --config FILE --print_config shows
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0 done; told in one line on stderr, 2 the user's mistake, 3 a sick run.
+    """Run one command and return the exit code: 0 done, 2 a user's mistake, 3 a sick run, 130 Ctrl-C, 141 broken pipe.
 
-    A mistake of ours is not caught: its traceback is what a bug report needs.
+    Mistakes and sick runs are reported in one line on stderr. Bugs are not caught: a bug report needs their traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None and not sys.flags.safe_path:
-        sys.path.insert(0, "")  # where the command runs: python -m looks for the user's modules there, a script doesn't
+        sys.path.insert(0, "")  # the current folder: python -m finds the user's modules there, a script doesn't
     debug = os.environ.get("LIT_SFT_DEBUG", "") not in ("", "0")
     try:
         _run(arguments)
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("lit_sft: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # who reads our output has stopped, as `head` does: no more can be told
+    except BrokenPipeError:  # the reader of our output has stopped, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> None:
-    # Imports stand in the branches: usage needs no torch, which takes a second.
+    # Imports are inside the branches: printing the usage needs no torch, whose import takes a second.
     command = arguments[0] if arguments else None
     if command in (None, "-h", "--help"):
         print(USAGE, end="")
@@ -101,18 +101,18 @@ def _run(arguments: list[str]) -> None:
 
 
 def _tells(record: logging.LogRecord) -> bool:
-    """Whether a line of Lightning's tells a user something: no advertisement, nor what stands in the config."""
+    """Whether a log line of Lightning's is useful: neither an advertisement nor a repetition of the config."""
     return not re.match(r"💡 Tip|Seed set to|TPU available", record.getMessage())
 
 
 def _thread_ended(ended: threading.ExceptHookArgs) -> None:
-    """TensorBoard's writer has met a full disk: the run is told at the next figure that it logs, and tells it."""
+    """Report a thread's exception, except a full disk in TensorBoard's writer: the run gets that when it logs again."""
     if no_room(ended.exc_value) is None:
         threading.__excepthook__(ended)
 
 
 def _quiet() -> None:
-    """Leave out lines that tell a user nothing: Lightning's advertisements, and its notes on its own internals."""
+    """Suppress messages that don't help a user: Lightning's advertisements, and its notes on its own internals."""
     import warnings
 
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
@@ -121,10 +121,10 @@ def _quiet() -> None:
         threading.excepthook = _thread_ended
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # without our file, line and code
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # it is resumed
-    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")  # none is deleted
-    warnings.filterwarnings("ignore", message="The dirpath has changed from")  # resumed into a new version
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # a resumed run
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")  # logs are kept
+    warnings.filterwarnings("ignore", message="The dirpath has changed from")  # resumed in a new folder
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*WeightAveraging callback with a model that overrides.*")  # no shards
-    warnings.filterwarnings("ignore", message="`training_step` returned `None`")  # a skipped spike, which is told
+    warnings.filterwarnings("ignore", message="`training_step` returned `None`")  # a skipped spike, which is reported
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")

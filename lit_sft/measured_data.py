@@ -1,4 +1,4 @@
-"""What ``validate`` and ``test`` measure: a run's own data, or others, which are never taken for these."""
+"""The data that ``validate`` and ``test`` evaluate on: the run's own or other data, and how the two are told apart."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from lit_sft.errors import UserError
 from lit_sft.objectives import Objective
 from lit_sft.stored_options import objective_of
 
-# Which documents are measured, what a network sees of them, and in what text their copies are looked for.
+# Options that decide which documents are evaluated, what a network sees of them, and where copies of them are searched.
 MEASURED = (
     *("test", "text_column", "label_column", "header", "encoding", "separator", "label_pattern", "label_separator"),
     *("label_names", "max_length", "truncation", "labeled", "unlabeled", "val", "remove_test_copies"),
     *("response_column", "max_response_length"),
 )
-# batch_size, since the number of streams decides where each begins (of documents it changes no figure), and num_beams,
-# which changes the responses
+# Also batch_size, since the number of streams decides where each begins (for documents it changes no figure), and
+# num_beams, which changes the responses.
 TESTED = (*MEASURED, "batch_size", "num_beams")
-ADDED = {"max_response_length": 200}  # what older configs lack
-# Which documents a validation measures: they may be held out of the labeled ones.
+ADDED = {"max_response_length": 200}  # the values used for options that older configs lack
+# A validation also depends on the options by which its documents are held out of the labeled ones.
 VALIDATED = (*MEASURED, "val_fraction", "split_seed", "val_labels_per_class")
-# What decides which text there is: the same in a run and its test, or no copies are looked for.
+# Options that decide which text is read: copies are searched only if a run and its test have the same.
 TEXT = [name for name in TESTED if name not in ("max_length", "max_response_length", "truncation", "batch_size")]
 HELD_OUT = ("labeled", "val", "val_fraction", "split_seed")
 
 
 def check_measured(source: Checkpoint, config: Namespace, command: str) -> None:
-    """Raise a UserError where a checkpoint can't be measured by these options of ``test`` or ``validate``.
+    """Raise a UserError if a checkpoint can't be evaluated with these options of ``test`` or ``validate``.
 
-    It is of another stage, answers prompts where it should classify (or the reverse), or has another pooling; its
-    training read copies of test documents that are to be left out now; or documents would be held out that it was
-    trained on.
+    That is so if it has another stage or pooling, or answers prompts instead of classifying (or the reverse); if
+    ``remove_test_copies`` is set now but was not set in its training; or if the documents held out for validation would
+    differ from those of its run, and so include documents that it was trained on.
     """
     if source.stage != (stage := config.model.stage):
         raise UserError(
@@ -57,7 +57,7 @@ def check_measured(source: Checkpoint, config: Namespace, command: str) -> None:
             f"{pooling}: leave model.pooling out"
         )
     before = source.options("data")
-    own = same_data(config.data, before, ("labeled", "unlabeled", "val", "test"))  # else no copies are looked for
+    own = same_data(config.data, before, ("labeled", "unlabeled", "val", "test"))  # else no copies are searched
     if command == "test" and own and config.data.remove_test_copies and not before.get("remove_test_copies"):
         raise UserError(
             f"--data.remove_test_copies true is for a training, and that of {source.path} went without: it may have "
@@ -73,28 +73,29 @@ def check_measured(source: Checkpoint, config: Namespace, command: str) -> None:
 
 
 def choose_measured(source: Checkpoint, config: Namespace, command: str, data: TextData) -> bool:
-    """Leave unread what the model wasn't trained on; returns whether it is measured on its run's own data.
+    """Return whether a model is evaluated on its run's own data; leave out training text that is not its run's.
 
-    Copies of test documents are looked for in what it was trained on, or nowhere.
+    If the options name other text than the run's, or its sources have changed, a split with sources of its own is read
+    alone: copies of its documents must not be searched in text that the model wasn't trained on.
 
     Args:
-        source: what is measured.
-        config: the options, as parsed.
+        source: the checkpoint that is evaluated.
+        config: the parsed options.
         command: ``validate`` or ``test``.
-        data: what these options name, not prepared yet; it has adopted ``source``.
+        data: the data that these options name, not prepared yet; they have adopted ``source``.
 
     Raises:
-        UserError: the documents were a part of the run's text, which has changed; a source that isn't there.
+        UserError: no data are named; a source doesn't exist; or the documents were a part of text that has changed.
     """
     split: Literal["val", "test"] = "test" if command == "test" else "val"
-    if not (config.data[split] or config.data.labeled or config.data.unlabeled):  # as that of scripts/export.py
+    if not (config.data[split] or config.data.labeled or config.data.unlabeled):  # as a file of scripts/export.py
         raise UserError(f"{source.path} names no data: give --data.{split} a file")
     before = source.options("data")
     if not same_data(config.data, before, TEXT):
         if not config.data[split]:
             return False
         own_size = config.data.val_labels_per_class == before.get("val_labels_per_class")
-        if not same_data(config.data, before, ["val"]) and own_size:  # which was not meant for these
+        if not same_data(config.data, before, ["val"]) and own_size:  # it was not meant for these data
             config.data.val_labels_per_class = data.val_labels_per_class = None
     elif data.provenance.is_as_before(split):
         options = TESTED if split == "test" else [*VALIDATED, "batch_size"]
@@ -112,29 +113,29 @@ def choose_measured(source: Checkpoint, config: Namespace, command: str, data: T
 
 
 def reads_streams(objective: Objective) -> bool:
-    """Whether validation and test read text in streams, whose number ``data.batch_size`` is then."""
+    """Whether validation and test read text as streams; ``data.batch_size`` is then the number of streams."""
     return "lm" in objective.heads and "pairs" not in objective.batches
 
 
 def is_whole(trainer: Namespace, command: str) -> bool:
-    """Whether these options of the Trainer leave no batch of a ``validate`` or ``test`` out."""
+    """Whether ``validate`` or ``test`` reads all batches with these options of the Trainer."""
     limit = trainer.limit_test_batches if command == "test" else trainer.limit_val_batches
     return (limit is None or (isinstance(limit, float) and limit == 1)) and not trainer.overfit_batches
 
 
 def same_data(data: Any, other: dict[str, Any], options: Iterable[str]) -> bool:
-    """Whether these data options, as mappings, have the same values in both; two ways to write a path are one."""
+    """Whether these data options have the same values in both mappings; different spellings of a path are equal."""
     pairs = [[ADDED.get(k) if one.get(k) is None else one.get(k) for one in (data, other)] for k in options]
     return all(_located(one) == _located(two) for one, two in pairs)
 
 
 def _located(value: Any) -> Any:
-    """A path made absolute, so that two ways to write it are one, and keys as JSON has them; anything else as it is."""
+    """Make paths absolute, so that different spellings are equal, and keys strings, as in JSON; keep other values."""
     if isinstance(value, dict):
         return {str(key): name for key, name in value.items()}
     if isinstance(value, list):
         return [_located(v) for v in value]
     if isinstance(value, str):
-        with contextlib.suppress(OSError):  # in a folder that this user may not look into, or longer than a path can be
+        with contextlib.suppress(OSError):  # no permission for its folder, or too long for a path
             return str(Path(value).resolve()) if Path(value).exists() else value
     return value

@@ -1,4 +1,4 @@
-"""The LightningModule: which step, which optimizer, what is logged, what a checkpoint holds."""
+"""The LightningModule: the training step, the optimizer, logging, and this package's part of a checkpoint."""
 
 from __future__ import annotations
 
@@ -44,33 +44,33 @@ Stage = Literal["pretrain", "finetune"]
 
 
 class LitSFT(EvaluationSteps, StepRates):
-    """An LSTM that is pretrained on unlabeled text, or fine-tuned on labels or responses to prompts, one stage a run.
+    """An LSTM that is pretrained on unlabeled text, or fine-tuned on labels or responses to prompts; one stage per run.
 
     The network is built in ``configure_model``, when the data module knows the vocabulary and the labels.
 
     Args:
         stage: ``pretrain`` (language modelling) or ``finetune`` (classification, or responses to prompts).
-        init_from: a run or checkpoint whose weights and tokenizer this run starts from; without it, from scratch.
-            For ``TwoWayEncoder`` two, a forward and a backward pretraining. Not for resuming: that is ``--ckpt_path``.
+        init_from: a run or checkpoint whose weights and tokenizer this run starts from; by default from scratch.
+            ``TwoWayEncoder`` takes two, a forward and a backward pretraining. To resume a run, use ``--ckpt_path``.
         encoder: the encoder's class and options; called with the vocabulary size.
-        pooling: how the classifier makes one vector of a document.
+        pooling: how the classifier combines the vectors of a document's tokens into one.
         head_dropout: dropout before the classifier's output layer.
         head_hidden_size: units of a hidden layer in the classifier; 0 for none.
-        tie_weights_up_to: the largest vocabulary whose LM head shares the embedding's weights; above, adaptive softmax.
-        adaptive_cutoffs: first token id of each of its clusters of rarer tokens (by default by the vocabulary's size).
-        loss_chunk: tokens whose LM logits are in memory at once, in the forward and the backward pass; the same loss
-            with less memory and more time. None: all of the batch.
+        tie_weights_up_to: largest vocabulary with an LM head tied to the embedding; above it, an adaptive softmax.
+        adaptive_cutoffs: first token id of each adaptive-softmax cluster of rare tokens (default: by vocabulary size).
+        loss_chunk: number of tokens whose LM logits are in memory at once, in the forward and the backward pass; the
+            loss is the same, with less memory and more time. None: the whole batch.
         objective: what is minimised; by default ``MLE`` for pretraining, ``Supervised`` for fine-tuning.
-        optimizer: the optimizer's class and options; its rate is that of the top layer.
-        schedule: factor on the rate by optimizer step.
-        layer_decay: rate of a layer as a share of the one above it (discriminative rates).
-        backprop_tokens: tokens at a document's end that the classifier's gradient goes through, though it reads all (it
-            goes on for up to a quarter more): long documents for the memory of short ones (BPT3C). None: all.
-        remap_vocabulary: use ``data.tokenizer`` and not that of ``init_from``: tokens that both have take over their
-            vectors, new ones start from the mean. ``data.tokenizer: extend`` implies it.
-        num_beams: of the search for responses to prompts (``Completion``), in ``validate``, ``test`` and ``predict``.
-        metrics: figures of your own by their names, of validation and test: any torchmetrics metric that takes
-            probabilities (documents, classes) and labels, those of all documents at once.
+        optimizer: the optimizer's class and options; its learning rate is that of the top layer.
+        schedule: factor on the learning rate at each optimizer step.
+        layer_decay: learning rate of a layer divided by that of the layer above it (discriminative rates).
+        backprop_tokens: number of tokens at a document's end that get a gradient from the classifier (up to a quarter
+            more); it still reads all tokens. Saves memory for long documents (BPT3C). None: all tokens.
+        remap_vocabulary: use ``data.tokenizer`` instead of the tokenizer of ``init_from``: tokens in both keep their
+            vectors, new ones start from the mean vector. ``data.tokenizer: extend`` implies it.
+        num_beams: beams of the search for responses (``Completion``) in ``validate``, ``test`` and ``predict``.
+        metrics: your own figures of validation and test, by name: torchmetrics metrics of probabilities (documents,
+            classes) and labels. Each gets all documents at once.
     """
 
     def __init__(
@@ -100,31 +100,31 @@ class LitSFT(EvaluationSteps, StepRates):
         self.init_from, self.remap_vocabulary = init_from, remap_vocabulary
         head = (pooling, head_dropout, head_hidden_size, backprop_tokens)
         self.blueprint = Blueprint(encoder, *head, tie_weights_up_to, adaptive_cutoffs, loss_chunk)
-        self.blueprint.plain()  # now: what a checkpoint can't hold is told before the training
+        self.blueprint.plain()  # now, so that options that a checkpoint can't hold fail before training
         self.make_optimizer, self.layer_decay, self.metrics = optimizer, layer_decay, metrics or {}
         self.objective: Objective = objective or (MLE() if stage == "pretrain" else Supervised())
         self.schedule: Schedule = schedule or WarmupCosine()
-        self.config: dict[str, Any] = {}  # the run's options as plain values, where the command line has filled it
+        self.config: dict[str, Any] = {}  # the run's options as plain values, set by the command line only
         self.network: Network | None = None
         self.tokenizer: Tokenizer | None = None
         self.label_names, self.multilabel = list[str](), False
-        self._own: Adopted | None = None  # of a network that has weights: what its data take over
-        self._data: TextDataModule | None = None  # that it was trained on last
+        self._own: Adopted | None = None  # what data take over from the network, once it has weights
+        self._data: TextDataModule | None = None  # the data of the last training
         self._state: LSTMState | None = None  # carried from one training batch of the stream to the next
-        self._random: dict[str, Any] | None = None  # the states that a resumed run goes on from
-        self._initialized = False  # whether init_from was dealt with: it must not undo a training in this process
+        self._random: dict[str, Any] | None = None  # random states to restore in a resumed run
+        self._initialized = False  # whether init_from was handled: loading it again would undo a training
         self._fresh_groups: list[dict[str, Any]] = []
         self._watcher = Watcher()
 
     # ---- building
 
     def build(self, tokenizer: Tokenizer, label_names: list[str], multilabel: bool = False) -> Network:
-        """Make the network for a vocabulary and labels, with the heads that the objective needs.
+        """Build the network for a vocabulary and labels, with the heads that the objective needs.
 
-        ``multilabel``: a document may have several labels, or none, in place of exactly one.
+        ``multilabel``: whether a document may have any number of labels instead of exactly one.
 
         Raises:
-            UserError: labels missing, an objective of the other stage, an option of encoder or heads out of range.
+            UserError: too few labels, an objective of the other stage, or an encoder or head option out of range.
         """
         check_stage_and_labels(self.objective, self.stage, len(label_names), multilabel)
         try:
@@ -139,28 +139,28 @@ class LitSFT(EvaluationSteps, StepRates):
         return network
 
     def configure_model(self) -> None:
-        """Build the network for the data's vocabulary; not in ``setup``, before which weight averaging copies it."""
+        """Build the network for the data's vocabulary. (Before ``setup``, weight averaging copies the module.)"""
         data = checked_data(self.trainer)
         if self.network is None:
             self.build(data.tokenizer, data.label_names, data.multilabel)
-        names = self.label_names if self.stage == "finetune" else None  # of a network that was built by hand, too
+        names = self.label_names if self.stage == "finetune" else None  # also for a network built by hand
         data.serve(self._own or Adopted(self.tokenizer, names, self.multilabel))
         if self._own is None:
             self._own = data.handed_on(with_labels=self.stage == "finetune")
 
     def adopted(self, tokenizer: str) -> Adopted:
-        """What data with this ``data.tokenizer`` take over of a trained network, or of ``init_from``."""
+        """Return what data with this ``data.tokenizer`` take over from the trained network, or from ``init_from``."""
         return self._own or adopted_from(read_sources(self.init_from), tokenizer == EXTEND, self.remap_vocabulary)
 
-    @_restricted_classmethod  # Lightning's own: called on a module, which it would not change, it says so
+    @_restricted_classmethod  # as in Lightning: an error if called on an instance, which would stay unchanged
     def load_from_checkpoint(cls, checkpoint_path: Any, map_location: Any = None, **options: Any) -> Self:  # type: ignore[override]
-        """The module of a run or checkpoint, read as data, to measure or train on; data take its tokenizer and labels.
+        """Load a module to evaluate or train further; data that are used with it take over its tokenizer and labels.
 
         Args:
-            checkpoint_path: the run or checkpoint.
-            map_location: a device; by default the CPU. The Trainer moves it to its own in any case.
-            options: what the weights don't decide, such as ``optimizer``, ``metrics`` and ``head_dropout``; an
-                ``encoder`` of your own as for :func:`lit_sft.load`, whose errors this has, too.
+            checkpoint_path: the run or checkpoint; it is read as data, and no code in it is executed.
+            map_location: a device; by default the CPU. A Trainer moves the module to its own device anyway.
+            options: options that the weights don't decide, such as ``optimizer``, ``metrics`` and ``head_dropout``;
+                ``encoder`` as for :func:`lit_sft.load`, which raises the same errors.
         """
         take_out_lightnings(options)
         checkpoint, encoder = read_checkpoint(resolve(checkpoint_path, "ckpt_path")), options.pop("encoder", None)
@@ -176,7 +176,7 @@ class LitSFT(EvaluationSteps, StepRates):
         return module if map_location is None else module.to(map_location)
 
     def _start(self) -> None:
-        """Load ``init_from``, unless the weights are a checkpoint's (``setup`` can't tell) or were trained already."""
+        """Load ``init_from``, unless weights are restored (unknown in ``setup``) or were trained in this process."""
         if not self.trainer.ckpt_path and not self._initialized:
             start_network(self.net, self.text_data, self.init_from, self.remap_vocabulary, self.label_names)
         self._initialized = True
@@ -188,7 +188,7 @@ class LitSFT(EvaluationSteps, StepRates):
             see_documents(self.objective, self.net, self.text_data)
 
     def on_validation_start(self) -> None:
-        """What is measured before a fit is ``init_from``, too."""
+        """Load ``init_from``, so that a validation or test before any fit measures it."""
         if self.init_from and self.trainer.state.fn != "fit":
             with torch.inference_mode(False):  # a fit may follow
                 self._start()
@@ -198,10 +198,10 @@ class LitSFT(EvaluationSteps, StepRates):
     # ---- training
 
     def training_step(self, batch: Mapping[str, Batch], batch_idx: int) -> Tensor | None:
-        """One step of the objective; the stream's hidden state is carried over, without its gradient.
+        """Return the objective's loss; the stream's hidden state is carried to the next batch, without its gradient.
 
-        None, with which Lightning goes on to the next batch, where the watcher refuses this one; its state is kept.
-        Of several processes the loss is logged over all of them, its parts as the first one has them.
+        If the watcher refuses the batch, return None: Lightning skips it, but its hidden state is carried over.
+        With several processes, the logged loss is the mean over all, and its parts are those of the first process.
         """
         self.objective.step = self.trainer.global_step
         loss = self.objective(self.net, batch, self._state)
@@ -218,8 +218,8 @@ class LitSFT(EvaluationSteps, StepRates):
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clip as the Trainer is told, and log the gradient's norm from before."""
-        if unscales(optimizer, self.trainer.precision_plugin):  # only Lightning says why they can't be clipped then
+        """Clip as the Trainer's options say, and log the gradient's norm before clipping."""
+        if unscales(optimizer, self.trainer.precision_plugin):  # Lightning says why these can't be clipped
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         norm = clip_gradients(optimizer, gradient_clip_val or 0.0, by_value=gradient_clip_algorithm == "value")
@@ -228,7 +228,7 @@ class LitSFT(EvaluationSteps, StepRates):
             self._watcher.see_gradient(self.trainer, norm, optimizer)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer, a parameter group or two a layer, and the schedule by optimizer step."""
+        """Return the optimizer, with one or two parameter groups per layer, and the schedule by optimizer step."""
         try:
             optimizer = build_optimizer(self.make_optimizer, self.net.layer_groups(), self.layer_decay)
         except ValueError as error:
@@ -239,7 +239,7 @@ class LitSFT(EvaluationSteps, StepRates):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
 
     def total_steps(self) -> int:
-        """Optimizer steps of the whole fit, 0 where no limit is set; a UserError where the schedule needs one."""
+        """Return the optimizer steps of a fit, 0 without a limit; raise a UserError if the schedule needs a limit."""
         trainer, batches = self.trainer, self.text_data.train_batches()
         limits = (trainer.limit_train_batches, trainer.accumulate_grad_batches, trainer.max_epochs, trainer.max_steps)
         steps = steps_of_fit(batches, *limits)
@@ -249,12 +249,12 @@ class LitSFT(EvaluationSteps, StepRates):
         return steps
 
     def on_train_start(self) -> None:
-        """After a resume the config's optimizer options win over the checkpoint's; what changed is printed."""
+        """After a resume, replace the checkpoint's optimizer options by the config's, and print the changes."""
         self._data = data = self.text_data
-        self._own = data.handed_on(with_labels=self.stage == "finetune")  # now they know of init_from and of a resume
+        self._own = data.handed_on(with_labels=self.stage == "finetune")  # now with what init_from has seen
         if self._state is not None:
             self._state = tuple(tuple(t.to(self.device) for t in layer) for layer in self._state)
-        go_on_drawing(self._random, self.trainer.global_rank)  # only now: building the model has drawn
+        go_on_drawing(self._random, self.trainer.global_rank)  # only now, since building the model draws
         self._random = None
         self._watcher = Watcher.among(self.trainer.callbacks)  # type: ignore[attr-defined]
         scheduler = self.lr_schedulers()
@@ -264,10 +264,10 @@ class LitSFT(EvaluationSteps, StepRates):
             rank_zero_info("resumed with changed options: " + "; ".join(changed))
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_data": None}  # a copy of the module has no copy of its data
+        return super().__getstate__() | {"_data": None}  # a copy of the module doesn't copy its data
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add our part. Outside a fit it describes the data that the module was trained on, whatever is there now."""
+        """Add this package's part. Outside a fit, it describes the data of the last training, not the present data."""
         assert self.tokenizer is not None
         assert self._own is not None
         self._watcher.before_saving(self.trainer)
@@ -283,13 +283,13 @@ class LitSFT(EvaluationSteps, StepRates):
         checkpoint["lit_sft"] = contents(self.stage, self.tokenizer.to_json(), *labels, fed, config, ranks)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the carried state; a checkpoint of another shape is the user's mistake, named here and not by torch."""
+        """Restore the hidden and random states of a fit; raise a UserError if the weights don't fit the model."""
         if "lit_sft" not in checkpoint:
             raise UserError("the checkpoint to resume from is not one of lit_sft's")
         if self.trainer.state.fn == "fit":
             own = of_this_rank(self.trainer, checkpoint["lit_sft"]["ranks"])
             self._state, self._random = own["state"], own["random"]
-        else:  # evaluation takes no objective's weights; Lightning would ask for these callbacks
+        else:  # an evaluation needs no weights of an objective; Lightning would ask for the callbacks of the fit
             checkpoint["callbacks"], found, own = {}, checkpoint["state_dict"], self.state_dict()
             checkpoint["state_dict"] = {n: w for n, w in found.items() if n.startswith(NETWORK) or n in own}
         if misfit := first_misfit(self.state_dict(), checkpoint["state_dict"]):

@@ -1,8 +1,8 @@
 """Learning rates: schedules in optimizer steps, discriminative parameter groups, fused optimizers.
 
-A schedule is a plain function of (step, total steps) to a factor on the optimizer's own rate. The total is counted by
-the module from the loader's length and never read from ``trainer.estimated_stepping_batches``, which makes Lightning
-build the loaders early and forget their state on resume (Lightning issue 20550).
+A schedule maps (step, total steps) to a factor on the optimizer's learning rate. The module computes the total from the
+loader's length and never reads ``trainer.estimated_stepping_batches``, which makes Lightning build the loaders early
+and forget their state on resume (Lightning issue 20550).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch.optim.lr_scheduler import LambdaLR
 class Schedule(ABC):
     """A learning-rate schedule: ``schedule(step, total_steps)`` is the factor on the optimizer's rate.
 
-    ``step`` counts optimizer steps from 0 to ``total_steps - 1``; later steps get the last factor. A total of 0 is one
-    that isn't known (``trainer.max_epochs -1``), which only a schedule without ``needs_total`` is asked with.
+    ``step`` counts optimizer steps from 0 to ``total_steps - 1``; later steps get the last factor. A total of 0 means
+    that it is unknown (``trainer.max_epochs -1``); only schedules without ``needs_total`` get it.
     """
 
     needs_total = True  # whether the factor depends on the number of steps
@@ -35,11 +35,11 @@ class Schedule(ABC):
 
     @abstractmethod
     def factor(self, step: int, total_steps: int) -> float:
-        """The factor at ``step``, which is below ``total_steps``."""
+        """Return the factor at ``step`` < ``total_steps`` (an unknown total is given as 1 and is no limit)."""
 
 
 class Constant(Schedule):
-    """The optimizer's rate throughout."""
+    """A constant learning rate: the optimizer's."""
 
     needs_total = False
 
@@ -51,7 +51,7 @@ class WarmupCosine(Schedule):
     """Linear warmup, then a half cosine down to ``final`` (Loshchilov & Hutter 2017, eq. 5, without restarts).
 
     Args:
-        warmup: the share of all steps that warm up, in [0, 1).
+        warmup: share of all steps in which the rate rises, in [0, 1).
         final: the factor at the last step.
     """
 
@@ -70,10 +70,10 @@ class WarmupCosine(Schedule):
 class OneCycle(Schedule):
     """Cosine up from ``1 / start_div``, cosine down to ``1 / final_div`` (Smith & Topin 2018; fastai's defaults).
 
-    Of the rate alone: momentum stays.
+    Only the learning rate changes; momentum is constant.
 
     Args:
-        warmup: the share of all steps that rise, in [0, 1).
+        warmup: share of all steps in which the rate rises, in [0, 1).
         start_div: the first rate is the optimizer's divided by this.
         final_div: the last rate is the optimizer's divided by this.
     """
@@ -93,8 +93,8 @@ class SlantedTriangular(Schedule):
     """A short linear rise, a long linear fall (ULMFiT: Howard & Ruder 2018, eq. 3).
 
     Args:
-        cut_frac: the share of all steps that rise, in [0, 1); one step at least.
-        ratio: how much smaller the lowest rate is than the highest.
+        cut_frac: share of all steps in which the rate rises, in [0, 1); at least one step.
+        ratio: the highest rate divided by the lowest.
     """
 
     def __init__(self, cut_frac: float = 0.1, ratio: float = 32.0) -> None:
@@ -103,16 +103,16 @@ class SlantedTriangular(Schedule):
 
     def factor(self, step: int, total_steps: int) -> float:
         cut = max(math.floor(total_steps * self.cut_frac), 1)
-        # The paper's fall, cut * (1 / cut_frac - 1), is total - cut where cut needs no rounding.
+        # The paper's length of the fall, cut * (1 / cut_frac - 1), is total - cut if cut needs no rounding.
         p = step / cut if step < cut else 1 - (step - cut) / max(total_steps - cut, 1)
         return (1 + p * (self.ratio - 1)) / self.ratio
 
 
 class RangeTest(Schedule):
-    """Exponentially up from ``start`` to 1 at the last step: at which rates does the loss fall, and where does it grow?
+    """Exponential rise from ``start`` to 1 at the last step, to find out at which rates the loss falls or grows.
 
-    For a short run with the highest rate as the optimizer's (Smith 2017, section 3.3, where the rise is linear;
-    exponential as in fastai's ``lr_find``). ``scripts/lr_range.py`` makes it.
+    For a short run whose optimizer has the highest rate to be tried (Smith 2017, section 3.3, with a linear rise;
+    exponential as in fastai's ``lr_find``). ``scripts/lr_range.py`` runs it.
 
     Args:
         start: the factor at the first step, above 0 and below 1.
@@ -139,9 +139,9 @@ def _check_share(name: str, value: float) -> None:
 def build_optimizer(
     factory: Callable[[list[dict[str, Any]]], Optimizer], layers: list[list[nn.Parameter]], decay: float
 ) -> Optimizer:
-    """The optimizer with discriminative rates: its own for the top layer, ``decay`` times the one above below.
+    """Build the optimizer with discriminative rates: each layer's is ``decay`` times the rate of the layer above it.
 
-    (Howard & Ruder 2018 divide by 2.6, a ``decay`` of 0.38.)
+    The top layer has the optimizer's own rate. (Howard & Ruder 2018 divide by 2.6, a ``decay`` of 0.38.)
 
     Raises:
         ValueError: a ``decay`` of 0 or less, or an option that the optimizer refuses.
@@ -149,23 +149,22 @@ def build_optimizer(
     if decay <= 0:
         raise ValueError(f"layer_decay={decay} must be above 0")
     optimizer = factory(parameter_groups(layers, decay))
-    for group in optimizer.param_groups:  # only now the rate is known: it is an option, or a default, of the optimizer
+    for group in optimizer.param_groups:  # the rate, an option or a default of the optimizer, is known only now
         group["lr"] = group["lr"] * group.pop("lr_factor")
     return fuse(optimizer)
 
 
 def parameter_groups(layers: list[list[nn.Parameter]], decay: float) -> list[dict[str, Any]]:
-    """Optimizer groups by layer. Biases and other vectors get no weight decay; frozen parameters are left out.
+    """Group parameters by layer. Biases and other vectors get no weight decay; frozen parameters are left out.
 
     Args:
-        layers: the parameters of each layer from the bottom (embedding) to the top (head), as
-            :meth:`Network.layer_groups` returns them.
-        decay: the factor from a layer to the one below; 1 gives all layers one rate.
+        layers: parameters of each layer from the bottom (embedding) to the top (head).
+        decay: factor on the rate from each layer to the layer below; 1 gives all layers the same rate.
 
     Returns:
         Groups in the optimizer's format, from the bottom to the top. A group's ``name`` is that of its layer
         (``embedding``, ``layer1``, ..., ``head``), with ``.bias`` added for the part without weight decay; its
-        ``lr_factor`` is its share of the top layer's rate.
+        ``lr_factor`` is its rate divided by the top layer's.
     """
     groups: list[dict[str, Any]] = []
     names = ["embedding", *(f"layer{i}" for i in range(1, len(layers) - 1)), "head"]
@@ -181,16 +180,16 @@ def parameter_groups(layers: list[list[nn.Parameter]], decay: float) -> list[dic
 
 
 def fuse(optimizer: Optimizer) -> Optimizer:
-    """Let the optimizer use its fused kernel, where it has one and the user chose none (5 times faster on CPU).
+    """Use the optimizer's fused kernel if it has one and the user chose no kernel (5 times faster on CPU).
 
-    Set on the groups and not through the constructor: an optimizer *constructed* as fused unscales its gradients
+    The option is set on the groups, not in the constructor: an optimizer *constructed* as fused unscales its gradients
     itself, and Lightning then refuses gradient clipping under 16-mixed.
     """
     if "fused" not in inspect.signature(type(optimizer)).parameters:
         return optimizer
     defaults = optimizer.defaults
     if any(parameter.device.type != "cpu" for parameter in optimizer.state):
-        return optimizer  # Adagrad has its step counts by now, and on the CPU, where a fused kernel can't have them
+        return optimizer  # Adagrad has already made its step counts, on the CPU: a fused GPU kernel can't use them
     chosen = any(defaults.get(name) is not None for name in ("fused", "foreach"))  # False is a choice too
     if chosen or defaults.get("differentiable") or defaults.get("capturable"):
         return optimizer
@@ -200,19 +199,19 @@ def fuse(optimizer: Optimizer) -> Optimizer:
 
 
 def unscales(optimizer: Optimizer, precision: Any) -> bool:
-    """Whether the optimizer unscales gradients itself, and not Lightning's ``precision`` plugin before all others."""
+    """Whether the optimizer unscales the gradients itself, instead of Lightning's ``precision`` plugin before it."""
     return getattr(precision, "scaler", None) is not None and getattr(optimizer, "_step_supports_amp_scaling", False)
 
 
 def clip_gradients(optimizer: Optimizer, limit: float, by_value: bool) -> Tensor | None:
-    """Clip the gradients of an optimizer's parameters and return their norm from before; None where there are none.
+    """Clip the gradients of an optimizer's parameters; return their norm before clipping, or None without gradients.
 
-    The norm is what clipping by norm needs anyway. Nothing is read back from the device.
+    Clipping by norm needs this norm anyway. Nothing is read back from the device.
 
     Args:
-        optimizer: its parameters are meant, all groups together.
-        limit: of the norm, or of each value; 0 clips nothing.
-        by_value: clip each value by itself and not the norm.
+        optimizer: the parameters of all its groups are clipped together.
+        limit: the largest norm, or absolute value; 0 clips nothing.
+        by_value: clip each value separately instead of the norm.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if not parameters:
@@ -226,14 +225,14 @@ def clip_gradients(optimizer: Optimizer, limit: float, by_value: bool) -> Tensor
 
 
 def take_options(scheduler: LambdaLR, fresh: list[dict[str, Any]]) -> list[str]:
-    """Give the groups of a resumed optimizer the options of the run's config, and the rate of the step they stand at.
+    """Give a resumed optimizer's groups the options of the run's config, and the learning rate of the current step.
 
     Args:
-        scheduler: where its checkpoint left it; the groups of its optimizer still have the checkpoint's options.
-        fresh: the options of each group as the config makes them; a scheduler has put the rate into ``initial_lr``.
+        scheduler: as restored from the checkpoint; its optimizer's groups still have the checkpoint's options.
+        fresh: the options of each group according to the config; ``initial_lr``, which a scheduler adds, is the rate.
 
     Returns:
-        What changed, as in ``lr: 0.01 -> 0.002`` or, for some of the groups, ``weight_decay of head: 0 -> 0.1``.
+        The changes, such as ``lr: 0.01 -> 0.002`` or, if only some groups change, ``weight_decay of head: 0 -> 0.1``.
 
     Raises:
         ValueError: the checkpoint's optimizer state doesn't fit the weights.
@@ -243,7 +242,7 @@ def take_options(scheduler: LambdaLR, fresh: list[dict[str, Any]]) -> list[str]:
     groups = scheduler.optimizer.param_groups
     for index, (group, options) in enumerate(zip(groups, fresh, strict=True)):
         for key, value in options.items():
-            if key != "lr" and group.get(key) != value:  # lr itself is what the scheduler makes of the rate
+            if key != "lr" and group.get(key) != value:  # lr is computed from initial_lr below
                 change = f"{_short(group.get(key))} -> {_short(value)}"
                 changed.setdefault((key.removeprefix("initial_"), change), []).append(str(options.get("name", index)))
                 group[key] = value
@@ -256,9 +255,9 @@ def take_options(scheduler: LambdaLR, fresh: list[dict[str, Any]]) -> list[str]:
 
 
 def _check_state(optimizer: Optimizer) -> None:
-    """torch's kernels take a state of another shape without a word, and read beyond its end.
+    """Raise a ValueError if a state's shape doesn't fit its weight: torch's kernels would silently read beyond its end.
 
-    Other optimizers are left alone: they may keep anything.
+    Only torch's own optimizers are checked: others may keep anything in their state.
     """
     if not type(optimizer).__module__.startswith("torch.optim"):
         return
@@ -270,7 +269,7 @@ def _check_state(optimizer: Optimizer) -> None:
 
 
 def _spreads(shape: Size, over: Size) -> bool:
-    """Whether a tensor of a shape is as large as another, or is broadcast over it (Adafactor's rows and columns)."""
+    """Whether ``shape`` is a scalar's, or equals ``over`` except for sizes of 1 (Adafactor's rows and columns)."""
     return not shape or (len(shape) == len(over) and all(n in (1, m) for n, m in zip(shape, over, strict=True)))
 
 
@@ -281,13 +280,13 @@ def _short(value: Any) -> str:
 def steps_of_fit(
     batches: int, limit: float | int | None, accumulate: int, max_epochs: int | None, max_steps: int
 ) -> int:
-    """Optimizer steps of a whole fit; 0 where nothing limits it.
+    """Return the number of optimizer steps of a whole fit; 0 if nothing limits it.
 
     Args:
-        batches: of an epoch.
-        limit: the Trainer's ``limit_train_batches``: a number (``overfit_batches`` too ends here), or a share.
-        accumulate: batches a step.
-        max_epochs, max_steps: the Trainer's; -1 is no limit.
+        batches: batches per epoch.
+        limit: the Trainer's ``limit_train_batches``: a number or a share. Lightning puts ``overfit_batches`` here, too.
+        accumulate: batches per optimizer step.
+        max_epochs, max_steps: the Trainer's; -1 means no limit.
     """
     batches = min(batches, limit) if isinstance(limit, int) else int(batches * (1.0 if limit is None else limit))
     ends = [max_steps]

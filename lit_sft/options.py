@@ -1,4 +1,4 @@
-"""Options before and beside the parser: config files, values of single options, errors in one line."""
+"""Options outside the parser: reading config files, finding single options, explaining errors, Trainer checks."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ UNFIT = {
 
 
 def values_of(arguments: list[str], *names: str) -> list[str]:
-    """Every value given to an option on the command line, in order, as ``--name value`` or ``--name=value``."""
+    """Return all values given to an option on the command line, as ``--name value`` or ``--name=value``, in order."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument(*names, dest="values", action="append", default=[])
     try:
         return list(parser.parse_known_args(arguments)[0].values)
     except ArgumentError:
-        return []  # an option without its value: the real parser says so
+        return []  # an option without its value: the main parser reports it
 
 
 def without(arguments: list[str], name: str) -> list[str]:
-    """The command line without an option, the options within it, and their values."""
+    """Return the command line without an option, the options nested in it (``NAME.…``), and their values."""
     kept, is_value = [], False
     for argument in arguments:
         option, equals, _ = argument.partition("=")
@@ -66,10 +66,10 @@ def without(arguments: list[str], name: str) -> list[str]:
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
-    """The content of a file given to ``--config``.
+    """Read a file given to ``--config``.
 
     Raises:
-        UserError: no file, no YAML, or something else than options in groups.
+        UserError: it isn't a file, isn't YAML, or a group in it holds something else than options.
     """
     if not path.is_file():
         raise UserError(f"--config {path}: {'not a file' if path.exists() else 'no such file'}")
@@ -81,7 +81,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file's mapping; UserError where it is something else."""
+    """Read a YAML file that holds a mapping, or nothing; raise a UserError if it holds anything else."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -92,17 +92,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def reason(error: BaseException) -> str:
-    """Why a class refused its options, without what the parser tells around it."""
+    """Return why a class refused its options, without the text that the parser adds."""
     message = one_line(error)
     found = REASON.search(message)
     return found[1] if found else message
 
 
 def explain(error: ArgumentError | SyntaxError, options: Iterable[str]) -> UserError:
-    """A one-line UserError for what jsonargparse raised.
+    """Turn an error of jsonargparse into a UserError of one line.
 
     Args:
-        error: its message runs over lines, lists the types that were tried, and names no right option.
+        error: its message has several lines, lists the types that were tried, and suggests no option.
         options: the dotted names of all options of the command.
     """
     message = one_line(error)
@@ -139,7 +139,7 @@ def _unknown_in_class(option: str, wrong: str, class_path: str | None) -> str:
 
 
 def _refused(option: str, value: str, message: str) -> str:
-    """What is wrong with the value of an option that there is."""
+    """Explain why the value of an existing option is wrong."""
     if "is abstract" in message:
         return f"--{option}: name its class first, as in --{option} CLASS"
     if wrong := NOT_SUBCLASS.search(message):
@@ -163,15 +163,15 @@ def _refused(option: str, value: str, message: str) -> str:
 
 
 def _failed_import(error: BaseException | None) -> str | None:
-    """Which class the parser was importing when its module, which is there, failed, and how; None for other errors."""
+    """Explain an error in a module that the parser has found but can't import; None for any other error."""
     while error is not None:
         places = list(traceback.walk_tb(error.__traceback__))
         for (frame, _), after in zip(places, [*places[1:], None], strict=True):
-            own = frame.f_code.co_filename  # the parser's
+            own = frame.f_code.co_filename  # the parser's file, if it is import_object
             in_module = after[0].f_code.co_filename != own if after else isinstance(error, SyntaxError)
             if frame.f_code.co_name == "import_object" and in_module:
                 last, line = places[-1]
-                where = f" ({Path(last.f_code.co_filename).name}, line {line})" if after else ""  # else it says so
+                where = f" ({Path(last.f_code.co_filename).name}, line {line})" if after else ""  # SyntaxError says it
                 kind = type(error).__name__
                 return f"{frame.f_locals['name']}: its module can't be imported: {kind}: {one_line(error)}{where}"
         error = error.__cause__ or error.__context__
@@ -179,7 +179,7 @@ def _failed_import(error: BaseException | None) -> str | None:
 
 
 def _init_options(class_path: str | None) -> list[str]:
-    """The options of a class: what it takes, also by ``**options``, less what has no default and the program gives."""
+    """Return a class's options, also those taken as ``**options``, but not required ones, which the program passes."""
     module, _, name = (class_path or "").rpartition(".")
     parser = ArgumentParser()
     try:
@@ -195,7 +195,7 @@ def _names_in(module: str) -> list[str]:
 
 
 def _subclasses(message: str) -> list[str]:
-    """Names of the known subclasses of every class that the message says would be accepted."""
+    """Return the names of all classes that the message mentions, and of their known subclasses."""
     found: list[str] = []
     for path in re.findall(r"[\w.]+\.[A-Z]\w+", message):
         module, _, name = path.rpartition(".")
@@ -211,7 +211,7 @@ def _subclasses(message: str) -> list[str]:
 
 
 def check_trainer(trainer: Any, command: str) -> None:
-    """Raise a UserError for Trainer options that Lightning takes without a word, and that can't work."""
+    """Raise a UserError for Trainer options that can't work, although Lightning accepts them silently."""
     split = {"validate": "val", "test": "test"}.get(command)
     if split and trainer[f"limit_{split}_batches"] == 0:
         raise UserError(f"--trainer.limit_{split}_batches 0: there is nothing to measure")
@@ -237,12 +237,12 @@ def check_trainer(trainer: Any, command: str) -> None:
 
 
 def check_everywhere(precision: str, reload_every: int, callbacks: Iterable[str]) -> None:
-    """The same for what a Trainer that is made in Python may be given, too.
+    """Make the checks of :func:`check_trainer` that a Trainer created in Python needs, too.
 
     Args:
         precision: the Trainer's.
         reload_every: its ``reload_dataloaders_every_n_epochs``.
-        callbacks: names of its callbacks' classes.
+        callbacks: class names of its callbacks.
     """
     if precision in ("bf16-true", "16-true"):
         raise UserError(

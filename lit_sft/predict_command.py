@@ -22,16 +22,16 @@ from lit_sft.errors import UserError, nearest
 from lit_sft.predictor import Ensemble, Predictor, load
 from lit_sft.text_classifier import CHARACTERS_AT_ONCE, TEXTS_AT_ONCE
 
-MOMENT = 0.01  # seconds: what another process writes without a pause is there by then
+MOMENT = 0.01  # seconds to wait for more input: long enough for a process that writes without a pause
 
 
 def predict_command(arguments: list[str]) -> None:
-    """``predict``: a document a line, or CSV, TSV, JSONL, Parquet in; a JSON line out for each input row.
+    """Run ``predict``: read one document per line, or CSV, TSV, JSONL, Parquet; write a JSON line for each input row.
 
-    Rows are answered ``TEXTS_AT_ONCE`` together, or fewer where they are very long, or where standard input has no more
-    of them at the moment: a line that comes alone is answered before the next one is waited for, and a file through a
-    pipe takes no longer. A CSV or TSV needs a column ``text``, or ``--text_column``, for that: else its first 1,024
-    rows are looked at.
+    Up to ``TEXTS_AT_ONCE`` rows are predicted together; fewer if they are very long, or if standard input has no more
+    at the moment. So a single line is answered before the next one is waited for, and a file read through a pipe takes
+    no longer than otherwise. But if it isn't clear which column of a CSV or TSV holds the text (``--text_column`` tells
+    it), up to 1,024 rows are read first.
 
     Raises:
         UserError: a mistake in an option, the checkpoint or the input; a half-written output file is removed.
@@ -44,8 +44,8 @@ def predict_command(arguments: list[str]) -> None:
     one_or_more = paths if len(paths) > 1 else paths[0]
     predictor = load(one_or_more, options.encoder and _class(options.encoder), options.device)
     _set_search(predictor, options)
-    texts: list[str | None] = []  # that wait for their answers
-    characters = 0  # of them
+    texts: list[str | None] = []  # not predicted yet
+    characters = 0  # in these texts
     with _output(options.output) as output:
 
         def answer() -> None:
@@ -77,7 +77,7 @@ def predict_command(arguments: list[str]) -> None:
 
 
 class _Unanswered(Exception):
-    """An error of answering, which would pass for one of reading where it happens inside a read."""
+    """Carries a writing error out of a read of the input, where it would be taken for a reading error."""
 
     def __init__(self, error: OSError) -> None:
         super().__init__(str(error))
@@ -85,19 +85,19 @@ class _Unanswered(Exception):
 
 
 class _Filtered:
-    """The bytes of standard input; before it waits for more of them, what was read is answered.
+    """Standard input as bytes; before it waits for more, the rows read so far are answered.
 
     Args:
         stream: standard input.
-        answer: called whenever nothing is there to be read. Readers ask for bytes only when they have no whole row
-            left, whatever they have buffered.
+        answer: called whenever no input is available. Readers ask for bytes only if they have no complete row left in
+            their buffers.
     """
 
     def __init__(self, stream: BinaryIO, answer: Callable[[], None]) -> None:
         self._stream, self._answer = stream, answer
 
     def read(self, size: int = -1) -> bytes:
-        """As soon as there are any, up to ``size``."""
+        """Return up to ``size`` bytes, as soon as any are available."""
         if not self._ready():
             try:
                 self._answer()
@@ -108,7 +108,7 @@ class _Filtered:
     def _ready(self) -> bool:
         try:
             return bool(select.select([self._stream], [], [], MOMENT)[0])
-        except io.UnsupportedOperation:  # no file: nothing to wait for
+        except io.UnsupportedOperation:  # not a system file: reading doesn't wait
             return True
 
 
@@ -144,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _set_search(predictor: Predictor | Ensemble, options: argparse.Namespace) -> None:
-    """Search for responses as the user says.
+    """Set the options of the search for responses that the user gives.
 
     Raises:
         UserError: the model answers no prompts, or a number below 1.
@@ -160,7 +160,7 @@ def _set_search(predictor: Predictor | Ensemble, options: argparse.Namespace) ->
 
 
 def _class(path: str) -> Any:
-    """The class that the user names."""
+    """Import the encoder class that the user names; raise a UserError if it doesn't exist."""
     module, _, name = path.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
@@ -170,10 +170,10 @@ def _class(path: str) -> Any:
 
 @contextmanager
 def _output(name: str) -> Iterator[TextIO]:
-    """Standard output, or a file that appears under its name only when it is complete."""
+    """Open standard output, or a file that gets its name only when it is complete."""
     if name == "-":
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(encoding="utf-8")  # as a file is, whatever the locale
+            sys.stdout.reconfigure(encoding="utf-8")  # as for a file, regardless of the locale
         yield sys.stdout
         sys.stdout.flush()
         return

@@ -1,4 +1,4 @@
-"""A trained model, or several, on new text: ``lit_sft.load``."""
+"""Apply one or several trained models to new text: ``lit_sft.load``."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from lit_sft.stored_options import own_encoder
 from lit_sft.text_classifier import TEXTS_AT_ONCE, TextClassifier, in_chunks
 
 TOKENS_AT_ONCE = 16_384
-MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # a run in one of these is tested in it, too
+MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # used for prediction, too, if the run used it
 
 
 class Predictor(TextClassifier):
-    """A trained model with its tokenizer and, of a classifier, its label names. Made by :func:`load`.
+    """A trained model with its tokenizer and, if it is a classifier, its label names. Made by :func:`load`.
 
     Args:
         network: encoder and heads, with the checkpoint's weights.
-        checkpoint: which tells the rest: tokenizer, labels, thresholds, and how documents were read and computed.
+        checkpoint: provides everything else: tokenizer, labels, thresholds, precision, how documents are read.
         device: where to run.
     """
 
@@ -58,14 +58,14 @@ class Predictor(TextClassifier):
 
     @property
     def thresholds(self) -> list[float] | None:
-        """As validation chose them."""
+        """The thresholds that were chosen in validation."""
         return self._thresholds
 
     def probabilities(self, texts: Iterable[str | None]) -> Iterator[Tensor | None]:
-        """Of each class, as in the base class.
+        """As in the base class.
 
         Raises:
-            UserError: the checkpoint is of pretraining and has no classifier.
+            UserError: the model has no classifier: it is pretrained only, or answers prompts.
         """
         if self.network.classifier is None:
             if self.responds:
@@ -74,7 +74,7 @@ class Predictor(TextClassifier):
         return self._in_order(texts, self._probabilities)
 
     def predict_iter(self, texts: Iterable[str | None]) -> Iterator[dict[str, Any] | None]:
-        """As in the base class; of a model that answers prompts, ``{"response": text}`` for each."""
+        """As in the base class; a model that answers prompts gives ``{"response": text}`` for each text."""
         if not self.responds:
             yield from super().predict_iter(texts)
             return
@@ -84,22 +84,22 @@ class Predictor(TextClassifier):
     def respond(
         self, prompts: Sequence[str | None], max_new_tokens: int | None = None, num_beams: int | None = None
     ) -> list[str | None]:
-        """What a language model holds the most likely response to each prompt; None for a blank one.
+        """Return the response to each prompt that the beam search finds most likely; None for a blank prompt.
 
         Args:
-            prompts: in any order and of any length; what the run cut of a prompt is cut.
-            max_new_tokens: of a response, at most; by default ``data.max_response_length`` of the run.
-            num_beams: of the search; by default ``model.num_beams`` of the run.
+            prompts: in any order and of any length; they are truncated as in the run.
+            max_new_tokens: maximum number of tokens in a response; by default the run's ``data.max_response_length``.
+            num_beams: beams of the search; by default the run's ``model.num_beams``.
 
         Raises:
-            UserError: a checkpoint that was not fine-tuned on prompts with responses; a number below 1.
+            UserError: the checkpoint was not fine-tuned on prompts with responses, or a number is below 1.
         """
         return list(self.respond_iter(prompts, max_new_tokens, num_beams))
 
     def respond_iter(
         self, prompts: Iterable[str | None], max_new_tokens: int | None = None, num_beams: int | None = None
     ) -> Iterator[str | None]:
-        """As :meth:`respond`, over an input of any length: memory doesn't grow with it."""
+        """Like :meth:`respond`, for an input of any length: memory doesn't grow with it."""
         if not self.responds:
             raise UserError("this checkpoint can't answer: respond needs one fine-tuned on prompts with responses")
         limit = self.max_new_tokens if max_new_tokens is None else max_new_tokens
@@ -116,7 +116,7 @@ class Predictor(TextClassifier):
         return (None if ids is None else self.tokenizer.decode(ids[ids >= 0].tolist()).strip() for ids in found)
 
     def encode(self, texts: Sequence[str | None]) -> np.ndarray:
-        """Document vectors, float32 of shape (texts, units): pooled as for the classifier; NaN for a blank text."""
+        """Return document vectors, float32 (texts, units): the classifier's pooling, else the mean; NaN if blank."""
         rows = list(self._in_order(texts, self._vectors))
         classifier = self.network.classifier
         units = self.network.encoder.output_size if classifier is None else classifier.pooled_size
@@ -130,14 +130,14 @@ class Predictor(TextClassifier):
     def _in_order(
         self, texts: Iterable[str | None], compute: Callable[[DocumentBatch], Tensor]
     ) -> Iterator[Tensor | None]:
-        """A row of ``compute``'s result for each text: a chunk is batched by length, then put back in order."""
+        """Yield ``compute``'s row for each text, in order, None if blank; a chunk's texts are batched by length."""
         tokenizer = self.tokenizer
         for chunk in in_chunks(texts):
             filled = [(place, text) for place, text in enumerate(chunk) if text and text.strip()]
             rows: list[Tensor | None] = [None] * len(chunk)
             if filled:
                 ids = [
-                    truncate(all_ids, self.max_length, self.truncation).copy()  # a view would keep them all
+                    truncate(all_ids, self.max_length, self.truncation).copy()  # a view would keep all ids
                     for some in chunks(text for _, text in filled)
                     for all_ids in tokenizer.encode_batch(some)
                 ]
@@ -155,7 +155,7 @@ class Predictor(TextClassifier):
                 )
                 for index in range(len(dataset)):
                     batch = dataset[index]
-                    positions = batch.indices.tolist()  # before they are on a device, which it would wait for
+                    positions = batch.indices.tolist()  # before the batch is moved: reading from a device waits for it
                     with torch.autocast(self.device.type, self.autocast_to, enabled=self.autocast_to is not None):
                         result = compute(batch.to(self.device))
                     for position, row in zip(positions, result.cpu(), strict=True):
@@ -173,11 +173,11 @@ class Predictor(TextClassifier):
 class Ensemble(TextClassifier):
     """Several trained models whose class probabilities are averaged. Made by :func:`load`.
 
-    They may differ in all but their labels: tokenizer, direction, length, precision, and the order of the labels, which
-    is the first one's. Thresholds of multi-label models are averaged, too.
+    They may differ in all but their set of labels: tokenizer, direction, length, precision, order of the labels (the
+    ensemble uses the first model's). Thresholds of multi-label models are averaged, too.
 
     Raises:
-        UserError: models of different labels, of one label a document and of any number, or without a classifier.
+        UserError: models with different labels, single-label and multi-label models, or a model without a classifier.
     """
 
     def __init__(self, members: Sequence[Predictor]) -> None:
@@ -191,17 +191,17 @@ class Ensemble(TextClassifier):
 
     @property
     def label_names(self) -> list[str]:
-        """The first model's."""
+        """The classes, in the order of the first model."""
         return self.members[0].label_names
 
     @property
     def thresholds(self) -> list[float] | None:
-        """The means of the models' own."""
+        """The means of the models' thresholds; None if a document has one label."""
         return mean_thresholds([m.thresholds for m in self.members], self._columns)
 
     def probabilities(self, texts: Iterable[str | None]) -> Iterator[Tensor | None]:
         """The mean of the models' probabilities, as in the base class."""
-        for chunk in in_chunks(texts):  # one for all members: none runs ahead of the others
+        for chunk in in_chunks(texts):  # shared by all members, so that none reads ahead
             for rows in zip(*(member.probabilities(chunk) for member in self.members), strict=True):
                 found = [row[order] for row, order in zip(rows, self._columns, strict=True) if row is not None]
                 yield torch.stack(found).double().mean(0).float() if found else None
@@ -232,14 +232,14 @@ def load(
 
     Args:
         run_or_checkpoint: a file, a stage's folder (its best checkpoint) or a recipe's (the best of its last stage); a
-            list of them: the mean of their predictions.
-        encoder: the encoder where it isn't one of this package: its class, which gets the vocabulary size and the
-            options in the checkpoint, or a function of the vocabulary size. Of a list, for those that need it.
+            list of these gives an ensemble.
+        encoder: the encoder, if it is outside this package: its class, which is called with the vocabulary size and
+            the checkpoint's options, or a function of the vocabulary size. In a list, only models that need it get it.
         device: where to run; by default a GPU if there is one.
 
     Raises:
-        UserError: no checkpoint there, a damaged one, one whose encoder is code outside this package, no such device,
-            or models that are no ensemble.
+        UserError: no checkpoint, a damaged one, or one with an encoder outside this package that ``encoder`` doesn't
+            give; no such device; or models that can't form an ensemble.
     """
     if not isinstance(run_or_checkpoint, (str, Path)):
         if not run_or_checkpoint:

@@ -13,16 +13,16 @@ from typing import Any
 
 from lit_sft.errors import SickRun, UserError
 
-# Ctrl-C, a scheduler's end of time, and the warning before it: a fit saves, then stops.
+# Ctrl-C, the end of a scheduler's time limit, and the warning before it: a fit saves, then stops.
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-STARTED_BY = "LIT_SFT_STARTED_BY"  # a run's first process, for those that Lightning's launcher starts from it
+STARTED_BY = "LIT_SFT_STARTED_BY"  # environment variable: a run's first process tells its id to those that it starts
 
 
 def launched() -> int:
     """Number of processes, this one included, that a launcher (torchrun, srun or Lightning's) started for this command.
 
-    In an interactive SLURM job (recognised by its name, as in Lightning) the job step is the shell's, and a command is
-    one process.
+    In an interactive SLURM job (recognised by its name, as in Lightning) the job step belongs to the shell, and a
+    command is one process.
     """
     interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
     tasks = None if interactive else os.environ.get("SLURM_STEP_NUM_TASKS")
@@ -54,14 +54,14 @@ def run_process(command: list[str]) -> int:
 
     def hand_on(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        if process is not None and os.name != "nt":  # on Windows the console has told it already
+        if process is not None and os.name != "nt":  # on Windows the console has signalled it already
             process.send_signal(number)
 
     in_main = threading.current_thread() is threading.main_thread()
     before = {number: signal.signal(number, hand_on) for number in STOPPING} if in_main else {}
     try:
         process = subprocess.Popen(command)
-        if received:  # it came while the process was being started
+        if received:  # a signal came while the process was being started
             process.send_signal(received[0])
         code = process.wait()
     finally:
@@ -94,7 +94,7 @@ def ending_together(launcher: Any) -> Iterator[None]:
     except BaseException as error:
         children = [process for process in getattr(launcher, "procs", []) if isinstance(process, subprocess.Popen)]
         if children:
-            launcher.procs.clear()  # Lightning's observer looks at this list, and would kill this process for their end
+            launcher.procs.clear()  # Lightning's observer watches this list, and would kill this process when they end
         for process in children:
             process.kill()
         for process in children:

@@ -1,4 +1,4 @@
-"""The states of all random generators, as tensors and plain values that a checkpoint can hold."""
+"""Save and restore the states of all random generators, as tensors and plain values that a checkpoint can hold."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 
 
 def random_states() -> dict[str, Any]:
-    """Where Python's, NumPy's and torch's generators stand, those of every CUDA device included."""
-    _, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - it is the global one that is kept
+    """Return the states of Python's, NumPy's and torch's generators, including those of every CUDA device."""
+    _, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - the global state is saved
     return {
         "python": random.getstate(),
         "numpy": (torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss),
@@ -21,7 +21,7 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """Let every generator go on where :func:`random_states` found it; a device that wasn't there stays as it is."""
+    """Restore what :func:`random_states` returned; a CUDA device without a saved state is left unchanged."""
     version, internal, gauss_next = states["python"]
     random.setstate((version, tuple(internal), gauss_next))
     keys, position, has_gauss, gauss = states["numpy"]
@@ -32,7 +32,7 @@ def set_random_states(states: dict[str, Any]) -> None:
 
 
 def go_on_drawing(states: dict[str, Any] | None, rank: int) -> None:
-    """Set a resumed process's states; in a new run give each process of several dropout masks of its own."""
+    """Restore a resumed process's states; in a new run, seed each process differently, so that dropout masks differ."""
     if states is not None:
         set_random_states(states)
     elif rank > 0:

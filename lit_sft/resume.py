@@ -50,7 +50,7 @@ def check_resumable(source: Checkpoint, config: dict[str, Any]) -> None:
 
 
 def check_tokenizer(source: Checkpoint, kind: str) -> None:
-    """Raise a UserError where ``--data.tokenizer`` is a file that holds another tokenizer than the checkpoint."""
+    """Raise a UserError if ``--data.tokenizer`` is a file that holds another tokenizer than the checkpoint."""
     if kind not in (*KINDS, EXTEND) and Tokenizer.from_file(kind).digest != source.tokenizer().digest:
         raise UserError(
             f"--data.tokenizer {kind} doesn't fit {source.path}: a run takes the tokenizer of the checkpoint that it "
@@ -60,7 +60,7 @@ def check_tokenizer(source: Checkpoint, kind: str) -> None:
 
 
 def check_same_tokenizer(data: Sequence[Any]) -> None:
-    """Raise a UserError where runs with these data options, as parsed, can't end with one tokenizer."""
+    """Raise a UserError if runs with these parsed data options can't have the same tokenizer."""
     for key in ("tokenizer", *TOKENIZER_OPTIONS):
         if len({str(options[key]) for options in data}) > 1:
             values = " and ".join(str(options[key]) for options in data)
@@ -123,7 +123,7 @@ NEEDED: dict[str, Callable[[Any], bool]] = {
     "optimizer_states": _optimizers,
     "lr_schedulers": lambda value: isinstance(value, list) and len(value) == 1 and _states(dict(enumerate(value))),
     "callbacks": _states,
-    "TextDataModule": _states,  # the place in the data
+    "TextDataModule": _states,  # the position in the data
     "ranks": _ranks,  # the carried hidden state and the random states
 }
 

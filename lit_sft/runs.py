@@ -1,4 +1,4 @@
-"""Run folders: ``logs/NAME/version_K``, made once, found again, and their records."""
+"""Run folders, ``logs/NAME/version_K``: create and find them, read and write their records."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from lit_sft.errors import UserError
 
 LOGS = Path("logs")
 RECORD = "metrics.json"
-MAIN = ("accuracy", "macro_f1", "bleu", "rougeL", "exact_match", "perplexity", "loss")  # told in one line
-SHARED = "LIT_SFT_RUN_DIR"  # the run's folder, for the processes that its first one starts
-# What decides a result: ours, the engines', and the projects whose documentation is the pydocs corpus.
+MAIN = ("accuracy", "macro_f1", "bleu", "rougeL", "exact_match", "perplexity", "loss")  # reported in one line
+SHARED = "LIT_SFT_RUN_DIR"  # environment variable: the run's folder, for the processes that its first process starts
+# Packages that a result may depend on: ours, those it is computed with, and the projects in the pydocs corpus.
 VERSIONED = (
     *("lit_sft", "torch", "lightning", "torchmetrics", "tokenizers", "numpy", "pyarrow", "jsonargparse"),
     *("tensorboard", "sympy", "networkx", "huggingface_hub", "scikit-learn"),
@@ -33,7 +33,7 @@ VERSIONED = (
 
 
 def run_name(config: str | None, name: str | None) -> str:
-    """``--name``, else the config's path under ``configs/`` with dashes, else ``run``.
+    """Return ``--name``, else the config's path below ``configs/`` with dashes for slashes, else ``run``.
 
     Raises:
         UserError: a name that isn't a plain folder name.
@@ -50,7 +50,7 @@ def run_name(config: str | None, name: str | None) -> str:
 
 
 def new_run(name: str, logs: Path | None = None) -> Path:
-    """Make and return the folder of the next version; two runs started at once get two folders."""
+    """Create and return the folder of the next version; two runs started at the same time get two folders."""
     root = (logs or LOGS) / name
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -68,12 +68,12 @@ def new_run(name: str, logs: Path | None = None) -> Path:
 
 
 def start_run(name: str, run_dir: str | None) -> tuple[Path, list[Path]]:
-    """The folder of a run that begins: what ``--run_dir`` names, or a new version; the same one for all its processes.
+    """Create the folder of a new run: ``--run_dir`` or a new version. All processes of the run get the same one.
 
-    With it the folders that were made for it, the innermost first.
+    Return it with the folders that may have been created for it, the innermost first.
 
     Raises:
-        UserError: it can't be made; or a process beside the first that wasn't started by it and has no ``--run_dir``.
+        UserError: it can't be created; or this process is neither the first nor started by it, without ``--run_dir``.
     """
     if not _is_first():
         shared = run_dir or os.environ.get(SHARED)
@@ -89,10 +89,10 @@ def start_run(name: str, run_dir: str | None) -> tuple[Path, list[Path]]:
 
 
 def resume_run(name: str, run_dir: str | None) -> Path:
-    """The folder of a run that goes on: what ``--run_dir`` names, or the newest unfinished version.
+    """Return the folder of a run to resume: ``--run_dir``, or the newest unfinished version.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no unfinished version.
     """
     shared = None if _is_first() else os.environ.get(SHARED)
     given = run_dir or shared
@@ -130,13 +130,13 @@ def _is_first() -> bool:
 
 
 def _shared_out(folder: Path) -> Path:
-    """The folder, told to the processes that this one will start."""
+    """Return the folder, and pass it on to the processes that this one will start."""
     os.environ[SHARED] = str(folder)
     return folder
 
 
 def named_run(folder: Path) -> Path:
-    """Make the folder that ``--run_dir`` names."""
+    """Create and return the folder that ``--run_dir`` names."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -145,22 +145,22 @@ def named_run(folder: Path) -> Path:
 
 
 def discard_run(folder: Path, made: list[Path]) -> None:
-    """Empty the folder of a run that ended by a mistake, unless it has a checkpoint already.
+    """Empty the folder of a run that a user's mistake has ended, unless it has a checkpoint already.
 
-    ``made``: the folders that were made for it, the innermost first, which go where they are empty then; others stay.
+    ``made``: the folders created for it, the innermost first; those that are empty afterwards are removed.
     """
-    with contextlib.suppress(OSError):  # another process removes what this one looks at
+    with contextlib.suppress(OSError):  # another process may be removing the same files
         if any(folder.glob("**/*.ckpt")):
             return
         for path in folder.iterdir():
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # a parent holds other runs
+    with contextlib.suppress(OSError):  # a parent may hold other runs
         for path in made:
             path.rmdir()
 
 
 def unfinished_run(name: str, logs: Path | None = None) -> Path:
-    """The newest version without a record.
+    """Return the newest version that has a config and no record.
 
     Raises:
         UserError: there is none.
@@ -174,19 +174,19 @@ def unfinished_run(name: str, logs: Path | None = None) -> Path:
 
 
 def versions(root: Path) -> list[Path]:
-    """The version folders of a name, oldest first."""
+    """Return the version folders of a run's name, whose folder is ``root``, oldest first."""
     found = [p for p in root.glob("version_*") if p.is_dir() and p.name[8:].isdigit()]
     return sorted(found, key=lambda p: int(p.name[8:]))
 
 
 def run_folder_of(checkpoint: Path) -> Path | None:
-    """The stage's folder that a checkpoint file lies in; None for a file on its own."""
+    """Return the folder of the stage that a checkpoint file belongs to; None for a file outside a run folder."""
     folder = checkpoint.parent
     return folder.parent if folder.name == "checkpoints" else None
 
 
 def read_record(folder: Path, name: str = RECORD) -> dict[str, Any]:
-    """A run's ``metrics.json``, or another record beside it; empty where there is none yet."""
+    """Read a run's ``metrics.json``, or another record in its folder; empty if there is none yet."""
     path = folder / name
     if not path.is_file():
         return {}
@@ -198,17 +198,17 @@ def read_record(folder: Path, name: str = RECORD) -> dict[str, Any]:
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
-    """Write a record as readable JSON, atomically; NaN (a figure that isn't defined) and infinities become null."""
+    """Write a record as readable JSON, atomically; NaN (an undefined figure) and infinities become null."""
     text = json.dumps(_defined(record), indent=2, allow_nan=False)
-    # Lists of numbers in one line each: no JSON string holds a line break, so none is taken for a list.
+    # Put each list of numbers on one line. No JSON string holds a line break, so none is mistaken for a list.
     text = re.sub(r"\[\n\s+([-+.\w,\s]*?)\n\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text)
     write_atomically(path, text + "\n")
 
 
 def told(record: dict[str, Any], split: str = "test") -> str:
-    """A record's main figures and their intervals in one line, as in ``accuracy 0.853 [0.839, 0.867], loss ...``.
+    """Return a record's main figures and intervals in one line: ``accuracy 0.853 [0.839, 0.867], loss ...``.
 
-    Those of the clean part follow where it is not the full set.
+    For a test, the figures of its clean part follow if they differ from those of the full set.
     """
     intervals = record.get(f"{split}_interval") or {}
     parts = []
@@ -225,13 +225,13 @@ def told(record: dict[str, Any], split: str = "test") -> str:
 
 
 def numbered(folder: Path, stem: str) -> Iterator[Path]:
-    """Where a record may go, in the order of preference: ``STEM.json``, ``STEM-2.json`` and so on."""
+    """Yield the possible files of a record, in the order of preference: ``STEM.json``, ``STEM-2.json`` and so on."""
     yield folder / f"{stem}.json"
     yield from (folder / f"{stem}-{number}.json" for number in count(2))
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python and of every installed package that a result may depend on."""
+    """Return the versions of Python and of every installed package that a result may depend on."""
     found = {"python": platform.python_version()}
     for name in VERSIONED:
         try:

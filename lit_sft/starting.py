@@ -1,4 +1,4 @@
-"""What a run starts from: nothing, one run, or a forward and a backward language model."""
+"""What a run starts from (nothing, one run, or a forward and a backward language model), and whether it can."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from lit_sft.errors import UserError
 from lit_sft.models import LSTMEncoder, TwoWayEncoder
 from lit_sft.resume import TOKENIZER_OPTIONS, check_tokenizer
 
-SIZES = ("embedding_size", "hidden_size", "num_layers", "last_size")  # of an encoder's options
+SIZES = ("embedding_size", "hidden_size", "num_layers", "last_size")  # an encoder's options that decide shapes
 
 
 @dataclass(frozen=True)
 class Source:
-    """What of a run tells who may start from it: what it is called, and in which direction, or in both, it reads."""
+    """A run that is started from, resumed or evaluated: its name, its direction, and whether it reads both ways."""
 
     name: str
     direction: Direction
@@ -34,16 +34,16 @@ class Source:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Source:
-        """A checkpoint's side; its weights tell whether there is a stack for each direction."""
+        """Describe a checkpoint; its weights show whether it has a stack for each direction."""
         two_way = any(name.startswith("encoder.backward_stack.") for name in checkpoint.network_weights())
         return cls(str(checkpoint.path), checkpoint.direction, two_way)
 
 
 def read_sources(init_from: InitFrom) -> list[Checkpoint]:
-    """The checkpoints that a run starts from, those that read backward behind the others.
+    """Read the checkpoints that a run starts from, and sort those that read backward to the end.
 
     Raises:
-        UserError: one that isn't there or is damaged; several with different tokenizers.
+        UserError: one of them doesn't exist or is damaged, or they have different tokenizers.
     """
     sources = [read_checkpoint(resolve(name, "init_from")) for name in names_in(init_from)]
     for other in sources[1:]:
@@ -56,19 +56,19 @@ def read_sources(init_from: InitFrom) -> list[Checkpoint]:
 
 
 def start_from(config: Any, data: TextData) -> Checkpoint | None:
-    """Read what a new run starts from, the first of two; its data take over what is theirs, the tokenizer mostly.
+    """Return the checkpoint (of two the first) that a new run starts from, if any; ``data`` take over its tokenizer.
 
     Args:
-        config: the parsed options of a fit; ``init_from`` is put in full.
-        data: not prepared yet.
+        config: the parsed options of a fit; ``init_from`` is replaced by the checkpoints' paths.
+        data: the run's data, not prepared yet.
 
     Raises:
-        UserError: no such run, or one that can't be started from so.
+        UserError: no such run, or one that this run can't start from.
     """
     sources, kind = read_sources(config.model.init_from), data.preparation.kind
     if not sources:
         if kind == EXTEND and config.trainer.fast_dev_run:
-            data.preparation.kind = "word"  # of a recipe's stages none finds what the one before would have left
+            data.preparation.kind = "word"  # in a recipe's dry run the stage before has left no checkpoint
         return None
     paths = [str(source.path) for source in sources]
     config.model.init_from = paths if len(paths) > 1 else paths[0]
@@ -87,9 +87,10 @@ def start_from(config: Any, data: TextData) -> Checkpoint | None:
 
 
 def _tell_unused(source: Checkpoint, data: Any) -> None:
-    """Say so where the data options ask for another tokenizer than that of ``source``, which is used.
+    """Report data options that ask for another tokenizer than that of ``source``, which is used instead.
 
-    An option that stands at its default isn't known to be asked for. One that was extended had other options before.
+    Options at their default are not reported: the user may not have given them. Nothing is reported if the tokenizer of
+    ``source`` was extended, since its run's options are not those of the tokenizer that it extended.
     """
     kind, before = tokens_of(data.tokenizer), source.options("data")
     if kind is None or before.get("tokenizer") == EXTEND:
@@ -103,9 +104,9 @@ def _tell_unused(source: Checkpoint, data: Any) -> None:
 
 
 def adopted_from(sources: Sequence[Checkpoint], extend: bool = False, remap: bool = False) -> Adopted:
-    """What the data of a run take over from what it starts from, if anything; of two, documents are read forward.
+    """Return what a run's data take over from the checkpoints it starts from; with two, documents are read forward.
 
-    ``extend``: they put words behind those of its tokenizer; ``remap``: they have a tokenizer of their own.
+    ``extend``: the data add words to the checkpoint's tokenizer; ``remap``: they have a tokenizer of their own.
     """
     if not sources:
         return Adopted()
@@ -118,12 +119,12 @@ def adopted_from(sources: Sequence[Checkpoint], extend: bool = False, remap: boo
 
 
 def tokens_of(kind: str) -> str | None:
-    """What kind of tokens, as :attr:`Tokenizer.model` names it, ``data.tokenizer`` gives; None for those of a file."""
+    """Return the kind of tokens (see :attr:`Tokenizer.model`) of a value of ``data.tokenizer``; None for a file."""
     return "BPE" if kind == "bpe" else "WordLevel" if kind in (*KINDS, EXTEND) else None
 
 
 def check_same_kind(kind: str, theirs: str, source: str) -> None:
-    """Raise a UserError where the tokens of ``data.tokenizer`` and those of ``source`` are of two kinds."""
+    """Raise a UserError if the tokens of ``data.tokenizer`` and those of ``source`` are of different kinds."""
     own = tokens_of(kind) or Tokenizer.from_file(kind).model
     if own != theirs:
         raise UserError(
@@ -133,7 +134,7 @@ def check_same_kind(kind: str, theirs: str, source: str) -> None:
 
 
 def check_start(encoder: type, sources: Sequence[Source]) -> None:
-    """Raise a UserError where an encoder of this class can't start from these runs, whatever their shapes."""
+    """Raise a UserError if an encoder of this class can't start from these runs; shapes are not compared."""
     names = " and ".join(source.name for source in sources)
     if len(sources) > 2:
         raise UserError(f"init_from names {len(sources)} runs: give one, or a forward and a backward pretraining")
@@ -160,11 +161,11 @@ def check_start(encoder: type, sources: Sequence[Source]) -> None:
 
 
 def check_sizes(model: Any, before: Any, source: str) -> None:
-    """Raise a UserError where this package's encoders of two runs differ in size, by the parsed options of the models.
+    """Raise a UserError if the encoders of two runs differ in size; only this package's encoders are compared.
 
     Args:
-        model: of the run.
-        before: of what it starts from, which ``source`` names.
+        model: the run's parsed model options.
+        before: the same of the run that it starts from, which ``source`` names.
     """
     if not {encoder_class(model), encoder_class(before)} <= {LSTMEncoder, TwoWayEncoder}:
         return
@@ -183,12 +184,12 @@ def is_two_way(encoder: type) -> bool:
 
 
 def check_direction(model: Any, given: str | None, sources: Sequence[Source]) -> None:
-    """Raise a UserError where ``--data.direction`` can't be followed.
+    """Raise a UserError if ``--data.direction`` doesn't suit the encoder or the sources, or TwoWayEncoder the stage.
 
     Args:
-        model: the options of the model, as parsed.
-        given: the option; None where it isn't given.
-        sources: what the run goes on with or measures, or what it starts from.
+        model: the parsed model options.
+        given: the option's value; None if it isn't given.
+        sources: the runs that the run resumes, evaluates or starts from.
     """
     if is_two_way(encoder_class(model)):
         if model.stage == "pretrain":
@@ -206,7 +207,7 @@ def check_direction(model: Any, given: str | None, sources: Sequence[Source]) ->
 
 
 def encoder_class(model: Any) -> type:
-    """The class that the parsed option ``encoder`` of the model names."""
+    """Import the class that the parsed model option ``encoder`` names; ``object`` if it isn't a class."""
     module, _, name = str(model.encoder.class_path).rpartition(".")
     found = getattr(importlib.import_module(module), name)
     return found if isinstance(found, type) else object

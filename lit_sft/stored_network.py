@@ -1,4 +1,4 @@
-"""A checkpoint's network, built again from its own plain options; without Lightning, so that ``load`` is quick."""
+"""Build a checkpoint's network from its own plain options; without Lightning, so that ``load`` is fast."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lit_sft.models import Encoder, LSTMEncoder, Network
 from lit_sft.objectives import Objective
 from lit_sft.stored_options import class_path_of, objective_of, own_encoder, stored_config
 
-# Options of a LitSFT: those of a training, that no weight tells, and those that a checkpoint has decided.
+# Options of LitSFT: those that weights don't depend on and a user may choose, and those that a checkpoint has decided.
 CHOSEN = ("head_dropout", "backprop_tokens", "loss_chunk")
 DECIDED = (
     *("stage", "init_from", "remap_vocabulary"),
@@ -25,18 +25,18 @@ DECIDED = (
 
 
 def stored_blueprint(checkpoint: Checkpoint, encoder: Callable[..., Encoder] | None = None) -> Blueprint:
-    """What the checkpoint's network is built from; nothing outside this package is imported.
+    """Return the blueprint of the checkpoint's network; nothing outside this package is imported.
 
     Args:
-        checkpoint: whose options.
-        encoder: in place of the checkpoint's: a class, which gets the options in the checkpoint, or a function of the
+        checkpoint: provides the options.
+        encoder: replaces the checkpoint's encoder: a class, which gets the checkpoint's options, or a function of the
             vocabulary size.
 
     Raises:
-        UserError: an encoder outside the package that ``encoder`` doesn't name.
+        UserError: an encoder outside the package that ``encoder`` doesn't replace, or an option that could name code.
     """
     named = None if encoder is None else encoder_name(checkpoint) if isinstance(encoder, type) else "a function"
-    # a function's is no class path: as where another class is named, the checkpoint's encoder and options are left out
+    # "a function" equals no class path, so that the checkpoint's encoder is left out, together with its options
     options = stored_config(checkpoint, named, metrics=False)["model"]
     spec = options.get("encoder")
     make: Callable[..., Encoder] = encoder or LSTMEncoder
@@ -48,7 +48,7 @@ def stored_blueprint(checkpoint: Checkpoint, encoder: Callable[..., Encoder] | N
 
 
 def take_out_lightnings(options: dict[str, Any]) -> None:
-    """Take out Lightning's own arguments of ``load_from_checkpoint``; a UserError where they ask for another way."""
+    """Remove Lightning's arguments of ``load_from_checkpoint``; raise a UserError for values that aren't supported."""
     for name, done in (("hparams_file", None), ("strict", True), ("weights_only", True)):
         if options.pop(name, None) not in (None, done):
             raise UserError(
@@ -58,10 +58,10 @@ def take_out_lightnings(options: dict[str, Any]) -> None:
 
 
 def with_options(blueprint: Blueprint, options: Mapping[str, Any]) -> Blueprint:
-    """A checkpoint's blueprint with those options of a ``LitSFT`` that are of a training, and that no weight tells.
+    """Return the blueprint with those options of ``LitSFT`` that a user may choose (``CHOSEN``).
 
     Raises:
-        UserError: an option that the checkpoint has decided.
+        UserError: an option that the checkpoint has decided (``DECIDED``).
     """
     if decided := ", ".join(name for name in DECIDED if name in options):
         raise UserError(f"load_from_checkpoint: {decided}: this is the checkpoint's own: leave it out")
@@ -69,15 +69,15 @@ def with_options(blueprint: Blueprint, options: Mapping[str, Any]) -> Blueprint:
 
 
 def stored_network(checkpoint: Checkpoint, blueprint: Blueprint, objective: Objective | None = None) -> Network:
-    """The network with the checkpoint's weights, and the heads of the objective: without one, those that it has.
+    """Build the network with the checkpoint's weights and the objective's heads (default: those in the checkpoint).
 
     Raises:
-        UserError: options that no network can be built from, or that its weights don't fit.
+        UserError: no network can be built from the options, or the weights don't fit it.
     """
     objective, labels = objective or objective_of(checkpoint), len(checkpoint.label_names)
     check_stage_and_labels(objective, checkpoint.stage, labels, checkpoint.multilabel)
     default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)  # as in the training, whatever the user's is now
+    torch.set_default_dtype(torch.float32)  # as in training, whatever the default is now
     try:
         network = blueprint.build(objective, checkpoint.tokenizer().vocab_size, labels, checkpoint.multilabel)
         network.load_state_dict(checkpoint.network_weights())
@@ -94,5 +94,5 @@ def stored_network(checkpoint: Checkpoint, blueprint: Blueprint, objective: Obje
 
 
 def encoder_name(checkpoint: Checkpoint) -> str:
-    """The class path of the encoder that a checkpoint names."""
+    """Return the class path of a checkpoint's encoder."""
     return str(class_path_of(checkpoint.options("model").get("encoder")))

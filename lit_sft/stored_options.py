@@ -1,4 +1,4 @@
-"""What of a checkpoint its model is built from again: a stranger's file is data, and names no code to run."""
+"""Select the options from which a checkpoint's model is built: a file from a stranger must not name code to run."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from lit_sft.errors import UserError
 from lit_sft.models import Encoder
 from lit_sft.objectives import MLE, Completion, Objective, Supervised
 
-# What of a stranger's config is followed: plain values of our own options, and the encoder. Objective, optimizer and
-# schedule are not: only a fit needs them; nor what belongs to the machine: seed, cache and worker processes.
+# Of a stranger's config, only plain values of our own options and the encoder are used. Objective, optimizer and
+# schedule are not, since only a fit needs them; nor are options of the run or machine: seed, cache, worker processes.
 MODEL_OPTIONS = (
     *("stage", "pooling", "head_dropout", "head_hidden_size", "tie_weights_up_to", "adaptive_cutoffs", "loss_chunk"),
     "num_beams",
@@ -23,16 +23,17 @@ OWN_PACKAGE = "lit_sft."
 
 
 def stored_config(checkpoint: Checkpoint, encoder: Any = None, metrics: bool = True) -> dict[str, Any]:
-    """The checkpoint's data and model options, to build its model from: plain values, and an encoder of this package.
+    """Return the data and model options to build a checkpoint's model from: plain values, an encoder of this package.
 
     Args:
-        checkpoint: whose options.
-        encoder: the class that the user's own config or flag names, alone or with its options, which may lie outside
-            the package; where it isn't the checkpoint's, the checkpoint's is left out.
-        metrics: whether the run's own metrics are wanted.
+        checkpoint: provides the options.
+        encoder: the class that the user's own config or flag names, with or without its options; it may be outside the
+            package. If it isn't the checkpoint's class, the checkpoint's encoder is left out.
+        metrics: whether to include the run's own metrics.
 
     Raises:
-        UserError: an encoder or metric outside the package and torchmetrics that the user did not name.
+        UserError: an encoder outside this package that the user did not name, a metric outside torchmetrics, or an
+            option of either that could name code.
     """
     model = checkpoint.options("model")
     chosen = {key: _plain(model[key]) for key in MODEL_OPTIONS if key in model}
@@ -46,9 +47,9 @@ def stored_config(checkpoint: Checkpoint, encoder: Any = None, metrics: bool = T
 
 
 def objective_of(checkpoint: Checkpoint) -> Objective:
-    """An objective that asks for the heads that the checkpoint has weights of; its own is not needed, nor looked at.
+    """Return an objective with the heads that the checkpoint has weights of; the checkpoint's own objective isn't used.
 
-    Evaluation and prediction ask an objective for no more than its heads.
+    Evaluation and prediction need only an objective's heads and kinds of batches.
     """
     parts = {name.split(".", 1)[0] for name in checkpoint.network_weights()}
     if "classifier" not in parts:
@@ -60,7 +61,7 @@ def objective_of(checkpoint: Checkpoint) -> Objective:
 
 
 def own_encoder(name: str) -> type[Encoder] | None:
-    """The encoder of this package that a name stands for; None for any other name, which is not imported."""
+    """Return this package's encoder with this class path; None for any other class path, which isn't imported."""
     module, _, short = name.rpartition(".")
     if not name.startswith(OWN_PACKAGE):
         return None
@@ -74,7 +75,7 @@ def own_encoder(name: str) -> type[Encoder] | None:
 
 
 def class_path_of(spec: Any) -> Any:
-    """The name of the class that an option names, with its options or alone."""
+    """Return the class path in an option that names a class, with or without the class's options."""
     return spec.get("class_path") if isinstance(spec, dict) else spec
 
 
@@ -84,10 +85,10 @@ def _options(spec: Any) -> dict[Any, Any]:
 
 
 def _encoder_spec(path: Path, spec: Any, given: Any) -> dict[str, Any]:
-    """A checkpoint's encoder and its options as the parser takes them, where the user gives ``given``.
+    """Return a checkpoint's encoder and its options in the parser's format; ``given`` is the user's own encoder option.
 
-    The options are numbers and plain words: a string that the parser could take for another class, or for the file of
-    one, is refused like the class itself, unless the user's own config or flag says the same.
+    Options may be numbers and plain words. A string that the parser could take for a class, or for a file that names
+    one, is refused like an unknown class, unless the user's own config or flag gives the same value.
     """
     name, options, own = class_path_of(spec), _options(spec), _options(given)
     if not isinstance(name, str) or not (name == class_path_of(given) or own_encoder(name)):
@@ -106,8 +107,8 @@ def _encoder_spec(path: Path, spec: Any, given: Any) -> dict[str, Any]:
 
 
 def _metric_specs(path: Path, metrics: Any) -> dict[str, Any]:
-    """A run's own metrics as the parser takes them: classification metrics of torchmetrics, with plain options."""
-    import torchmetrics  # takes as long as torch to import, and a prediction measures nothing
+    """Return a run's own metrics in the parser's format: classification metrics of torchmetrics with plain options."""
+    import torchmetrics  # takes as long as torch to import, and a prediction doesn't need it
 
     chosen = {}
     for name, spec in metrics.items() if isinstance(metrics, dict) else ():
@@ -126,7 +127,7 @@ def _metric_specs(path: Path, metrics: Any) -> dict[str, Any]:
 
 
 def _harmless(value: Any) -> bool:
-    """Whether a value is made of numbers and plain words: no dotted name, no path, no class."""
+    """Whether a value consists of numbers and plain words: no dotted name, no path, no class."""
     if isinstance(value, dict):
         return "class_path" not in value and all(isinstance(k, str) and _harmless(v) for k, v in value.items())
     if isinstance(value, list | tuple):
@@ -135,7 +136,7 @@ def _harmless(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """The value without anything that a parser could take for a class."""
+    """Return the value without anything that a parser could take for a class."""
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items() if k != "class_path"}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""What stands beside the curves, for the loggers that show it: text, and the run's options."""
+"""Log what isn't a curve: text, and the run's options."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def log_text(trainer: L.Trainer, tag: str, markdown: str, step: int | None = Non
 
 
 def log_options(trainer: L.Trainer, options: dict[str, Any], figure: str) -> None:
-    """Give each logger the run's options, for its table of runs: TensorBoard's HPARAMS, W&B's config and the like.
+    """Log the run's options to each logger, for its table of runs: TensorBoard's HPARAMS, W&B's config and the like.
 
     Args:
-        trainer: whose loggers are meant.
-        options: by their dotted names.
-        figure: which scalar TensorBoard shows beside them.
+        trainer: its loggers are used.
+        options: the options by their dotted names.
+        figure: the scalar that TensorBoard shows beside them.
     """
     for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):  # whose log_hyperparams would write a point of the figure as well
+        if isinstance(logger, TensorBoardLogger):  # its log_hyperparams would log a value of the figure, too
             plain = {name: v if isinstance(v, int | float | str) else str(v) for name, v in options.items()}
             for summary in hparams(plain, {figure: 0.0}):
                 logger.experiment.file_writer.add_summary(summary)

@@ -1,4 +1,4 @@
-"""What one trained model and several together can do with texts; and texts of any number, some at a time."""
+"""The interface that a trained model and an ensemble share; and reading any number of texts in chunks."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 from lit_sft.errors import UserError
 from lit_sft.evaluation.thresholds import applying
 
-TEXTS_AT_ONCE = 2048  # sorted by length together; memory stays at this many, whatever the input's size,
-CHARACTERS_AT_ONCE = 16 << 20  # or at fewer texts, where they are far longer than usual
+TEXTS_AT_ONCE = 2048  # texts in a chunk, which is sorted by length; memory doesn't grow beyond a chunk
+CHARACTERS_AT_ONCE = 16 << 20  # a chunk ends earlier if its texts have this many characters
 
 
 class TextClassifier(ABC):
-    """What :func:`load` makes: texts in, labels and probabilities out."""
+    """The interface of what :func:`load` returns: texts in, labels and probabilities out."""
 
     @property
     @abstractmethod
@@ -26,27 +26,27 @@ class TextClassifier(ABC):
     @property
     @abstractmethod
     def thresholds(self) -> list[float] | None:
-        """From which probability on each label applies; None where a document has one label, the most probable."""
+        """The probability from which each label is predicted; None if a document has one label, the most probable."""
 
     @abstractmethod
     def probabilities(self, texts: Iterable[str | None]) -> Iterator[Tensor | None]:
-        """The probability of each class, (classes,) on the CPU, of each text in order; None for a blank one."""
+        """Yield the class probabilities, (classes,) on the CPU, of each text in order; None for a blank text."""
 
     def predict(self, texts: Sequence[str | None]) -> list[dict[str, Any] | None]:
-        """The label and all probabilities of each text, in their order; None for a blank text, or for None.
+        """Predict the label and all probabilities of each text, in order; None for a blank text, or for None.
 
         Returns:
-            ``{"label": name, "probabilities": {name: probability, ...}}`` for each text; of a multi-label model
-            ``{"labels": [name, ...], "probabilities": {...}}`` with the labels whose probability reaches their
-            threshold, which was chosen in validation; of a model that answers prompts ``{"response": text}``.
+            ``{"label": name, "probabilities": {name: probability, ...}}`` for each text. A multi-label model returns
+            ``{"labels": [name, ...], "probabilities": {...}}``, with the labels whose probability reaches the
+            threshold chosen in validation; a model that answers prompts returns ``{"response": text}``.
 
         Raises:
-            UserError: a checkpoint is of pretraining and has no classifier; what is given is no list of texts.
+            UserError: the model is only pretrained and has no classifier, or the argument isn't a list of texts.
         """
         return list(self.predict_iter(texts))
 
     def predict_iter(self, texts: Iterable[str | None]) -> Iterator[dict[str, Any] | None]:
-        """As :meth:`predict`, over an input of any length: memory doesn't grow with it."""
+        """Like :meth:`predict`, for an input of any length: memory doesn't grow with it."""
         names, thresholds = self.label_names, self.thresholds
         for probabilities in self.probabilities(texts):
             if probabilities is None:
@@ -61,10 +61,10 @@ class TextClassifier(ABC):
 
 
 def in_chunks(texts: Iterable[str | None]) -> Iterator[list[str | None]]:
-    """Some texts at a time, taken as they are asked for."""
-    if isinstance(texts, (str, bytes, Mapping)):  # whose characters or keys would pass for texts
+    """Yield lists of texts, read from the input when they are needed; raise a UserError for anything but texts."""
+    if isinstance(texts, (str, bytes, Mapping)):  # their characters or keys would be taken for texts
         raise UserError(f"give a list of texts, not {'a dict' if isinstance(texts, Mapping) else 'one text'}")
-    if hasattr(texts, "columns"):  # whose names would
+    if hasattr(texts, "columns"):  # their names would
         raise UserError("give one column of a table, such as table['text'], not all of it")
     chunk: list[str | None] = []
     size = 0

@@ -1,4 +1,4 @@
-"""Weights from another run: what is taken over, and what is said where it doesn't fit."""
+"""Copy weights from another run: which ones are taken over, and what is reported if they don't fit."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from lit_sft.starting import Source, check_start
 from lit_sft.vocabulary import remapped
 
 ENCODER, CLASSIFIER, LM_HEAD = "encoder.", "classifier.", "lm_head."
-OBJECTIVE = "objective."  # where the LightningModule keeps one that has weights
-HEADS = {  # what to call a head, and the options that decide its shape
+OBJECTIVE = "objective."  # the prefix of an objective's weights in the LightningModule
+HEADS = {  # the name of a head in messages, and the options that decide its shape
     LM_HEAD: ("LM head", "model.tie_weights_up_to and model.adaptive_cutoffs"),
     CLASSIFIER: ("classifier", "model.pooling and model.head_hidden_size"),
 }
@@ -30,27 +30,27 @@ def load_pretrained(
     remap: bool = False,
     label_names: Sequence[str] = (),
 ) -> tuple[int, int]:
-    """Copy a checkpoint's whole encoder, and those heads that fit as a whole by name and shape; others are left behind.
+    """Copy a checkpoint's encoder and those of its heads whose weights all fit by name and shape.
 
-    A classifier of other labels, or of the same in another order, is: its outputs mean something else.
+    A classifier with other labels, or the same in another order, is not copied: its outputs mean something else.
 
-    Of two checkpoints, the one that reads forward and the one that reads backward, the encoders alone, each into its
-    stack of a ``TwoWayEncoder``.
+    From two checkpoints, one that reads forward and one that reads backward, only the encoders are copied, each into
+    its stack of a ``TwoWayEncoder``.
 
     Args:
-        network: takes the weights.
-        sources: one checkpoint, or two.
-        tokenizer: of the run.
-        remap: where it isn't the checkpoint's, take over the rows of the tokens that both have
+        network: receives the weights.
+        sources: one or two checkpoints.
+        tokenizer: the run's tokenizer.
+        remap: if that isn't the checkpoint's tokenizer, copy the rows of the tokens that both have
             (:mod:`lit_sft.vocabulary`).
-        label_names: of the run.
+        label_names: the run's classes.
 
     Returns:
-        How many tensors were loaded, and how many of the network's own start fresh.
+        The number of tensors that were loaded, and of the network's other tensors, which start fresh.
 
     Raises:
-        UserError: another tokenizer and no ``remap`` (its rows would mean other tokens), or an encoder of another kind
-            or shape.
+        UserError: another tokenizer without ``remap`` (rows would belong to other tokens), or an encoder of another
+            kind or shape.
     """
     check_start(type(network.encoder), [Source.of(source) for source in sources])
     own = network.state_dict()
@@ -76,7 +76,7 @@ def load_pretrained(
             )
         for prefix, (name, options) in HEADS.items():
             both = all(any(n.startswith(prefix) for n in names) for names in (own, weights))
-            if both and (misfit := first_misfit(own, weights, prefix)):  # half a head says nothing
+            if both and (misfit := first_misfit(own, weights, prefix)):  # a part of a head is useless
                 rank_zero_warn(f"the {name} of {source.path} starts fresh: {misfit}; give {options} of its run")
                 weights = {n: w for n, w in weights.items() if not n.startswith(prefix)}
         kept |= {n: w for n, w in weights.items() if n in own and own[n].shape == w.shape}
@@ -87,12 +87,12 @@ def load_pretrained(
 
 
 def load_rest(module: nn.Module, checkpoint: Checkpoint) -> None:
-    """Copy what a module has beside its network, layers of a subclass's own, from a checkpoint.
+    """Copy a module's weights outside its network, such as a subclass's own layers, from a checkpoint.
 
-    An objective with weights may be another one than the checkpoint's: its weights start fresh where these don't fit.
+    An objective with weights may differ from the checkpoint's: if its weights don't all fit, they start fresh.
 
     Raises:
-        UserError: a layer that isn't the same in the checkpoint.
+        UserError: a layer that is missing in the checkpoint or has another shape there.
     """
     own = {name: weight for name, weight in module.state_dict().items() if not name.startswith(NETWORK)}
     theirs = {name: weight for name, weight in checkpoint.state_dict.items() if name in own}
@@ -104,7 +104,7 @@ def load_rest(module: nn.Module, checkpoint: Checkpoint) -> None:
 
 
 def first_misfit(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], prefix: str = "") -> str | None:
-    """The first tensor (of those whose names start with ``prefix``) that isn't the same shape in both, in words."""
+    """Describe the first tensor with this name prefix that one side lacks or whose shapes differ; None if all fit."""
     for name in sorted(n for n in {*own, *theirs} if n.startswith(prefix)):
         if _shape(own, name) != _shape(theirs, name):
             return f"{name} is {_shape(own, name)} here and {_shape(theirs, name)} there"

@@ -1,13 +1,14 @@
-"""Weights of one vocabulary for another: rows by token, as fastai's ``match_embeds`` has them for ULMFiT.
+"""Convert weights from one vocabulary to another, row by token, like fastai's ``match_embeds`` for ULMFiT.
 
-A token that both vocabularies have keeps its row to the bit; a new one gets the mean of all rows, in the embedding and
-in the LM head, and the mean bias. So at each place a new token's logit is the mean of the old ones, its probability at
-most their mean (Jensen), and N new tokens take at most log(1 + N / V) off the log-probability of any of the V old ones.
-(The lowest bias would take less, but it is that of padding, which is never predicted: new words would start there.)
+A token in both vocabularies keeps its row exactly; a new one gets the mean of all rows, in the embedding and in the LM
+head, and the mean bias. So in every context, a new token's logit is the mean of the old ones, and its probability is at
+most their mean probability (Jensen): N new tokens reduce the log-probability of each of the V old ones by at most
+log(1 + N / V). (The lowest bias would reduce it less. But that is the bias of padding, which is never predicted, and
+new words would start just as improbable.)
 
-An adaptive softmax has a row for each token of its shortlist and of each cluster: it is kept where the token stands in
-the same one in both, else it is the mean of that cluster's, which bounds the loss by the cluster's size. A head of
-another kind than the checkpoint's starts fresh.
+An adaptive softmax has a row for each token of its shortlist and of each cluster. The row is kept if the token is in
+the same one in both vocabularies; else it is the mean row there, and the bound holds with the sizes within the cluster.
+A head of another kind than the checkpoint's starts fresh.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ Weights = dict[str, Tensor]
 
 
 def remapped(weights: Weights, network: Network, tokenizer: Tokenizer, source: Checkpoint) -> Weights:
-    """A checkpoint's weights with the rows of ``network``'s vocabulary, as far as its heads are of one kind.
+    """Return a checkpoint's weights with the rows of ``network``'s vocabulary, without an LM head of another kind.
 
     Args:
-        weights: the checkpoint's, named as in ``network``.
-        network: with the run's own vocabulary.
-        tokenizer: of the run.
+        weights: the checkpoint's weights, named as in ``network``.
+        network: the network for the run's vocabulary.
+        tokenizer: the run's tokenizer.
         source: the checkpoint.
 
     Raises:
-        UserError: the tokens are of two kinds, so that none can be compared.
+        UserError: the two tokenizers have different kinds of tokens, which can't be compared.
     """
     theirs = source.tokenizer()
     if theirs.model != tokenizer.model:
@@ -54,7 +55,7 @@ def remapped(weights: Weights, network: Network, tokenizer: Tokenizer, source: C
     found |= {n: taken(w, places) for n, w in found.items() if n in embeddings and len(w) == theirs.vocab_size}
     for name in _embeddings(network):
         if (frequencies := found.get(name := f"encoder.{name}.frequencies")) is not None:
-            kept = torch.where(places < 0, 0.0, frequencies[places.clamp(min=0)])  # none is new: scaled as before
+            kept = torch.where(places < 0, 0.0, frequencies[places.clamp(min=0)])  # new ones: 0, scale stays
             found[name] = kept / kept.sum().clamp(min=torch.finfo(kept.dtype).tiny)
     head = {n: w for n, w in weights.items() if n.startswith(HEAD)}
     if head and network.lm_head is not None:
@@ -63,7 +64,7 @@ def remapped(weights: Weights, network: Network, tokenizer: Tokenizer, source: C
 
 
 def places_of(own: Tokenizer, theirs: Tokenizer) -> Tensor:
-    """For each id of one vocabulary the same token's id in another, -1 where that has none: int64 (own entries,)."""
+    """Map each id of one vocabulary to the same token's id in another, or -1 if it has none: int64 (own entries,)."""
     places = torch.full((own.vocab_size,), -1, dtype=torch.long)
     for token, place in own.entries.items():
         places[place] = theirs.entries.get(token, -1)
@@ -71,14 +72,14 @@ def places_of(own: Tokenizer, theirs: Tokenizer) -> Tensor:
 
 
 def taken(rows: Tensor, places: Tensor) -> Tensor:
-    """``rows`` (n, ...) at ``places``, int64 (m,); the mean of all rows where that is -1: (m, ...)."""
+    """Take ``rows`` (n, ...) at ``places``, int64 (m,), and the mean of all rows where a place is -1: (m, ...)."""
     chosen = rows[places.clamp(min=0)]
     unknown = (places < 0).view(-1, *[1] * (rows.ndim - 1))
     return torch.where(unknown, rows.mean(0, keepdim=True), chosen)
 
 
 def cutoffs_of(weights: Weights) -> list[int] | None:
-    """First id of each cluster of an adaptive softmax, then the vocabulary's size; None for another head, or none."""
+    """Return the first id of each adaptive-softmax cluster, then the vocabulary's size; None without such a head."""
     if f"{ADAPTIVE}head.weight" not in weights:
         return None
     sizes: list[int] = []
@@ -91,12 +92,12 @@ def cutoffs_of(weights: Weights) -> list[int] | None:
 
 
 def keep_head(model: Any, source: Checkpoint, vocab_size: int) -> None:
-    """Set the options of the LM head so that a vocabulary that has grown keeps the checkpoint's kind and clusters.
+    """Set the options of the LM head so that it keeps its kind and clusters although the vocabulary has grown.
 
     Args:
-        model: the run's parsed options of the model; ``adaptive_cutoffs`` that are given stay.
-        source: what it starts from, or goes on with.
-        vocab_size: of the run.
+        model: the run's parsed model options, changed in place; ``adaptive_cutoffs`` stays if it is given.
+        source: the checkpoint that the run starts from or resumes.
+        vocab_size: the run's vocabulary size.
     """
     weights = source.network_weights()
     if cutoffs := cutoffs_of(weights):
@@ -107,7 +108,7 @@ def keep_head(model: Any, source: Checkpoint, vocab_size: int) -> None:
 
 
 def _embeddings(network: Network) -> list[str]:
-    """Names of the encoder's embeddings that have a row a token: a two-way encoder has two."""
+    """Return the names of the encoder's embeddings with a row for each token; a two-way encoder has two."""
     size = network.encoder.vocab_size
     modules = network.encoder.named_modules()
     return [name for name, part in modules if isinstance(part, nn.Embedding) and part.num_embeddings == size]
@@ -130,14 +131,14 @@ def _remapped_head(head: Weights, network: Network, places: Tensor) -> Weights:
 
 
 def _remapped_adaptive(head: Weights, theirs: list[int], fresh: Weights, own: list[int], places: Tensor) -> Weights:
-    """The clusters that both have, and ``fresh`` ones of this head where it has more."""
+    """Convert the clusters that both heads have; if this head has more clusters, those are taken from ``fresh``."""
     clusters = min(len(theirs), len(own)) - 1
     found: Weights = {}
     for kind in ("weight", "bias"):
         rows = head[f"{ADAPTIVE}head.{kind}"]
         shortlist = taken(rows[: theirs[0]], _within(places[: own[0]], 0, theirs[0]))
         behind = rows[theirs[0] : theirs[0] + clusters]
-        extra = len(own) - 1 - clusters  # of clusters that only this head has: the mean of the others
+        extra = len(own) - 1 - clusters  # clusters that only this head has: their rows are the mean of the others
         found[f"{ADAPTIVE}head.{kind}"] = torch.cat(
             [shortlist, behind, behind.mean(0, keepdim=True).expand(extra, *behind.shape[1:])]
         )
@@ -152,5 +153,5 @@ def _remapped_adaptive(head: Weights, theirs: list[int], fresh: Weights, own: li
 
 
 def _within(places: Tensor, low: int, high: int) -> Tensor:
-    """Places counted from ``low``; -1 for those outside of [low, high)."""
+    """Return the places minus ``low``; -1 for those outside [low, high)."""
     return torch.where((places >= low) & (places < high), places - low, -1)

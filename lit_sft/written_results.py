@@ -1,6 +1,6 @@
-"""What a test leaves behind: its figures in the run's record, and every document's prediction beside it.
+"""Write the results of a test: its figures to the run's record, every document's prediction to a file beside it.
 
-A ``validate`` leaves only the predictions or responses, and no figures.
+A ``validate`` writes only the predictions or responses, no figures.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lit_sft.runs import RECORD, numbered, read_record, told, write_record
 
 
 def read_in_part(trainer: Trainer) -> bool:
-    """Whether the test that ended left batches out (``trainer.limit_test_batches``); it says so."""
+    """Return whether the finished test left batches out (``trainer.limit_test_batches``), and report it."""
     loaders: Any = trainer.test_dataloaders
     partial = sum(trainer.num_test_batches) < sum(len(loader) for loader in loaders)
     if partial:
@@ -34,21 +34,21 @@ def read_in_part(trainer: Trainer) -> bool:
 def keep_test(
     trainer: Trainer, module: LitSFT, source: Checkpoint, folder: Path, data: dict[str, Any], own: bool
 ) -> None:
-    """Write the figures and predictions of a finished test; those of a record that has them already stay.
+    """Write the figures and predictions of a finished test; a run's record that has test figures already is kept.
 
-    Nothing is written of a test that read a part of the data, so that none passes for the whole.
+    If only a part of the data was read, nothing is written: the figures could be taken for those of all data.
 
     Args:
-        trainer: after its test.
-        module: what was tested.
-        source: the checkpoint it came from.
+        trainer: the Trainer after its test.
+        module: the tested module.
+        source: the checkpoint that it comes from.
         folder: the run's folder.
         data: the data options of the test.
-        own: whether these are the run's own data (:func:`lit_sft.measured_data.choose_measured`).
+        own: whether the run's own data were tested (:func:`lit_sft.measured_data.choose_measured`).
     """
     tested = module.tested
     assert tested is not None
-    if tested.responses is not None:  # another search is another test
+    if tested.responses is not None:  # other beams make it another test
         data, own = {**data, "num_beams": module.num_beams}, own and module.num_beams == source.num_beams
     if not trainer.is_global_zero or read_in_part(trainer):
         return
@@ -64,7 +64,7 @@ def keep_test(
         tested.responses.write(path.with_name(RESPONSES) if path.name == RECORD else path.with_suffix(".parquet"))
     logged = {k.removeprefix("test/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
     record = tested.record()
-    record["test"] = {**logged, **tested.figures}  # a callback of the user's own may have logged more
+    record["test"] = {**logged, **tested.figures}  # a callback of the user may have logged more
     if (confusion := module.evaluation.confusion()) is not None:
         record["test_confusion"] = confusion
     if (thresholds := module.evaluation.thresholds) is not None:
@@ -76,7 +76,7 @@ def keep_test(
 
 
 def predictions_file(run: Path) -> Path:
-    """Where the predictions of a run's own test are: ``run`` is its folder, a recipe's folder, or the file itself."""
+    """Return the predictions file of a run's own test; ``run`` is its folder, a recipe's folder, or the file itself."""
     if not run.is_dir():
         return run
     stages = stage_folders(run)
@@ -86,9 +86,9 @@ def predictions_file(run: Path) -> Path:
 def keep_validation(
     trainer: Trainer, module: LitSFT, source: Checkpoint, folder: Path, data: dict[str, Any], own: bool
 ) -> None:
-    """Write the predictions of a finished ``validate``, whose arguments are as for :func:`keep_test`.
+    """Write the predictions or responses of a finished ``validate``; for the arguments see :func:`keep_test`.
 
-    One file for a run: of its best checkpoint, and of all its own validation data.
+    A run has only one such file: for its best checkpoint, on all of its own validation data.
     """
     found = module.validated
     if found is None or not trainer.is_global_zero:
@@ -104,10 +104,10 @@ def keep_validation(
 
 
 def record_of_test(folder: Path, checkpoint: Path, own: bool, data: dict[str, Any]) -> Path:
-    """Where the figures of a test belong: the run's record when they are the run's own, else a file beside it.
+    """Return a test's file: the run's record for its best checkpoint on its own data, else a file beside the record.
 
     Args:
-        folder, checkpoint: the run's folder, and which of its checkpoints.
+        folder, checkpoint: the run's folder, and the tested checkpoint.
         own: whether the run's own data were tested.
         data: the data options of the test.
     """
@@ -117,27 +117,27 @@ def record_of_test(folder: Path, checkpoint: Path, own: bool, data: dict[str, An
         parts += [Path(str(s)).stem for s in (source if isinstance(source, list) else [source])]
     if not parts:
         return folder / RECORD
-    name = "-".join(parts).encode()[:200].decode(errors="ignore")  # a file's has 255 bytes at most
+    name = "-".join(parts).encode()[:200].decode(errors="ignore")  # a file name has at most 255 bytes
     files = numbered(folder, f"test-{name}")
     return next(file for file in files if not file.is_file() or _is_test_of(file, data))
 
 
 def _is_test_of(path: Path, data: dict[str, Any]) -> bool:
-    """Whether these are the figures of the same data, which a new test may replace."""
+    """Whether the file holds figures of the same data, so that a new test may replace them."""
     try:
         tested = dict(json.loads(path.read_text(encoding="utf-8"))["data"])
     except (ValueError, KeyError, TypeError):
-        return False  # something else, which stays
+        return False  # another kind of file: keep it
     return same_data(tested, data, [key for key in TESTED if key in tested])
 
 
 def write_test(path: Path, figures: dict[str, Any], checkpoint: Path, data: dict[str, Any]) -> None:
-    """Keep what a test gave in the file of :func:`record_of_test`.
+    """Write the results of a test to the file that :func:`record_of_test` returned.
 
     Args:
         path: that file.
-        figures: ``test`` and what belongs to it, as plain values.
-        checkpoint, data: what was tested, and the data options.
+        figures: ``test`` and the entries that belong to it, as plain values.
+        checkpoint, data: the tested checkpoint, and the data options of the test.
     """
     if path.name == RECORD:
         write_record(path, {**read_record(path.parent), **figures})
@@ -147,5 +147,5 @@ def write_test(path: Path, figures: dict[str, Any], checkpoint: Path, data: dict
 
 
 def is_best(checkpoint: Path) -> bool:
-    """Whether a checkpoint stands for its run: the best one, or one where there is none."""
+    """Whether a checkpoint represents its run: it is ``best.ckpt``, or there is no ``best.ckpt`` beside it."""
     return checkpoint.name == "best.ckpt" or not (checkpoint.parent / "best.ckpt").is_file()

@@ -33,7 +33,7 @@ class Planned:
         options: its parsed options.
         direction: how it will read; None if that is decided by a checkpoint from outside the recipe.
         tokens: what kind of tokens it will have, as ``Tokenizer.model`` names it; None in the same case.
-        vocab_size: entries that its vocabulary has room for; 0 in the same case, or where there is no limit.
+        vocab_size: the maximum size of its vocabulary; 0 in the same case, or if there is no limit.
     """
 
     name: str
@@ -50,7 +50,7 @@ def check_starts(recipe: Recipe, stages: list[Stage], options_of: dict[str, Name
         recipe: the recipe of the stages.
         stages: the stages that are to run, in order.
         options_of: their options by name.
-        given: whether stages that start from no stage start from what the user names, now or when the run began.
+        given: whether a stage that starts from no other stage may start from a checkpoint that the user has named.
     """
     if len({bool(options.trainer.fast_dev_run) for options in options_of.values()}) > 1:
         raise UserError("trainer.fast_dev_run: all stages of a recipe are run dry, or none")

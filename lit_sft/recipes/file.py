@@ -13,7 +13,7 @@ from lit_sft.recipes.record import RECORD_KEYS
 
 KEYS = {"stages", "test"}
 OPTIONS = {*GROUPS, "seed_everything", "name", "run_dir", "ckpt_path", "config", "stages"}  # of a fit, up to a dot
-OF_ALL = ("name", "run_dir", "ckpt_path", "stages", "model.init_from")  # not as flags of one stage
+OF_ALL = ("name", "run_dir", "ckpt_path", "stages", "model.init_from")  # not allowed as flags of one stage
 NAME = re.compile(r"[A-Za-z0-9_][\w-]*")
 
 
@@ -42,10 +42,10 @@ class Recipe:
 
 
 def recipe_in(arguments: list[str]) -> Recipe | None:
-    """The recipe that ``--config`` names, or None where it names a single stage's config.
+    """Return the recipe that ``--config`` names, or None if it names a single stage's config.
 
     Raises:
-        UserError: a config that isn't there, isn't YAML, or is a recipe with a mistake in it.
+        UserError: a config doesn't exist, isn't YAML, or is a recipe with a mistake in it.
     """
     configs = [Path(path) for path in values_of(arguments, "--config", "-c")]
     contents = {path: read_config_file(path) for path in configs}
@@ -71,7 +71,7 @@ def recipe_in(arguments: list[str]) -> Recipe | None:
 
 
 def _parts(stage: str, names: set[str], further: list[tuple[Path, dict[str, Any]]]) -> list[Path | dict[str, Any]]:
-    """The options that further configs have for every stage, then those for this one."""
+    """Return the options that further configs have for every stage, then those for this one."""
     common = [
         path if names.isdisjoint(content) else _beside(path, {k: v for k, v in content.items() if k not in names})
         for path, content in further
@@ -80,7 +80,7 @@ def _parts(stage: str, names: set[str], further: list[tuple[Path, dict[str, Any]
 
 
 def flags_of(stage: str, names: set[str], flags: list[str]) -> list[str]:
-    """The flags that a stage gets: those of all stages, then its own, ``--STAGE.option``, so that these win."""
+    """Return the flags of a stage: those for all stages, then its own (``--STAGE.option``), which override them."""
     found: dict[str, list[str]] = {name: [] for name in ("", *names)}
     to = ""
     for part in flags:
@@ -103,7 +103,7 @@ def _check_near(name: str, names: set[str], where: str) -> None:
 
 
 def _beside(file: Path, options: Any) -> Any:
-    """A file's options for use in another one: the YAML files that they name are resolved relative to ``file``."""
+    """Return a file's options for use in another file: YAML files that they name are resolved relative to ``file``."""
     if isinstance(options, dict):
         return {key: _beside(file, value) for key, value in options.items()}
     if isinstance(options, list):
@@ -112,7 +112,7 @@ def _beside(file: Path, options: Any) -> Any:
 
 
 def _stages(path: Path, listed: Any) -> list[Stage]:
-    """The stages as a recipe file lists them, checked."""
+    """Check and return the stages that a recipe file lists."""
     if not isinstance(listed, list) or not listed or not all(isinstance(item, dict) for item in listed):
         raise UserError(f"{path}: stages must be a list of mappings, each with a name")
     stages: list[Stage] = []

@@ -55,7 +55,7 @@ from lit_sft.runs import (
 
 @dataclass(frozen=True)
 class Run:
-    """A recipe under way: its folder, and by name each stage to run, with what it starts from besides these stages."""
+    """A recipe's run. ``sources`` maps the name of each stage to run to what it starts from besides these stages."""
 
     recipe: Recipe
     folder: Path
@@ -99,7 +99,7 @@ def run_recipe(recipe: Recipe, arguments: list[str]) -> None:
         for stage in run.stages:
             _run_stage(run, stage)
     except SystemExit as ended:
-        by_signal = isinstance(ended.code, int) and ended.code > 128  # no mistake: a scheduler's next start resumes it
+        by_signal = isinstance(ended.code, int) and ended.code > 128  # not a mistake: the run can be resumed
         if not by_signal and not any((run.folder / stage.name).is_dir() for stage in run.stages):
             discard_run(run.folder, [run.folder, run.folder.parent])
         raise
@@ -114,7 +114,7 @@ def run_recipe(recipe: Recipe, arguments: list[str]) -> None:
 
 
 def check_stage(recipe: Recipe, stage: Stage, flags: list[str], finished: bool = False) -> Namespace:
-    """Check a stage's options, and its data unless it has finished, without running it; returns the options."""
+    """Check a stage's options, and its data unless it has finished, without running it; return the options."""
     with _command("fit", recipe, stage, flags) as command:
         try:
             options, data = check(command)
@@ -127,7 +127,7 @@ def check_stage(recipe: Recipe, stage: Stage, flags: list[str], finished: bool =
 
 
 def _print_configs(recipe: Recipe, stages: list[Stage], flags: list[str]) -> None:
-    """All options of each stage with their values, as ``--print_config`` shows a single stage's."""
+    """Print all options of each stage with their values, as ``--print_config`` does for a single stage."""
     for stage in stages:
         print(f"# stage {stage.name}", flush=True)
         with suppress(SystemExit):  # after it has printed
@@ -135,7 +135,7 @@ def _print_configs(recipe: Recipe, stages: list[Stage], flags: list[str]) -> Non
 
 
 def _recipe_options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The recipe's own options, and the flags for its stages."""
+    """Return the recipe's own options, and the flags for its stages."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", "-c", action="append")
     parser.add_argument("--name")
@@ -173,13 +173,13 @@ def _check_flags(names: set[str], flags: list[str], why: str) -> None:
 
 
 def _new(recipe: Recipe, stages: list[Stage], options: argparse.Namespace, flags: list[str]) -> Run:
-    """Make a new version, after finding out what every stage starts from."""
+    """Create the folder of a new run, after finding out what every stage starts from."""
     name = run_name(str(recipe.path), options.name)
     given = [str(resolve(source, "init_from")) for source in names_in(options.init_from)]
     names = [stage.name for stage in stages]
     sources: dict[str, list[str]] = {}
     for stage in stages:
-        missing = [start for start in stage.init_from if start not in names]  # the others are found once they have run
+        missing = [start for start in stage.init_from if start not in names]  # the others are found after they have run
         if stage.from_nothing:
             sources[stage.name] = []
         elif given and (missing or not stage.init_from):
@@ -203,7 +203,7 @@ def _new(recipe: Recipe, stages: list[Stage], options: argparse.Namespace, flags
 
 
 def _resumed(recipe: Recipe, options: argparse.Namespace, flags: list[str]) -> Run:
-    """The newest unfinished version, with the stages and sources it began with; the recipe may have changed since."""
+    """Return the newest unfinished run, with the stages and sources it began with; the recipe may have changed."""
     name = run_name(str(recipe.path), options.name)
     folder = unfinished_run(name)
     config = read_yaml(folder / "config.yaml")
@@ -239,12 +239,12 @@ def _resumed(recipe: Recipe, options: argparse.Namespace, flags: list[str]) -> R
 
 
 def _files(starts: list[str]) -> list[Path]:
-    """The checkpoints that these name, as full paths: different spellings of a path compare equal."""
+    """Return the checkpoints that these name, as full paths, so that different spellings of a path compare equal."""
     return [resolve(start, "init_from").resolve() for start in starts]
 
 
 def _finished_pretraining(root: Path, stage: str) -> Path:
-    """The stage's folder in the newest run that has finished it."""
+    """Return the stage's folder in the newest run that has finished it."""
     for run in reversed(versions(root)):
         if (run / stage / RECORD).is_file():
             return run / stage
@@ -269,7 +269,7 @@ def _run_stage(run: Run, stage: Stage) -> None:
 
 @contextmanager
 def _command(command: str, recipe: Recipe, stage: Stage, flags: list[str], *more: str) -> Iterator[list[str]]:
-    """The arguments of a command on a stage: its configs, its own options as temporary configs, and its flags."""
+    """Yield the arguments of a command on a stage: its configs, its own options as temporary configs, and its flags."""
     with tempfile.TemporaryDirectory() as temporary:
         arguments = [command]
         for number, config in enumerate(stage.configs):
@@ -281,7 +281,7 @@ def _command(command: str, recipe: Recipe, stage: Stage, flags: list[str], *more
 
 
 def _call(command: str, recipe: Recipe, stage: Stage, flags: list[str], *more: str) -> None:
-    """Run a command on a stage in a process of its own; SystemExit with its exit code when it fails."""
+    """Run a command on a stage in a process of its own; raise a SystemExit with its exit code if it fails."""
     with _command(command, recipe, stage, flags, *more) as arguments:
         code = run_process([sys.executable, "-m", "lit_sft", *arguments])
     if code > 128:
