@@ -222,6 +222,20 @@ def test_what_the_user_names_to_start_from_wins(
     assert option(calls[0], "--model.init_from") == str(trained.pretrain / "checkpoints/best.ckpt")
 
 
+def test_what_a_finished_stage_started_from_may_be_gone(
+    fit_recipe: Fit, calls: list[list[str]], trained: Trained
+) -> None:
+    shutil.copytree(trained.pretrain, "other")
+    start = ("--stages", "finetune", "--model.init_from", "other")
+    assert fit_recipe(*start).code == 0
+    shutil.rmtree("other")
+    (RUN / "metrics.json").unlink()  # as if it had ended after the stage, before the test
+    record = read(RUN / "finetune/metrics.json")
+    (RUN / "finetune/metrics.json").write_text(json.dumps({k: v for k, v in record.items() if k != "test"}))
+    assert fit_recipe(*start, "--ckpt_path", "last").code == 0
+    assert [command[0] for command in calls] == ["test"]
+
+
 def test_a_stage_alone_is_resumed_from_what_it_began_with(done: Path, fit_recipe: Fit, calls: list[list[str]]) -> None:
     assert fit_recipe("--stages", "finetune").code == 0
     run = Path("logs/tiny/version_1")

@@ -81,6 +81,15 @@ def test_a_start_in_a_stage_s_options_and_another_in_the_recipe_are_told(
     assert calls == []
 
 
+@pytest.mark.parametrize("options", [{"name": "mine"}, {"finetune": {"run_dir": "here"}}, {"ckpt_path": "last"}])
+def test_what_a_recipe_takes_on_the_command_line_is_refused_in_a_further_config(
+    options: dict[str, object], fit_recipe: Fit, calls: list[list[str]]
+) -> None:
+    Path("more.yaml").write_text(yaml.safe_dump(options))
+    one_line(fit_recipe("--config", "more.yaml"), "more.yaml", "a recipe takes it on the command line only")
+    assert calls == []
+
+
 def test_a_stage_that_came_into_the_recipe_since_the_run_began_is_told(
     fit_recipe: Fit, configs: Configs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

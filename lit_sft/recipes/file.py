@@ -65,6 +65,9 @@ def recipe_in(arguments: list[str]) -> Recipe | None:
             _check_near(str(key), names, f"{other}: {key}")
             if key in names and not isinstance(options, dict):
                 raise UserError(f"{other}: {key} must hold options of that stage, not {options!r}")
+            for name, value in (options if key in names else {key: options}).items():
+                if name in OF_ALL and value is not None:
+                    raise UserError(f"{other}: {name}: a recipe takes it on the command line only, --{name} {value}")
     further = [(other, contents[other]) for other in others]
     stages = [replace(stage, configs=stage.configs + _parts(stage.name, names, further)) for stage in stages]
     return Recipe(path, stages, bool(content.get("test", True)), others)

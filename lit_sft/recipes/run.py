@@ -192,6 +192,7 @@ def _new(recipe: Recipe, stages: list[Stage], options: argparse.Namespace, flags
     config = {
         "stages": [{"name": stage.name, "init_from": stage.init_from} for stage in stages],
         "recipe_stages": [stage.name for stage in recipe.stages],
+        "init_from": options.init_from,
         "test": recipe.test,
         "recipe": str(recipe.path),
         "configs": [str(path) for path in recipe.extra],
@@ -228,7 +229,8 @@ def _resumed(recipe: Recipe, options: argparse.Namespace, flags: list[str]) -> R
     if options.stages and {stage.name for stage in _chosen(recipe, options.stages, flags)} != set(sources):
         raise UserError(f"--stages {options.stages}: {folder}, which is resumed, has the stages {', '.join(sources)}")
     given = names_in(options.init_from)
-    if given and _files(given) not in [_files(starts) for starts in sources.values() if starts]:
+    same = options.init_from == config.get("init_from")  # it may be gone, and no longer needed
+    if given and not same and _files(given) not in [_files(starts) for starts in sources.values() if starts]:
         raise UserError(
             f"--model.init_from {options.init_from}: {folder}, which is resumed, began from another; leave it out"
         )
