@@ -32,7 +32,7 @@ from lit_sft.measured_data import check_measured, choose_measured, is_whole
 from lit_sft.mistakes import mistake_in, refusal_in
 from lit_sft.module import LitSFT
 from lit_sft.options import check_trainer, explain, read_config_file, values_of
-from lit_sft.processes import check_launched, ending_together
+from lit_sft.processes import check_processes, ending_together
 from lit_sft.resume import check_folder, check_resumable, last_checkpoint, read_resumable
 from lit_sft.runs import discard_run, held, resume_run, run_folder_of, run_name, start_run
 from lit_sft.starting import Source, check_direction, start_from
@@ -244,7 +244,7 @@ class LitCLI(LightningCLI):
         return super().instantiate_trainer(**options)
 
     def after_instantiate_classes(self) -> None:
-        check_launched(self.trainer.num_devices * self.trainer.num_nodes)  # type: ignore[attr-defined]
+        check_processes(self.trainer, str(self.subcommand))
         self.datamodule = self.prepared_data
         self._dump_config()
         plain = self.config_dump

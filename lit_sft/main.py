@@ -102,7 +102,7 @@ def _run(arguments: list[str]) -> None:
 
 def _tells(record: logging.LogRecord) -> bool:
     """Whether a log line of Lightning's is useful: neither an advertisement nor a repetition of the config."""
-    return not re.match(r"💡 Tip|Seed set to|TPU available", record.getMessage())
+    return not re.match(r"💡 Tip|Seed set to|TPU available|SLURM auto-requeueing", record.getMessage())
 
 
 def _thread_ended(ended: threading.ExceptHookArgs) -> None:

@@ -248,6 +248,9 @@ def take_options(scheduler: LambdaLR, fresh: list[dict[str, Any]]) -> list[str]:
                 group[key] = value
         scheduler.base_lrs[index] = group["initial_lr"]
         group["lr"] = group["initial_lr"] * scheduler.lr_lambdas[index](scheduler.last_epoch)
+        for weight in group["params"] if group.get("fused") else ():  # whose kernel reads its step count on the device
+            if isinstance(step := scheduler.optimizer.state.get(weight, {}).get("step"), Tensor):
+                scheduler.optimizer.state[weight]["step"] = step.to(weight.device)
     return [
         f"{key}: {change}" if len(names) == len(groups) else f"{key} of {', '.join(names)}: {change}"
         for (key, change), names in changed.items()

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+
 from lit_sft.errors import SickRun, UserError
 
 # Ctrl-C, the end of a scheduler's time limit, and the warning before it: a fit saves, then stops.
@@ -29,19 +31,24 @@ def launched() -> int:
     return int(os.environ.get("WORLD_SIZE") or tasks or 1)
 
 
-def check_launched(wanted: int) -> None:
-    """Raise a UserError if a launcher has not started the number of processes that the Trainer expects, ``wanted``.
+def check_processes(trainer: Any, command: str) -> None:
+    """Raise a UserError if the Trainer can't run ``command`` with its processes.
 
-    If there are more, each would be a training of its own in the same folder. Fewer are allowed, since they may start
-    the others themselves, except under torchrun, where they would wait for them.
+    If a launcher has started more of them than the Trainer expects, each would be a training of its own in the same
+    folder. If it has started fewer, a Trainer that starts none itself, as under torchrun and SLURM, would wait for the
+    others, or use some of its devices only.
     """
-    started = launched()
-    if started > wanted or (started < wanted and "TORCHELASTIC_RUN_ID" in os.environ):
+    wanted, started = trainer.num_devices * trainer.num_nodes, launched()
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    starts_none = environment is not None and environment.creates_processes_externally
+    if started > wanted or (started < wanted and starts_none):
         count = "1 process was" if started == 1 else f"{started} processes were"
         raise UserError(
             f"{count} started, and --trainer.devices times --trainer.num_nodes is {wanted}: give these as torchrun or "
             "srun starts them, or start one process alone"
         )
+    if command != "fit" and isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        raise UserError(f"--trainer.strategy: {command} keeps its results in this process: use one device, or ddp")
 
 
 def run_process(command: list[str]) -> int:

@@ -20,7 +20,7 @@ def agreed(trainer: Trainer, wanted: bool) -> bool:
     """
     if trainer.world_size == 1:
         return wanted
-    if trainer.global_step % max(1, trainer.log_every_n_steps):  # type: ignore[attr-defined]
+    if trainer.global_step % max(1, trainer.log_every_n_steps) or trainer.fit_loop._should_accumulate():  # type: ignore[attr-defined]
         return False
     return bool(trainer.strategy.reduce_boolean_decision(wanted, all=False))
 

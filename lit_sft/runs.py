@@ -126,7 +126,8 @@ def held(folder: Path) -> Iterator[Path]:
 
 
 def _is_first() -> bool:
-    return getattr(rank_zero_only, "rank", 0) == 0
+    node = os.environ.get("NODE_RANK") or os.environ.get("GROUP_RANK") or 0
+    return getattr(rank_zero_only, "rank", 0) == 0 and int(node) == 0  # before there is a Trainer: the rank on its node
 
 
 def _shared_out(folder: Path) -> Path:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.errors import UserError
 from lit_sft.evaluation_steps import NO_PREDICT
@@ -14,10 +16,15 @@ def checked_data(trainer: Any) -> TextDataModule:
     """Return the Trainer's data module after checking that the module can work with the Trainer.
 
     Raises:
-        UserError: the Trainer predicts, has no data module, or has an option or callback that can't work.
+        UserError: the Trainer predicts, has no data module, or has a strategy, option or callback that can't work.
     """
     if trainer.state.fn == "predict":
         raise UserError(NO_PREDICT)
+    if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+        raise UserError(
+            f"LitSFT clips and averages whole weights, and {type(trainer.strategy).__name__} may split them: use one "
+            "device, or strategy ddp"
+        )
     if trainer.datamodule is None:
         raise UserError(
             "LitSFT takes its vocabulary and labels from a TextDataModule: give datamodule=, not dataloaders"

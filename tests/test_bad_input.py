@@ -3,17 +3,26 @@
 import json
 import shutil
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from conftest import Command, Fit, Trained, labeled_rows, write_csv
-from refusals import refused
+from lightning.fabric.plugins.environments import (
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
+from refusals import one_line, refused
 
 from lit_sft.errors import UserError
-from lit_sft.processes import check_launched
+from lit_sft.processes import check_processes
+from lit_sft.trainer_checks import checked_data
 
 GOOD = "text,label\n" + "".join(f"{text},{label}\n" for text, label in labeled_rows(4, 9))
 
@@ -189,34 +198,62 @@ def test_processes_of_a_launcher_that_would_each_train_alone(
 
 
 @pytest.mark.parametrize(
-    ("variables", "wanted", "right"),
+    ("environment", "variables", "wanted", "right"),
     [
-        ({}, 2, True),  # Lightning starts the second
-        ({"WORLD_SIZE": "2"}, 2, True),
-        ({"WORLD_SIZE": "4"}, 2, False),
-        ({"WORLD_SIZE": "2"}, 4, True),  # of another launcher, one a machine, each of which starts another
-        ({"WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}, 4, False),
-        ({"WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "x"}, 2, False),
-        ({"WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "x"}, 1, True),
-        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_NAME": "mine"}, 1, False),
-        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_NAME": "bash"}, 1, True),  # of srun --pty bash
-        ({"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "mine"}, 1, True),  # sbatch's own step
-        ({"SLURM_STEP_NUM_TASKS": "1", "WORLD_SIZE": "2"}, 2, True),  # torchrun in it
+        (LightningEnvironment, {}, 2, True),  # Lightning starts the second
+        (LightningEnvironment, {"WORLD_SIZE": "2"}, 2, True),
+        (LightningEnvironment, {"WORLD_SIZE": "4"}, 2, False),
+        (LightningEnvironment, {"WORLD_SIZE": "2"}, 4, True),  # one a machine, each of which starts another
+        (TorchElasticEnvironment, {"WORLD_SIZE": "2"}, 4, False),
+        (TorchElasticEnvironment, {"WORLD_SIZE": "1"}, 2, False),
+        (None, {"WORLD_SIZE": "1"}, 1, True),  # torchrun, for one device
+        (None, {"SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_NAME": "mine"}, 1, False),
+        (None, {"SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_NAME": "bash"}, 1, True),  # of srun --pty bash
+        (None, {"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "mine"}, 1, True),  # sbatch's own step
+        (SLURMEnvironment, {"SLURM_JOB_NAME": "mine"}, 2, False),  # python without srun
+        (SLURMEnvironment, {"SLURM_STEP_NUM_TASKS": "1", "SLURM_JOB_NAME": "mine"}, 2, False),  # one task for two
+        (SLURMEnvironment, {"SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_NAME": "mine"}, 2, True),
+        (TorchElasticEnvironment, {"SLURM_STEP_NUM_TASKS": "1", "WORLD_SIZE": "2"}, 2, True),  # torchrun in it
     ],
 )
 def test_how_many_processes_a_launcher_has_started(
-    variables: dict[str, str], wanted: int, right: bool, monkeypatch: pytest.MonkeyPatch
+    environment: Callable[[], Any] | None,
+    variables: dict[str, str],
+    wanted: int,
+    right: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in ("WORLD_SIZE", "TORCHELASTIC_RUN_ID", "SLURM_STEP_NUM_TASKS", "SLURM_JOB_NAME"):
+    for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_JOB_NAME"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
+    strategy = SingleDeviceStrategy() if environment is None else DDPStrategy(cluster_environment=environment())
+    trainer = SimpleNamespace(num_devices=wanted, num_nodes=1, strategy=strategy)
     with nullcontext() if right else pytest.raises(UserError, match=f"num_nodes is {wanted}: give these as"):
-        check_launched(wanted)
+        check_processes(trainer, "fit")
+
+
+def test_what_is_measured_in_other_processes_would_be_lost(cli: Command, trained: Trained) -> None:
+    spawned = ("--trainer.strategy", "ddp_spawn", "--trainer.devices", "2")
+    one_line(cli("test", "--ckpt_path", trained.finetune, *spawned), "test keeps its results in this process")
+
+
+def test_weights_in_parts_are_refused() -> None:
+    trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"), strategy=FSDPStrategy())
+    with pytest.raises(UserError, match="FSDPStrategy may split them"):
+        checked_data(trainer)
 
 
 def test_a_number_of_processes_that_lightning_refuses(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
-    variables = {"NTASKS": 4, "NTASKS_PER_NODE": 4, "PROCID": 0, "LOCALID": 0, "NODEID": 0, "JOB_NAME": "mine"}
+    variables = {
+        "NTASKS": 4,
+        "NTASKS_PER_NODE": 4,
+        "STEP_NUM_TASKS": 2,
+        "PROCID": 0,
+        "LOCALID": 0,
+        "NODEID": 0,
+        "JOB_NAME": "mine",
+    }
     for name, value in variables.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
     refused(fit("--trainer.devices", "2"), "trainer: You set `devices=2`", "Set `devices=4`")

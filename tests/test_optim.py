@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
 from lit_sft.models import ClassifierHead, LMHead, LSTMEncoder, Network
 from lit_sft.optim import (
@@ -24,6 +24,7 @@ from lit_sft.optim import (
     WarmupCosine,
     build_optimizer,
     fuse,
+    take_options,
 )
 
 SCHEDULES = [
@@ -163,6 +164,18 @@ def test_the_rate_may_be_the_optimizers_default_and_frozen_parameters_are_left_o
     optimizer = build_optimizer(torch.optim.Adagrad, net.layer_groups(), decay=1.0)
     assert {group["lr"] for group in optimizer.param_groups} == {0.01}
     assert all(p is not net.encoder.embedding.weight for group in optimizer.param_groups for p in group["params"])
+
+
+def test_the_step_count_of_an_optimizer_that_becomes_fused_goes_to_its_device() -> None:
+    """A checkpoint's optimizer that wasn't fused has it on the CPU."""
+    weight = nn.Parameter(torch.zeros(3, device="meta"))
+    optimizer = torch.optim.AdamW([weight, nn.Parameter(torch.zeros(2))], foreach=True)
+    optimizer.state[weight]["step"] = torch.tensor(5.0)
+    scheduler = LambdaLR(optimizer, lambda step: 1.0)
+    fresh = [{k: v for k, v in optimizer.param_groups[0].items() if k != "params"} | {"fused": True, "foreach": None}]
+    assert set(take_options(scheduler, fresh)) == {"fused: None -> True", "foreach: True -> None"}
+    assert optimizer.state[weight]["step"].device.type == "meta"
+    assert len(optimizer.state) == 1
 
 
 @pytest.mark.parametrize("factory", [torch.optim.AdamW, torch.optim.Adagrad])

@@ -20,6 +20,7 @@ from lit_sft.runs import (
     RECORD,
     SHARED,
     discard_run,
+    held,
     named_run,
     new_run,
     package_versions,
@@ -40,6 +41,17 @@ def test_a_process_that_the_first_did_not_start_needs_a_folder(monkeypatch: pyte
     with pytest.raises(UserError, match="give --run_dir"):
         start_run("a", None)
     assert start_run("a", "given") == (Path("given"), [])
+
+
+def test_the_first_process_of_a_second_machine_is_not_the_run_s_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NODE_RANK", "1")  # of Lightning's own launcher, which knows no rank before there is a Trainer
+    monkeypatch.delenv(SHARED, raising=False)
+    with pytest.raises(UserError, match="give --run_dir"):
+        start_run("a", None)
+    with held(tmp_path), held(tmp_path):  # by the first alone
+        assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,8 @@ class Health(L.Callback, Watcher):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step % (trainer.log_every_n_steps or UNREAD) == 0:  # type: ignore[attr-defined]
+        every = trainer.log_every_n_steps or UNREAD  # type: ignore[attr-defined]
+        if trainer.global_step % every == 0 and not trainer.fit_loop._should_accumulate():
             self._read(trainer)
         if self.skip_spikes:
             module.log("train/skipped_batches", float(self.skipped), batch_size=1)

@@ -49,7 +49,7 @@ class Throughput(L.Callback):
             return
         self._since += trainer.world_size * sum(part.num_tokens for part in batch.values())  # shares are about equal
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and trainer.global_step % every == 0:
+        if every and trainer.global_step % every == 0 and not trainer.fit_loop._should_accumulate():
             self._started = self._stop()
             tokens, seconds = self._logged
             if self.seconds > seconds:
