@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from lit_sft.errors import UserError
 from lit_sft.models import ClassifierHead, Encoder, LMHead, Network
@@ -16,6 +17,7 @@ from lit_sft.models.dropout import check_dropout
 from lit_sft.models.heads import Pooling, num_outputs
 from lit_sft.objectives import Objective
 
+PARTS = {"encoder", "lm_head", "classifier"}  # of a network
 NEEDS_LABELS = (
     "fine-tuning needs labeled data: give --data.labeled a file with a label column; prompts with responses "
     "(data.response_column) are for --model.objective Completion"
@@ -64,6 +66,7 @@ class Blueprint:
             )
         network = Network(encoder, lm_head, classifier, self.backprop_tokens)
         objective.prepare(network)
+        _check_weights(objective, network)
         return network
 
     def plain(self) -> dict[str, Any]:
@@ -89,6 +92,25 @@ class Blueprint:
                         ) from error
             options["encoder"] = {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": init_args}
         return options
+
+
+def _check_weights(objective: Objective, network: Network) -> None:
+    """Raise a ValueError if the objective has weights that would not be trained, or not be found in a checkpoint."""
+    if added := {name.partition(".")[0] for name, _ in network.named_parameters()} - PARTS:
+        raise ValueError(
+            f"{type(objective).__name__} adds {min(added)} to the network, which is an encoder with heads: an "
+            "objective with weights of its own keeps them itself, as an nn.Module"
+        )
+    known = {id(parameter) for parameter in network.parameters()}
+    for part in (objective, *getattr(objective, "terms", ())):
+        for name, value in () if part is objective and isinstance(part, nn.Module) else vars(part).items():
+            weights = value.parameters() if isinstance(value, nn.Module) else [value]
+            if any(isinstance(w, nn.Parameter) and w.requires_grad and id(w) not in known for w in weights):
+                kind = type(part).__name__
+                raise ValueError(
+                    f"{kind}.{name} has weights that would not be trained: make them require no gradient, or make an "
+                    f"objective with them, `class {kind}(..., nn.Module)` (a term can't have weights)"
+                )
 
 
 def _plain(value: Any) -> Any:

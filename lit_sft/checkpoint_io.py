@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import pickle
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ``last-1.ckpt``.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._read_back = False  # whether the first checkpoint was found to be readable: the others are like it
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Save a checkpoint, with the arguments of Lightning's method.
 
         Raises:
-            UserError: it can't be written (a full disk, a quota, no permission); existing checkpoints stay.
+            UserError: it can't be written (a full disk, a quota, no permission), or could not be read, since it holds
+                more than data; existing checkpoints stay.
         """
         if "://" in str(path):  # in a remote folder, files appear complete anyway
             super().save_checkpoint(checkpoint, path)
@@ -37,6 +43,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         temporary = path.with_name(f".{path.name}.tmp")  # always the same: a killed run's is overwritten
         buffer = io.BytesIO()  # torch's own writer ends the process when the disk is full
         torch.save(checkpoint, buffer)
+        if not self._read_back and not _is_data(buffer):
+            raise UserError(_not_data(checkpoint))
+        self._read_back = True
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
@@ -53,6 +62,31 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise UserError(f"{path}: can't be written: {error.strerror or error}; {what_now(path.parent)}") from error
+
+
+def _is_data(buffer: io.BytesIO) -> bool:
+    """Whether a saved object can be read as data, as checkpoints are: tensors, numbers, texts, and lists and dicts."""
+    buffer.seek(0)
+    try:
+        torch.load(buffer, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        return False
+    return True
+
+
+def _not_data(checkpoint: dict[str, Any]) -> str:
+    """Say which part of a checkpoint could not be read."""
+    callbacks = {f"callback {key}": state for key, state in checkpoint.get("callbacks", {}).items()}
+    wrong = []
+    for name, part in {**checkpoint, **callbacks}.items():
+        buffer = io.BytesIO()
+        torch.save(part, buffer)
+        if not _is_data(buffer):
+            wrong.append(name)
+    return (
+        f"the checkpoint could not be read again: {wrong[-1] if wrong else 'it'} holds more than tensors, numbers, "
+        "texts, lists and dicts: convert it in state_dict(), such as NumPy's numbers by float()"
+    )
 
 
 def check_unused(trainer: Trainer, path: Path) -> None:

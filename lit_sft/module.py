@@ -22,16 +22,17 @@ from lit_sft.data.adopted import Adopted
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.data.extension import EXTEND
 from lit_sft.data.tokenization import Tokenizer
-from lit_sft.diagnostics import log_measured
+from lit_sft.diagnostics import log_parts
 from lit_sft.errors import UserError
 from lit_sft.evaluation.passes import Evaluation
 from lit_sft.evaluation_steps import Batch, EvaluationSteps
 from lit_sft.first_look import see_documents, start_network
 from lit_sft.models import Encoder, LSTMEncoder, LSTMState, Network
 from lit_sft.objectives import MLE, Objective, Supervised
-from lit_sft.optim import Schedule, WarmupCosine, build_optimizer, clip_gradients, steps_of_fit, take_options, unscales
+from lit_sft.optim import Schedule, WarmupCosine, build_optimizer, clip_gradients, steps_of_fit, unscales
 from lit_sft.random_states import go_on_drawing, random_states
 from lit_sft.ranks import of_all_ranks, of_this_rank, weighted
+from lit_sft.resumed_optimizer import take_options
 from lit_sft.starting import adopted_from, read_sources
 from lit_sft.step_rates import StepRates
 from lit_sft.stored_network import stored_blueprint, stored_network, take_out_lightnings, with_options
@@ -135,6 +136,7 @@ class LitSFT(EvaluationSteps, StepRates):
 
     def _keep(self, network: Network, tokenizer: Tokenizer, label_names: list[str], multilabel: bool) -> Network:
         self.evaluation = Evaluation(network, label_names, self.metrics, tokenizer.special_ids, self.num_beams)
+        self.objective.special_ids = tokenizer.special_ids
         self.network, self.tokenizer, self.multilabel, self.label_names = network, tokenizer, multilabel, [*label_names]
         return network
 
@@ -209,10 +211,7 @@ class LitSFT(EvaluationSteps, StepRates):
         size = sum(b.num_tokens for b in batch.values())
         total, mean = weighted(self.trainer, loss.shares or [(loss.total, loss.weight)])
         self.log("train/loss", mean, batch_size=size, prog_bar=bar_needs_loss(self.trainer))
-        if len(loss.parts) > 1:
-            self.log_dict({f"train/{name}": value for name, value in loss.parts.items()}, batch_size=size)
-        if loss.measured:
-            log_measured(self.trainer, {f"train/{name}": value for name, value in loss.measured.items()})
+        log_parts(self, loss, size)
         return total * self.share_of_step(batch_idx) if self._watcher.accepts(self.trainer, mean) else None
 
     def configure_gradient_clipping(
@@ -230,7 +229,9 @@ class LitSFT(EvaluationSteps, StepRates):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer, with one or two parameter groups per layer, and the schedule by optimizer step."""
         try:
-            optimizer = build_optimizer(self.make_optimizer, self.net.layer_groups(), self.layer_decay)
+            layers = self.net.layer_groups()
+            layers[-1] = layers[-1] + [p for name, p in self.named_parameters() if not name.startswith(NETWORK)]
+            optimizer = build_optimizer(self.make_optimizer, layers, self.layer_decay)
         except ValueError as error:
             raise UserError(f"model.optimizer: {error}") from error
         total = self.total_steps()

@@ -13,10 +13,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
-from torch import Size, Tensor, nn
+import numpy as np
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 
 class Schedule(ABC):
@@ -31,7 +31,7 @@ class Schedule(ABC):
     def __call__(self, step: int, total_steps: int) -> float:
         if total_steps > 0 or self.needs_total:
             step = min(step, max(total_steps - 1, 0))
-        return self.factor(step, max(total_steps, 1))
+        return float(self.factor(step, max(total_steps, 1)))  # a checkpoint can't hold NumPy's numbers
 
     @abstractmethod
     def factor(self, step: int, total_steps: int) -> float:
@@ -151,6 +151,9 @@ def build_optimizer(
     optimizer = factory(parameter_groups(layers, decay))
     for group in optimizer.param_groups:  # the rate, an option or a default of the optimizer, is known only now
         group["lr"] = group["lr"] * group.pop("lr_factor")
+        group |= {
+            name: value.item() for name, value in group.items() if isinstance(value, np.generic)
+        }  # can't be saved
     return fuse(optimizer)
 
 
@@ -222,62 +225,6 @@ def clip_gradients(optimizer: Optimizer, limit: float, by_value: bool) -> Tensor
     elif limit > 0:
         clip_grads_with_norm_(parameters, limit, norm)
     return norm
-
-
-def take_options(scheduler: LambdaLR, fresh: list[dict[str, Any]]) -> list[str]:
-    """Give a resumed optimizer's groups the options of the run's config, and the learning rate of the current step.
-
-    Args:
-        scheduler: as restored from the checkpoint; its optimizer's groups still have the checkpoint's options.
-        fresh: the options of each group according to the config; ``initial_lr``, which a scheduler adds, is the rate.
-
-    Returns:
-        The changes, such as ``lr: 0.01 -> 0.002`` or, if only some groups change, ``weight_decay of head: 0 -> 0.1``.
-
-    Raises:
-        ValueError: the checkpoint's optimizer state doesn't fit the weights.
-    """
-    _check_state(scheduler.optimizer)
-    changed: dict[tuple[str, str], list[str]] = {}
-    groups = scheduler.optimizer.param_groups
-    for index, (group, options) in enumerate(zip(groups, fresh, strict=True)):
-        for key, value in options.items():
-            if key != "lr" and group.get(key) != value:  # lr is computed from initial_lr below
-                change = f"{_short(group.get(key))} -> {_short(value)}"
-                changed.setdefault((key.removeprefix("initial_"), change), []).append(str(options.get("name", index)))
-                group[key] = value
-        scheduler.base_lrs[index] = group["initial_lr"]
-        group["lr"] = group["initial_lr"] * scheduler.lr_lambdas[index](scheduler.last_epoch)
-        for weight in group["params"] if group.get("fused") else ():  # whose kernel reads its step count on the device
-            if isinstance(step := scheduler.optimizer.state.get(weight, {}).get("step"), Tensor):
-                scheduler.optimizer.state[weight]["step"] = step.to(weight.device)
-    return [
-        f"{key}: {change}" if len(names) == len(groups) else f"{key} of {', '.join(names)}: {change}"
-        for (key, change), names in changed.items()
-    ]
-
-
-def _check_state(optimizer: Optimizer) -> None:
-    """Raise a ValueError if a state's shape doesn't fit its weight: torch's kernels would silently read beyond its end.
-
-    Only torch's own optimizers are checked: others may keep anything in their state.
-    """
-    if not type(optimizer).__module__.startswith("torch.optim"):
-        return
-    for weight, state in optimizer.state.items():
-        for name, value in state.items():
-            if isinstance(value, Tensor) and not _spreads(value.shape, weight.shape):
-                shapes = f"{name} is {tuple(value.shape)} for a weight of {tuple(weight.shape)}"
-                raise ValueError(f"the checkpoint's optimizer state doesn't fit the model: {shapes}")
-
-
-def _spreads(shape: Size, over: Size) -> bool:
-    """Whether ``shape`` is a scalar's, or equals ``over`` except for sizes of 1 (Adafactor's rows and columns)."""
-    return not shape or (len(shape) == len(over) and all(n in (1, m) for n, m in zip(shape, over, strict=True)))
-
-
-def _short(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def steps_of_fit(

@@ -208,6 +208,9 @@ def check_direction(model: Any, given: str | None, sources: Sequence[Source]) ->
 
 def encoder_class(model: Any) -> type:
     """Import the class that the parsed model option ``encoder`` names; ``object`` if it isn't a class."""
-    module, _, name = str(model.encoder.class_path).rpartition(".")
+    path = getattr(model.encoder, "class_path", None)
+    if path is None:
+        raise UserError(f"--model.encoder {model.encoder}: give a class, whose options a checkpoint can hold")
+    module, _, name = str(path).rpartition(".")
     found = getattr(importlib.import_module(module), name)
     return found if isinstance(found, type) else object

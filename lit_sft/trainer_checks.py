@@ -25,9 +25,10 @@ def checked_data(trainer: Any) -> TextDataModule:
             f"LitSFT clips and averages whole weights, and {type(trainer.strategy).__name__} may split them: use one "
             "device, or strategy ddp"
         )
-    if trainer.datamodule is None:
+    if not isinstance(trainer.datamodule, TextDataModule):
         raise UserError(
-            "LitSFT takes its vocabulary and labels from a TextDataModule: give datamodule=, not dataloaders"
+            "LitSFT takes its vocabulary and labels from a TextDataModule, or a subclass of it: give datamodule=, not "
+            "dataloaders"
         )
     callbacks = [kind.__name__ for callback in trainer.callbacks for kind in type(callback).__mro__]
     check_everywhere(trainer.precision, trainer.reload_dataloaders_every_n_epochs, callbacks)

@@ -242,13 +242,20 @@ def test_an_own_objective_with_weights_is_needed_in_the_fit_alone(
         "        nn.Module.__init__(self)\n"
         "        Supervised.__init__(self)\n"
         "        self.register_buffer('seen', ones(3))\n"
+        "        self.scale = nn.Parameter(ones(()))\n"
+        "    def __call__(self, network, batch, state):\n"
+        "        loss = super().__call__(network, batch, state)\n"
+        "        loss.total = loss.total * self.scale\n"
+        "        return loss\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     config = tmp_path / "own.yaml"
     config.write_text(yaml.safe_dump(tiny_options(files, "finetune")))
     done = cli("fit", "--config", config, "--model.objective", "own_objectives.Own", "--run_dir", "run")
     assert done.code == 0, done.err
-    assert "objective.seen" in read_checkpoint(resolve("run", "ckpt_path")).state_dict
+    state = read_checkpoint(resolve("run", "ckpt_path")).state_dict
+    assert "objective.seen" in state
+    assert state["objective.scale"] < 1.0  # it was trained
     monkeypatch.delitem(sys.modules, "own_objectives")
     (tmp_path / "own_objectives.py").unlink()
     assert cli("test", "--ckpt_path", "run").code == 0

@@ -388,6 +388,23 @@ def test_a_group_of_options_may_be_a_file(fit: Fit) -> None:
     assert fit("--early_stopping", "stop.yaml", "--checkpoint", "best.yaml", "--run_dir", "run").code == 0
 
 
+def test_a_function_is_no_encoder_of_the_command_line(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = "from lit_sft.models import Encoder, LSTMEncoder\n\ndef make(vocab_size: int) -> Encoder:\n"
+    Path("own_function.py").write_text(make + "    return LSTMEncoder(vocab_size)\n")
+    monkeypatch.syspath_prepend(Path.cwd())
+    one_line(fit("--model.encoder", "own_function.make"), "--model.encoder", "give a class")
+
+
+def test_a_run_with_lightnings_own_early_stopping_is_resumed(fit: Fit) -> None:
+    """Its last checkpoint stands after the validation, before the end of the epoch."""
+    stop = "{class_path: EarlyStopping, init_args: {monitor: val/loss, patience: 5}}"
+    command = ("--trainer.callbacks+", stop, "--run_dir", "run")
+    assert fit(*command).code == 0
+    Path("run/metrics.json").unlink()
+    done = fit(*command, "--ckpt_path", "last", "--trainer.max_epochs", "3")
+    assert done.code == 0, done.err
+
+
 def test_one_callback_needs_no_list(fit: Fit) -> None:
     assert fit("--trainer.callbacks", "lightning.pytorch.callbacks.ModelSummary", "--run_dir", "run").code == 0
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Command, Files
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.tuner import Tuner
 from torch import nn
@@ -23,6 +24,7 @@ from lit_sft.building import Blueprint
 from lit_sft.checkpoints import read_checkpoint
 from lit_sft.errors import UserError
 from lit_sft.models import Encoder, LSTMEncoder, TwoWayEncoder
+from lit_sft.optim import Schedule
 
 SMALL = partial(LSTMEncoder, embedding_size=8, hidden_size=12)
 TEXTS = ["the whale near a reef", "moss under the oak", "one comet above"]
@@ -315,6 +317,28 @@ def test_what_the_command_line_refuses_of_a_trainer_is_refused_here_too(
 ) -> None:
     with pytest.raises(UserError, match=message):
         getattr(trainer_of(tmp_path, **options), use)(module_of("finetune"), datamodule=data_of(files, shared_cache))
+
+
+def test_data_modules_of_other_classes_are_refused(tmp_path: Path) -> None:
+    class Other(LightningDataModule):
+        def train_dataloader(self) -> list[int]:
+            return [1]
+
+        val_dataloader = train_dataloader
+
+    with pytest.raises(UserError, match="from a TextDataModule, or a subclass of it"):
+        trainer_of(tmp_path).fit(module_of("finetune"), datamodule=Other())
+
+
+def test_numbers_of_numpy_in_schedule_and_optimizer_can_be_read_again(tmp_path: Path, files: Files) -> None:
+    class Trapezoid(Schedule):
+        def factor(self, step: int, total_steps: int) -> float:
+            return np.interp(step, [0, total_steps], [1, 0.1])  # type: ignore[no-any-return]
+
+    numbers = partial(torch.optim.AdamW, lr=np.float64(0.01), weight_decay=np.float32(0.5))
+    module = module_of("finetune", schedule=Trapezoid(), optimizer=numbers)
+    checkpoint = read_checkpoint(fitted(tmp_path / "a.ckpt", module, data_of(files, tmp_path / "cache")))
+    assert checkpoint.stage == "finetune"
 
 
 def test_loaders_without_their_data_module_are_refused(tmp_path: Path, files: Files, shared_cache: Path) -> None:

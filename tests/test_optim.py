@@ -24,8 +24,8 @@ from lit_sft.optim import (
     WarmupCosine,
     build_optimizer,
     fuse,
-    take_options,
 )
+from lit_sft.resumed_optimizer import take_options
 
 SCHEDULES = [
     Constant(),
@@ -164,6 +164,24 @@ def test_the_rate_may_be_the_optimizers_default_and_frozen_parameters_are_left_o
     optimizer = build_optimizer(torch.optim.Adagrad, net.layer_groups(), decay=1.0)
     assert {group["lr"] for group in optimizer.param_groups} == {0.01}
     assert all(p is not net.encoder.embedding.weight for group in optimizer.param_groups for p in group["params"])
+
+
+class Counting(torch.optim.SGD):
+    """Keeps state in its groups, as Prodigy and schedule-free optimizers do."""
+
+    def __init__(self, params: Any, lr: float = 0.1, momentum: float = 0.0) -> None:
+        super().__init__(params, lr=lr, momentum=momentum)
+        for group in self.param_groups:
+            group["k"] = 0
+
+
+def test_what_an_optimizer_counts_in_its_groups_is_no_option() -> None:
+    optimizer = Counting([nn.Parameter(torch.zeros(2))])
+    LambdaLR(optimizer, lambda step: 1.0)
+    fresh = [{k: v for k, v in optimizer.param_groups[0].items() if k != "params"} | {"momentum": 0.5}]
+    optimizer.param_groups[0]["k"] = 9
+    assert take_options(LambdaLR(optimizer, lambda step: 1.0), fresh) == ["momentum: 0 -> 0.5"]
+    assert optimizer.param_groups[0]["k"] == 9
 
 
 def test_the_step_count_of_an_optimizer_that_becomes_fused_goes_to_its_device() -> None:

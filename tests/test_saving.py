@@ -14,7 +14,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
+import torch
 from conftest import Files
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch.callbacks import Callback
@@ -26,6 +28,7 @@ from training import PowerCut, data_of, module_of, trainer_of
 from lit_sft.callbacks import LastCheckpoint
 from lit_sft.callbacks import saving as module
 from lit_sft.callbacks.saving import StopOnSignal
+from lit_sft.checkpoint_io import AtomicCheckpointIO
 from lit_sft.errors import SickRun, UserError
 from lit_sft.processes import STARTED_BY, STOPPING, Stopped, ending_together, run_process
 
@@ -131,6 +134,17 @@ def test_a_signal_after_the_last_step_leaves_a_finished_run(files: Files, shared
 def test_values_out_of_range_are_told(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="saving: every_minutes="):
         LastCheckpoint(**options)
+
+
+def test_what_could_not_be_read_again_is_told_at_the_first_save(tmp_path: Path) -> None:
+    checkpoint = {"state_dict": {"a": torch.zeros(2)}, "callbacks": {"Best": {"score": 1.0}}}
+    wrong = {**checkpoint, "callbacks": {**checkpoint["callbacks"], "Mine": {"score": np.float64(1.0)}}}
+    writer = AtomicCheckpointIO()
+    with pytest.raises(UserError, match="callback Mine holds more than tensors"):
+        writer.save_checkpoint(wrong, tmp_path / "last.ckpt")
+    assert list(tmp_path.iterdir()) == []
+    writer.save_checkpoint(checkpoint, tmp_path / "last.ckpt")
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"] == {"Best": {"score": 1.0}}
 
 
 def test_a_second_signal_stops_at_once_unless_it_is_the_same_press(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,17 @@ class EarlyStop(EarlyStopping):
             self.stopping_reason, self.stopping_reason_message = EarlyStoppingReason.NOT_STOPPED, None
 
 
+def stop_after_validations(callbacks: Iterable[Callback]) -> None:
+    """Let Lightning's own early stopping look at its figure after each validation, if it isn't told when.
+
+    By itself it may look at the end of the epoch, where a run that is resumed from the last checkpoint, which is
+    written after the validation, has no figure yet: Lightning would then end it.
+    """
+    for callback in callbacks:
+        if isinstance(callback, EarlyStopping) and callback._check_on_train_epoch_end is None:
+            callback._check_on_train_epoch_end = False
+
+
 def mode_of(monitor: str | None, module: LightningModule) -> Literal["min", "max"]:
     """Whether less or more of a monitored figure is better; a UserError if neither its name nor its metric tells."""
     found = better(str(monitor), getattr(module, "metrics", None))

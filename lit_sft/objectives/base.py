@@ -34,11 +34,14 @@ class Objective(ABC):
     `batches`: a subset of "unlabeled" (streams), "labeled" and "unlabeled_documents"; or only "pairs" (prompts with
     responses). `heads`: a subset of "lm" and "classifier".
     Options are plain arguments of `__init__`, so that the config records them; both attributes may depend on them.
+    One with weights of its own is an `nn.Module`, too, as in `class Contrastive(Supervised, nn.Module)`: they are
+    trained at the top layer's rate, saved, and left out where the network alone is used.
     """
 
     batches: frozenset[str]
     heads: frozenset[str]
     step = 0  # optimizer steps completed so far; set by the training loop before each loss
+    special_ids = (0, 0, 0)  # ids of the tokenizer's <eos>, <pad> and <unk>; set before the first loss
 
     @property
     def stage(self) -> Literal["pretrain", "finetune"]:
