@@ -94,9 +94,13 @@ class VAT(Term):
         """
         sums = []
         for reading, direction in zip(readings, directions, strict=True):
-            clean, moves = reading.exact_logits().double(), (direction, random_unit(reading.reach, reading.embeds))
-            moved = [reading.perturbed(self.norm * move, exact=True).double() for move in moves]
+            clean, moves = _wide(reading.exact_logits()), (direction, random_unit(reading.reach, reading.embeds))
+            moved = [_wide(reading.perturbed(self.norm * move, exact=True)) for move in moves]
             kl = torch.stack([kl_divergence(clean, logits, reading.network.multilabel) for logits in moved])
             sums.append((kl * reading.counted).sum(1))  # (2,)
         ours, by_chance = torch.stack(sums).sum(0).unbind()
         return ours / by_chance.clamp(min=1e-30)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits if logits.device.type == "mps" else logits.double()  # Apple's MPS has no float64
