@@ -8,12 +8,12 @@ import lightning as L
 
 from lit_sft.data.buckets import DocumentBatch
 from lit_sft.data.datamodule import TextDataModule
-from lit_sft.data.streams import StreamBatch
+from lit_sft.data.streams import StreamBatch, StreamDataset
 from lit_sft.errors import UserError
 from lit_sft.evaluation.passes import Evaluation
 from lit_sft.evaluation.predictions import Predictions
 from lit_sft.evaluation.responses import Responses
-from lit_sft.evaluation.tested import Kept, Tested, clean_targets, tested_in
+from lit_sft.evaluation.tested import Kept, Tested, tested_in
 from lit_sft.models import Network
 
 Batch = StreamBatch | DocumentBatch
@@ -53,8 +53,8 @@ class EvaluationSteps(L.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         dataset = self.trainer.test_dataloaders[dataloader_idx].dataset  # type: ignore[index]
-        clean = clean_targets(dataset, batch_idx, self.text_data.test_is_clean)
-        self.evaluation.add(self.net, batch, clean)
+        documents = dataset.target_documents(batch_idx) if isinstance(dataset, StreamDataset) else None
+        self.evaluation.add(self.net, batch, documents)
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> NoReturn:
         """Refuses, as trainer_checks.py does before: it is here since Lightning asks for it earlier still."""

@@ -16,7 +16,7 @@ from lit_sft.evaluation.intervals import RESAMPLES, Interval, bootstrap, mean_in
 from lit_sft.evaluation.metrics import ClassificationMetrics, LanguageModelMetrics
 from lit_sft.evaluation.multilabel import MultilabelMetrics
 from lit_sft.evaluation.predictions import Predictions
-from lit_sft.evaluation.stretches import Stretches, row_sums
+from lit_sft.evaluation.text_losses import TextLosses, document_sums, response_sums, text_losses
 from lit_sft.evaluation.thresholds import chosen
 from lit_sft.evaluation.weighted import auroc, weighted_figures
 from lit_sft.evaluation.weighted_multilabel import weighted_multilabel_figures
@@ -167,21 +167,36 @@ def test_a_rare_class_that_is_always_right_has_no_interval_down_to_zero() -> Non
     assert found["recall/c1"] == found["precision/c1"] == found["mcc"] == found["macro_f1"] == [1.0, 1.0]
 
 
-def test_a_language_models_rows_are_what_is_drawn() -> None:
+def test_a_language_models_documents_are_what_is_drawn() -> None:
     random = torch.Generator().manual_seed(3)
     targets = torch.randint(0, 9, (40, 6), generator=random)
     targets[30:, 3:] = -100
     nll = torch.rand(40, 6, generator=random) * 4 * (targets != -100)
     metrics = LanguageModelMetrics()
     metrics.update(nll, targets)
-    rows = row_sums(nll, targets, None)
-    stretches = Stretches(rows["nll"].numpy(), rows["targets"].numpy(), 4.5)
-    found = {name: float(v[0]) for name, v in stretches.figures(np.ones((40, 1))).items()}
+    sums = response_sums(nll, targets)
+    losses = TextLosses(sums["nll"].numpy(), sums["targets"].numpy(), 4.5)
+    found = {name: float(v[0]) for name, v in losses.figures(np.ones((40, 1))).items()}
     assert found == pytest.approx(metrics.compute(4.5), rel=1e-6)
-    found_intervals = bootstrap(stretches.figures, len(stretches))
+    found_intervals = bootstrap(losses.figures, len(losses))
     statistic: Callable[..., float] = lambda nll, targets, axis: nll.sum(axis) / targets.sum(axis)  # noqa: E731
-    columns = (stretches.nll, stretches.targets)
+    columns = (losses.nll, losses.targets)
     assert_near(found_intervals["loss"], stats.bootstrap(columns, statistic, method="percentile", paired=True, rng=0))
     loss = found_intervals["loss"]
     assert loss is not None
     assert found_intervals["perplexity"] == pytest.approx(np.exp(loss))
+
+
+def test_a_documents_losses_are_added_up_over_the_batches_that_it_runs_through() -> None:
+    random = torch.Generator().manual_seed(4)
+    documents = torch.randint(-1, 7, (3, 2, 5), generator=random)  # of three batches; -1: no target
+    targets = torch.randint(0, 9, (3, 2, 5), generator=random)
+    targets[documents < 0] = -100
+    nll = torch.rand(3, 2, 5, generator=random) * (documents >= 0)
+    batches = [document_sums(*batch) for batch in zip(nll, targets, documents.numpy(), strict=True)]
+    rows = {name: torch.cat([batch[name] for batch in batches]).numpy() for name in batches[0]}
+    found = text_losses(rows, None, 1.0)
+    assert found.nll == pytest.approx([float(nll[documents == d].sum()) for d in range(7)])
+    assert found.targets.tolist() == [int((documents == d).sum()) for d in range(7)]
+    some = text_losses(rows, np.arange(9) % 2 == 0, 1.0)  # the split has two documents more, without targets
+    assert np.array_equal(some.nll, found.nll[::2])

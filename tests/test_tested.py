@@ -18,7 +18,6 @@ from training import data_of, module_of, trainer_of
 from lit_sft.checkpoints import read_checkpoint
 from lit_sft.evaluation.metrics import ClassificationMetrics
 from lit_sft.evaluation.predictions import VAL_FILE, Predictions, read_predictions
-from lit_sft.evaluation.tested import clean_targets
 
 COPIED = (0, 3, 4, 11, 25)  # of the 30 test documents
 
@@ -261,21 +260,12 @@ def test_a_language_models_clean_part_are_the_tokens_of_clean_documents(
     assert figures["test_clean/loss"] == pytest.approx(flat[clean].mean(), rel=1e-5)
     bits = flat[clean].sum() / math.log(2) / np.delete(data.test.num_bytes, COPIED).sum()
     assert figures["test_clean/bits_per_byte"] == pytest.approx(bits, rel=1e-5)
+    sums = np.bincount(documents, flat), np.bincount(documents)
+    for part, chosen in ((tested.whole[""], slice(None)), (tested.clean[""], np.delete(np.arange(30), COPIED))):
+        weights = np.arange(1.0, part.count + 1)[:, None]
+        expected = (sums[0][chosen] @ weights) / (sums[1][chosen] @ weights)  # by document
+        assert part.figures(weights)["loss"] == pytest.approx(expected, rel=1e-5)
     record: dict[str, Any] = tested.record()
     assert record["test_clean"].keys() == record["test_clean_interval"].keys() == record["test"].keys()
     low, high = record["test_clean_interval"]["loss"]
     assert low < figures["test_clean/loss"] < high
-
-
-def test_only_a_stream_with_copies_needs_to_know_its_targets_documents(files: Files, tmp_path: Path) -> None:
-    data = data_of(files, tmp_path / "cache")
-    data.prepare_data()
-    data.setup()
-    stream, documents = data.stream_loader("test").dataset, data.document_loader("test").dataset
-    some = np.arange(30) < 20
-    assert clean_targets(stream, 0, None) is None
-    assert clean_targets(stream, 0, np.ones(30, dtype=bool)) is None
-    assert clean_targets(documents, 0, some) is None
-    found = clean_targets(stream, 0, some)
-    assert found is not None
-    assert found.shape == stream[0].targets.shape

@@ -4,8 +4,8 @@ The documents of the test set are drawn with replacement, as many as there are, 
 interval is the middle 95% of 2,000 such draws (Efron 1979; Efron & Tibshirani 1993, ch. 13). It covers the chance of
 which documents happen to be in the test set, but not the variation between trainings, which takes several seeds.
 
-A language model's tokens depend on those before them. There, the rows of the batches are drawn instead, each a stretch
-of ``bptt`` tokens of one stream (the block bootstrap, Künsch 1989).
+A language model's tokens depend on those before them, and so do the stretches of text in its batches, mostly within a
+document: for its figures documents are drawn, too.
 """
 
 from __future__ import annotations

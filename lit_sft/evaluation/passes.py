@@ -16,7 +16,7 @@ from lit_sft.evaluation.metrics import ClassificationMetrics, LanguageModelMetri
 from lit_sft.evaluation.multilabel import MultilabelMetrics
 from lit_sft.evaluation.own import OwnMetrics
 from lit_sft.evaluation.predictions import Collector
-from lit_sft.evaluation.stretches import row_sums
+from lit_sft.evaluation.text_losses import document_sums, response_sums
 from lit_sft.models import LSTMState, Masks, Network
 from lit_sft.models.generation import respond
 from lit_sft.objectives.divergence import log_probabilities
@@ -59,21 +59,21 @@ class Evaluation(nn.Module):
                 )
             self.own = OwnMetrics(metrics, len(label_names), network.multilabel)
         self._state: LSTMState | None = None  # carried from one batch of the stream to the next
-        self.kept: dict[str, Collector] = {}  # by head: the results of each document or stretch
+        self.kept: dict[str, Collector] = {}  # by head: the results of each document
 
     def start(self, keep: bool = False) -> None:
-        """Clear all measurements; ``keep``: whether to collect the results of each document and stretch in ``kept``."""
+        """Clear all measurements; ``keep``: whether to collect the results of each document in ``kept``."""
         self._state = None
         self.kept = {"lm": Collector(), "classifier": Collector()} if keep else {}
         for metrics in (self.lm, self.classes, self.own):
             if metrics is not None:
                 metrics.reset()
 
-    def add(self, network: Network, batch: StreamBatch | DocumentBatch, clean: Tensor | None = None) -> None:
+    def add(self, network: Network, batch: StreamBatch | DocumentBatch, documents: np.ndarray | None = None) -> None:
         """Measure a batch; ``network`` is in eval mode.
 
-        ``clean``: for a test's stream, bool (batch, time), the targets that belong to its clean part; None if all of
-        them do, or if that is unknown.
+        ``documents``: for a stream, int64 (batch, time), the document of each target; None: its documents' results are
+        not collected.
         """
         masks = network.draw_masks(*batch.input_ids.shape)  # all None: no dropout in eval mode
         if isinstance(batch, PairBatch):
@@ -85,8 +85,8 @@ class Evaluation(nn.Module):
                 self._state = network.encoder.initial_state(len(batch.input_ids))
             nll, self._state = network.lm_nll(batch, self._state, masks)
             self.lm.update(nll, batch.targets)
-            if self.kept:
-                self.kept["lm"].add(**row_sums(nll, batch.targets, clean))
+            if self.kept and documents is not None:
+                self.kept["lm"].add(**document_sums(nll, batch.targets, documents))
             return
         assert self.classes is not None
         if batch.empty:  # this process has no document of the batch
@@ -114,7 +114,7 @@ class Evaluation(nn.Module):
             eos, *never = self.special_ids
             search = (eos, batch.max_response_length, self.num_beams, never)
             generated = respond(network, batch, batch.prompt_lengths, *search)
-            self.kept["lm"].add(documents=batch.indices, generated=generated, **row_sums(nll, targets, None))
+            self.kept["lm"].add(documents=batch.indices, generated=generated, **response_sums(nll, targets))
 
     def tune(self) -> None:
         """Choose the thresholds of multi-label data by this pass; for validation data only."""

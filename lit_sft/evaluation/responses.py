@@ -12,7 +12,7 @@ import pyarrow as pa
 from lit_sft.atomic import write_table
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.evaluation.intervals import figures_once
-from lit_sft.evaluation.stretches import Stretches
+from lit_sft.evaluation.text_losses import TextLosses
 from lit_sft.evaluation.texts import TextScores
 from lit_sft.evaluation.weighted import Figures
 
@@ -36,7 +36,7 @@ class Responses:
     prompts: list[str]
     references: list[str]
     texts: list[str]
-    losses: Stretches
+    losses: TextLosses
     documents: np.ndarray
     clean: np.ndarray | None
     scores: TextScores
@@ -56,7 +56,7 @@ class Responses:
         """The documents of a mask (documents,); ``bytes_per_target`` is that of their references."""
         places = np.flatnonzero(chosen).tolist()
         texts = {name: [getattr(self, name)[i] for i in places] for name in ("prompts", "references", "texts")}
-        losses = Stretches(self.losses.nll[chosen], self.losses.targets[chosen], bytes_per_target)
+        losses = TextLosses(self.losses.nll[chosen], self.losses.targets[chosen], bytes_per_target)
         scores = TextScores(self.scores.counts[chosen], self.scores.means[chosen])
         clean = None if self.clean is None else self.clean[chosen]
         return Responses(**texts, losses=losses, documents=self.documents[chosen], clean=clean, scores=scores)
@@ -97,6 +97,6 @@ def responses_in(
     places = rows["documents"][order]
     written = [tokenizer.decode(ids[ids >= 0]).strip() for ids in rows["generated"][order]]
     prompts, references = ([column[place] for place in places.tolist()] for column in texts)
-    losses = Stretches(rows["nll"][order], rows["targets"][order], bytes_per_target)
+    losses = TextLosses(rows["nll"][order], rows["targets"][order], bytes_per_target)
     clean = None if clean is None else clean[places]
     return Responses(prompts, references, written, losses, places, clean, TextScores.of(written, references))

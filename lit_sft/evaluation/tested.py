@@ -9,17 +9,14 @@ from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from lightning.pytorch import Trainer
-from torch import Tensor
 
 from lit_sft.data.datamodule import TextDataModule
-from lit_sft.data.streams import StreamDataset
 from lit_sft.evaluation.intervals import Interval, bootstrap, figures_once
 from lit_sft.evaluation.passes import Evaluation
 from lit_sft.evaluation.predictions import Predictions, gathered, predictions_in
 from lit_sft.evaluation.responses import Responses, responses_in
-from lit_sft.evaluation.stretches import Stretches
+from lit_sft.evaluation.text_losses import text_losses
 from lit_sft.evaluation.weighted import Figures, weighted_figures
 from lit_sft.evaluation.weighted_multilabel import weighted_multilabel_figures
 from lit_sft.ranks import of_all_ranks
@@ -27,7 +24,7 @@ from lit_sft.ranks import of_all_ranks
 
 @dataclass(frozen=True)
 class Part:
-    """The ``count`` documents or stretches that one head was measured on, and their figures under any weighting.
+    """The ``count`` documents that one head was measured on, and their figures under any weighting.
 
     ``figures`` maps weights, float64 (count, weightings), to each figure (weightings,) by its name. ``drawn`` does the
     same for resamples, with NaN for undefined values that ``figures`` sets to 0 by convention.
@@ -48,7 +45,7 @@ class Tested:
 
     Attributes:
         figures: figures of the full test set, by their names.
-        whole: the documents or stretches of the full test set, by head.
+        whole: the documents of the full test set, by head.
         clean: the same without copies of training documents: ``whole`` itself if there are no copies; empty if that was
             not checked, or nothing is left.
         predictions: the classifier's predictions.
@@ -90,29 +87,12 @@ def _intervals(parts: Parts) -> dict[str, Interval]:
     return {f"{prefix}{name}": interval for prefix, by_name in found.items() for name, interval in by_name.items()}
 
 
-def clean_targets(dataset: object, index: int, clean: np.ndarray | None) -> Tensor | None:
-    """The targets in batch ``index`` of a test's stream that belong to clean documents, bool (batch, time).
-
-    None if this is not needed: for labeled documents, which are kept one by one, or if all documents are clean; or if
-    it is not known which ones are.
-
-    Args:
-        dataset: the dataset that the batch comes from.
-        index: number of the batch.
-        clean: bool (documents,), or None.
-    """
-    if not isinstance(dataset, StreamDataset) or clean is None or clean.all():
-        return None
-    documents = dataset.target_documents(index)
-    return torch.from_numpy(clean[documents] & (documents >= 0))
-
-
 @dataclass(frozen=True)
 class Kept:
     """The results of a finished pass, gathered from all processes.
 
     Attributes:
-        rows: results of the documents or stretches, by head, then by column.
+        rows: results of the documents, by head, then by column.
         data: the data module that was read.
         label_names: the classes.
         thresholds: see :func:`predictions_in`.
@@ -162,10 +142,10 @@ def tested_in(kept: Kept, figures: dict[str, float], own: OwnFigures | None) -> 
         made = {}
         if found is not None:
             made[""] = _classifier_part(found if chosen is None else found.select(chosen))
-        if stretches := kept.rows.get("lm"):
+        if rows := kept.rows.get("lm"):
             prefix = "" if found is None else "lm_"  # as the evaluation names them
-            sums = "" if flags is None else "clean_"
-            made[prefix] = _stream_part(stretches, sums, data.bytes_per_target("test", flags))
+            losses = text_losses(rows, flags, data.bytes_per_target("test", flags))
+            made[prefix] = Part(len(losses), losses.figures, losses.figures)
         return made
 
     whole = parts(None)
@@ -193,10 +173,3 @@ def tested_by(figures: dict[str, float], predictions: Predictions, own: OwnFigur
 def _classifier_part(predictions: Predictions) -> Part:
     figures = weighted_multilabel_figures if predictions.multilabel else weighted_figures
     return Part(len(predictions), partial(figures, predictions), partial(figures, predictions, undefined=math.nan))
-
-
-def _stream_part(rows: dict[str, np.ndarray], sums: str, bytes_per_target: float) -> Part:
-    """The rows with at least one target; ``sums`` is the prefix of the sums to use: "" or "clean_"."""
-    counted = rows[f"{sums}targets"] > 0
-    stretches = Stretches(rows[f"{sums}nll"][counted], rows[f"{sums}targets"][counted], bytes_per_target)
-    return Part(len(stretches), stretches.figures, stretches.figures)
