@@ -176,6 +176,25 @@ def test_lists_and_names_as_labels_are_not_mixed(tmp_path: Path) -> None:
         read(write(tmp_path / "b.jsonl", lists + '{"text": "z", "label": "a"}'))
 
 
+@pytest.mark.parametrize("label", [[0, 1, 0], [1, 1], [True, False, False], [0.2, 0.8], [0.5], ["a", "b", " a"]])
+def test_a_list_that_holds_a_number_for_every_class_is_refused(label: list[Any], tmp_path: Path) -> None:
+    rows = [{"text": "x", "label": []}, {"text": "y", "label": label}]
+    path = write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    for source in (path, tmp_path / "a.parquet"):
+        with pytest.raises(UserError, match=r"a\.\w+, row 2: the label is \[.*; is it one-hot\?"):
+            read(source)
+
+
+def test_labels_that_all_apply_to_every_document_are_refused(tmp_path: Path) -> None:
+    rows = [json.dumps({"text": f"text {i}", "label": [i % 2, 1 - i % 2]}) for i in range(20)]
+    path = write(tmp_path / "a.jsonl", "\n".join(rows))
+    with pytest.raises(UserError, match=r"a\.jsonl: every document has all of the labels 0, 1; .* is it one-hot\?"):
+        load_corpus(CorpusConfig(labeled=[path]), tmp_path)
+    path = write(tmp_path / "b.jsonl", "\n".join([*rows, '{"text": "x", "label": [1]}', '{"text": "y", "label": []}']))
+    assert load_corpus(CorpusConfig(labeled=[path]), tmp_path).label_names == ["0", "1"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -223,6 +223,10 @@ def _label_names(config: CorpusConfig, train: Documents) -> list[str]:
         only = f"only {next(iter(counts))!r}" if counts else "none"
         needed = "a label" if train.multilabel else "two labels or more"
         raise UserError(f"{', '.join(config.labeled)}: a classifier needs {needed}, found {only}")
+    if train.multilabel and len(counts) > 1 and min(counts.values()) == len(train):
+        found = f"every document has all of the labels {', '.join(counts)[:60]}"
+        what = "a list names the labels that apply; is it one-hot? Write the names of the classes that are 1 instead"
+        raise UserError(f"{', '.join(config.labeled)}: {found}; {what}")
     if config.label_names is None and not train.multilabel and len(counts) > max(MANY_LABELS, len(train) // 2):
         found = f"{len(counts)} different labels in {len(train)} documents, such as {next(iter(counts))[:60]!r}"
         raise UserError(

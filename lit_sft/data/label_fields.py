@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lit_sft.data.rows import Label, RowOptions, encodable
@@ -36,7 +36,7 @@ def label_of(value: Any, number: int, options: RowOptions) -> Label | None:
     if isinstance(value, (list, tuple)):
         if options.label_separator is not None:
             raise options.error(number, "the label is a list already; leave label_separator out")
-        return labels_of((_name(part, number, options) for part in value), number, options)
+        return labels_of(_listed(value, number, options), number, options)
     name = _name(value, number, options)
     if options.label_separator is None:
         return None if name is None else _matched(name, number, options)
@@ -48,6 +48,20 @@ def _response(value: Any, number: int, options: RowOptions) -> str | None:
     if not (value is None or isinstance(value, (str, int, float))):
         raise options.error(number, f"the response is a {type(value).__name__}, not text")
     return _name(value, number, options)
+
+
+def _listed(value: Sequence[Any], number: int, options: RowOptions) -> list[str]:
+    """The names in a list.
+
+    Raises:
+        UserError: a name that repeats, or a number that isn't whole: a column of 0 and 1, or shares, of all classes.
+    """
+    names = [name for part in value if (name := _name(part, number, options)) is not None]
+    fraction = any(isinstance(part, float) and not (part.is_integer() or math.isnan(part)) for part in value)
+    if fraction or len(set(names)) < len(names):
+        what = f"the label is [{', '.join(names)[:60]}], but a list names the labels that apply, each once"
+        raise options.error(number, f"{what}; is it one-hot? Write the names of the classes that are 1 instead")
+    return names
 
 
 def labels_of(parts: Iterable[str | None], number: int, options: RowOptions) -> tuple[str, ...]:
