@@ -220,6 +220,17 @@ def test_labels_that_look_alike_are_noted_with_their_counts(tmp_path: Path) -> N
     assert load_corpus(CorpusConfig(labeled=[path], label_names=merged), tmp_path).notes == []
 
 
+def test_numbers_written_with_a_fraction_of_0_are_noted_beside_those_without(tmp_path: Path) -> None:
+    csv = write(tmp_path / "a.csv", "text,label\n" + "".join(f"t{i} is text,{i % 3}.0\n" for i in range(30)))
+    rows = [json.dumps({"text": f"u{i} is text", "label": i % 3 + 0.0}) for i in range(30)]
+    corpus = load_corpus(CorpusConfig(labeled=[csv, write(tmp_path / "b.jsonl", "\n".join(rows))]), tmp_path)
+    assert corpus.label_names == ["0", "0.0", "1", "1.0", "2", "2.0"]
+    for number, note in enumerate(corpus.notes):
+        assert note.startswith(f"the labels '{number}.0' (10) and '{number}' (10) differ only in")
+        assert f"data.label_names: {{'{number}.0': '{number}.0', '{number}': '{number}.0', ...}}" in note
+    assert len(corpus.notes) == 3
+
+
 # ---------------------------------------------------------------- articles and files
 
 

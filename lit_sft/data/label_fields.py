@@ -26,8 +26,8 @@ def check_label_options(separator: str | None, label_pattern: str | None, label_
 def label_of(value: Any, number: int, options: RowOptions) -> Label | None:
     """The label that a field holds; a tuple for a list, and for a string where ``label_separator`` splits it.
 
-    Labels are names: 1 and 1.0 are "1", true is "true". Empty, null and NaN mean that there is no label; but with
-    ``label_separator``, an empty field means that no label applies.
+    Labels are names: the numbers 1 and 1.0 are "1", true is "true", text (all of a CSV is) stays as it is. Empty, null
+    and NaN mean that there is no label; but with ``label_separator``, an empty field means that no label applies.
     """
     if options.labels is False:
         return None
@@ -96,14 +96,15 @@ def _matched(name: str, number: int, options: RowOptions) -> str:
 
 
 def alike_labels(counts: Mapping[str, int]) -> list[str]:
-    """A note for labels that differ only in case, blanks or how their characters are composed.
+    """A note for labels that differ only in case, blanks, how their characters are composed or a number is written.
 
     They are not merged: ``US`` and ``us``, or ``A+`` and ``a+``, may be meant; but nobody should train on ``Pos``
-    beside ``pos`` without being told.
+    beside ``pos``, or on the "1.0" of a CSV beside the "1" of a JSONL file, without being told.
     """
     groups: dict[str, list[str]] = {}
     for name in counts:
         plain = "".join(unicodedata.normalize("NFKC", name).casefold().split())
+        plain = re.sub(r"^([+-]?\d+)\.0*$", r"\1", plain)
         groups.setdefault(plain, []).append(name)
     notes = []
     for names in groups.values():
@@ -111,7 +112,7 @@ def alike_labels(counts: Mapping[str, int]) -> list[str]:
             counted = " and ".join(f"{name!r} ({counts[name]})" for name in names)
             merged = ", ".join(f"{name!r}: {names[0]!r}" for name in names)
             notes.append(
-                f"the labels {counted} differ only in case or blanks and are classes of their own; "
+                f"the labels {counted} differ only in case, blanks or a number's form and are classes of their own; "
                 f"if they are one, say so with data.label_names: {{{merged}, ...}}"
             )
     return notes

@@ -38,7 +38,7 @@ def iter_rows(
         labels: True - labels are required; None - they are read if present; False - they are ignored.
         text_column: by default "text" if there is one, else the only column that holds text. Ignored without columns.
         label_column: by default "label". Labels are returned as strings: 1 and 1.0 as "1", true as "true"; a missing
-            one as None, those of text files as they are written.
+            one as None, those of text files, CSV and TSV among them, as they are written.
         encoding: of all files except Parquet and files that begin with a byte-order mark; it is never guessed.
         header: False - the first row of a CSV or TSV is data and columns are named "0", "1", ...
         separator: the string between label and text in label_text, a tab by default.
