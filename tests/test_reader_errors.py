@@ -45,8 +45,9 @@ def write(path: Path, content: str | bytes) -> Path:
             r"which column is the text\? Set text_column; columns: a, b, label",
         ),
         ("a.csv", "text,text,label\nx,y,1\n", True, r"2 columns are named 'text'"),
-        ("a.csv", "text,label\nx,1\ny,\n", True, r"a\.csv, row 3: no label"),
+        ("a.csv", "text,label\nx,1\ny,\n", True, r"a\.csv, row 3: no label; rows without .* in data\.unlabeled"),
         ("a.jsonl", '{"text": "x", "label": 1}\n{"text": "y"}', True, r"a\.jsonl, row 2: no label"),
+        ("a.jsonl", '{"text": "x"}\n{"text": "y", "label": 1}', True, r"a\.jsonl, row 1: no label"),
         (
             "a.csv",
             'text,label\n"x\ny",1\na,b,c\n',

@@ -15,18 +15,19 @@ from lit_sft.data.textfiles import numbered_lines
 def json_rows(stream: BinaryIO, options: RowOptions) -> Iterator[Row]:
     """jsonl: one JSON object per line; the first one names the columns. A blank line is a row without text.
 
-    Even the first prompt may lack its response, so with ``response_column`` more rows are searched for that column.
+    Even the first row may lack its label or response, so where these are required more rows are searched for them.
     """
     columns: tuple[str, str | None] | None = None
     records = _records(stream, options)
-    peeked = list(itertools.islice(records, PEEKED_ROWS)) if options.response_column else []
+    wanted = options.response_column or (options.labels and (options.label_column or "label"))
+    peeked = list(itertools.islice(records, PEEKED_ROWS)) if wanted else []
     for number, record in itertools.chain(peeked, records):
         if record is None:
             yield Row(number, None, None)
             continue
         if columns is None:
             strings = {key for key, value in record.items() if isinstance(value, str)}
-            later = [key for _, one in peeked for key in one or () if key == options.response_column]
+            later = [key for _, one in peeked for key in one or () if key == wanted]
             columns = choose_columns(list(dict.fromkeys([*record, *later])), strings.__contains__, options)
         text_column, label_column = columns
         if text_column not in record:

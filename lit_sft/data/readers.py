@@ -179,7 +179,7 @@ def _named(row: Row, label_names: dict[str, str] | None, options: RowOptions) ->
         UserError: there is no label, or ``label_names`` lacks it.
     """
     if row.label is None:
-        raise options.error(row.number, "no label")
+        raise options.error(row.number, "no label; rows without a label belong in data.unlabeled")
     if label_names is None:
         return row.label
     parts = (row.label,) if isinstance(row.label, str) else row.label
