@@ -231,6 +231,35 @@ def test_numbers_written_with_a_fraction_of_0_are_noted_beside_those_without(tmp
     assert len(corpus.notes) == 3
 
 
+# ---------------------------------------------------------------- documents in memory
+
+
+@pytest.mark.parametrize("option", ["labeled", "unlabeled", "val", "test"])
+@pytest.mark.parametrize(
+    ("documents", "kind"),
+    [
+        (pa.table({"text": ["the owl"], "label": ["wood"]}), "a Table: "),
+        ({"text": ["the owl"], "label": ["wood"]}, "a dict: "),
+        ([{"text": "the owl", "label": "wood"}], "a list with a dict: "),
+        ([("the owl", "wood")], "a list with a tuple: "),
+        (["a.csv", None], "a list with a NoneType: "),
+        (iter(["a.csv"]), "a list_iterator: "),
+    ],
+)
+def test_documents_in_memory_are_no_source(option: str, documents: Any, kind: str) -> None:
+    message = rf"data\.{option}: sources are files, .* and this is {kind}save it, e\.g\. df\.to_parquet"
+    with pytest.raises(UserError, match=message):
+        TextDataModule(**{"labeled": None, option: documents})
+
+
+@pytest.mark.parametrize("words", [9, 1000])
+def test_a_text_in_place_of_a_file_is_told_as_such_and_shortened(words: int) -> None:
+    data = TextDataModule(labeled=None, unlabeled=["the owl\n" + "and " * (words - 2), "another"])
+    with pytest.raises(UserError, match=r"^the owl( and){6} …: no such file; a source is a file, not a text") as told:
+        data.prepare_data()
+    assert len(str(told.value)) < 120
+
+
 # ---------------------------------------------------------------- articles and files
 
 

@@ -51,17 +51,20 @@ class CorpusConfig:
         """Convert options as a user writes them: one source, several, or none; label names with numbers as keys.
 
         Raises:
-            UserError: a ``val_fraction`` that is not between 0 and 1, or options that are invalid or contradict others.
+            UserError: a ``val_fraction`` that is not between 0 and 1, sources that are no names or paths, or options
+                that are invalid or contradict others.
         """
         check_label_options(*(options.get(name) for name in ("separator", "label_pattern", "label_separator")))
         if options.get("response_column") is not None:
-            _check_pairs(_listed(labeled), {**options, "label_names": label_names})
+            _check_pairs(_listed("labeled", labeled), {**options, "label_names": label_names})
         if not 0 < options.get("val_fraction", cls.val_fraction) < 1:
             raise UserError(f"--data.val_fraction {options['val_fraction']} must lie between 0 and 1")
         if any(isinstance(key, bool) for key in label_names or ()):
             raise UserError("data.label_names: quote its labels: YAML takes true, false, yes, no, on, off otherwise")
         names = None if label_names is None else {str(key): str(name) for key, name in label_names.items()}
-        return cls(_listed(labeled), _listed(unlabeled), _listed(val), _listed(test), label_names=names, **options)
+        given = {"labeled": labeled, "unlabeled": unlabeled, "val": val, "test": test}
+        sources: dict[str, Any] = {option: _listed(option, value) for option, value in given.items()}
+        return cls(**sources, label_names=names, **options)
 
     def measuring(self, split: Literal["val", "test"], label_names: list[str]) -> CorpusConfig:
         """The same config with the sources of one split only, and with the labels of a trained model."""
@@ -133,6 +136,16 @@ def _check_pairs(labeled: list[str], options: dict[str, Any]) -> None:
         raise UserError(f"data.response_column is for prompts with responses, which have no labels: leave out {given}")
 
 
-def _listed(sources: Sources) -> list[str]:
+def _listed(option: str, sources: Any) -> list[str]:
+    """The names in an option that names sources; from Python they may be paths.
+
+    Raises:
+        UserError: anything else, such as documents in memory.
+    """
     listed = [] if sources is None else [sources] if isinstance(sources, (str, Path)) else sources
-    return [str(source) for source in listed]  # from Python, a path
+    many = isinstance(listed, (list, tuple))
+    if wrong := [one for one in listed if not isinstance(one, (str, Path))] if many else [listed]:
+        kind = f"{'a list with ' if many else ''}a {type(wrong[0]).__name__}"
+        what = f"sources are files, named by their paths, and this is {kind}"
+        raise UserError(f"data.{option}: {what}: save it, e.g. df.to_parquet('train.parquet'), and give the path")
+    return [str(source) for source in listed]

@@ -23,6 +23,7 @@ PREFIXED = ("file", "label_text", "fasttext", "wikitext")
 FORMATS = (*dict.fromkeys(SUFFIXES.values()), *PREFIXED)
 WITHOUT_LABELS = ("txt", "wikitext", "file")
 HUB = "hf"
+MANY_WORDS = 8  # more in a name without a known suffix: probably a text
 P = TypeVar("P", bound=PurePath)
 
 
@@ -106,6 +107,9 @@ def file_format(source: Source, format: str | None = None) -> str:
 
 def check_file(path: Path, name: str) -> None:
     """Raise a UserError if the file or folder does not exist, or the file is empty."""
+    words = name.split()
+    if len(words) > MANY_WORDS and format_of(path) is None and not _exists(str(path)):
+        raise UserError(f"{' '.join(words[:MANY_WORDS])[:80]} …: no such file; a source is a file, not a text: save it")
     try:
         if not path.exists():
             raise UserError(f"{name}: no such file{_near(path, name)}")
