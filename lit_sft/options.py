@@ -21,11 +21,11 @@ GROUPS = ("data", "model", "trainer", "checkpoint", "early_stopping", "saving", 
 
 UNKNOWN = re.compile(r"unrecognized arguments: --([\w.+-]+)|does not accept option '([\w.+-]+)'")
 UNKNOWN_IN_CLASS = re.compile(
-    r"(?:class_path '([\w.]+)'.*?)?Option '([\w.]+)' is not accepted(?:.*?class_path='([\w.]+)')?"
+    r"(?:.*class_path '([\w.]+)'.*?)?Option '([\w.]+)' is not accepted(?:.*?class_path='([\w.]+)')?"
 )
 NO_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'|No module named|dot import path string: (\S+)")
 NOT_SUBCLASS = re.compile(
-    r"(?:Expected '|Import path )([\w.]+)'? (?:to be|does not correspond to) a subclass of (?:<class ')?([\w.]+)"
+    r"(?:Expected '|Import path )(?:([\w.]+)'? )?(?:to be|does not correspond to) a subclass of (?:<class ')?([\w.]+)"
 )
 CLASS_PATH = re.compile(r"given class_path '([\w.]+)'")
 REQUIRED = re.compile(r"the following arguments are required: ([\w, ]+\w)")
@@ -143,7 +143,7 @@ def _refused(option: str, value: str, message: str) -> str:
     if "is abstract" in message:
         return f"--{option}: name its class first, as in --{option} CLASS"
     if wrong := NOT_SUBCLASS.search(message):
-        return f"--{option} {wrong[1]}: not a subclass of {wrong[2]}"
+        return f"--{option} {wrong[1] or value}: not a subclass of {wrong[2]}"
     given = CLASS_PATH.search(message)
     if missing := REQUIRED.search(message):
         return f"--{option}{f' {given[1]}' if given else ''}: give its {missing[1]}"
