@@ -12,13 +12,17 @@ import select
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
+
+from jsonargparse import ArgumentParser
 
 from lit_sft.checkpoints import names_in
 from lit_sft.data.formats import STREAM_ROWS
 from lit_sft.data.readers import iter_rows
 from lit_sft.errors import UserError, nearest
+from lit_sft.options import explain, without
 from lit_sft.predictor import Ensemble, Predictor, load
 from lit_sft.text_classifier import CHARACTERS_AT_ONCE, TEXTS_AT_ONCE
 
@@ -36,13 +40,16 @@ def predict_command(arguments: list[str]) -> None:
     Raises:
         UserError: a mistake in an option, the checkpoint or the input; a half-written output file is removed.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if unknown := without(rest, "--model.encoder"):
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     for name, stream in (("input", sys.stdin), ("output", sys.stdout)):
         if getattr(options, name) == "-" and stream is None:
             raise UserError(f"--{name} -: standard {name} is closed; give a file")
     paths = names_in(options.ckpt_path)
     one_or_more = paths if len(paths) > 1 else paths[0]
-    predictor = load(one_or_more, options.encoder and _class(options.encoder), options.device)
+    predictor = load(one_or_more, _encoder(options.encoder, rest), options.device)
     _set_search(predictor, options)
     texts: list[str | None] = []  # not predicted yet
     characters = 0  # in these texts
@@ -132,7 +139,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--num_beams", type=int, help="of the search for a response (default: the run's)")
     parser.add_argument("--max_new_tokens", type=int, help="of a response (default: the run's max_response_length)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
-    parser.add_argument("--model.encoder", dest="encoder", help="the encoder's class, where it is one of your own")
+    parser.add_argument(
+        "--model.encoder",
+        dest="encoder",
+        help="the encoder's class, where it is one of your own; --model.encoder.NAME: its option that could name code",
+    )
 
     def refuse(message: str) -> Any:
         wrong = re.search(r"unrecognized arguments: --([\w.]+)", message)
@@ -157,6 +168,28 @@ def _set_search(predictor: Predictor | Ensemble, options: argparse.Namespace) ->
         if value < 1:
             raise UserError(f"--{name} {value} must be at least 1")
         setattr(predictor, name, value)
+
+
+def _encoder(path: str | None, flags: list[str]) -> Any:
+    """Import the encoder class that the user names, with the options in ``--model.encoder.NAME VALUE``, if any.
+
+    Raises:
+        UserError: there is no such class or option, a value of another type, or options without a class.
+    """
+    kind = None if path is None else _class(path)
+    if not flags:
+        return kind
+    if not isinstance(kind, type):
+        raise UserError(f"{flags[0]}: name the encoder's class, too, as in --model.encoder CLASS")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, "model.encoder", skip={1}, instantiate=False, fail_untyped=False)
+    for action in parser._actions:
+        action.required = False  # the checkpoint has the others
+    try:
+        given = parser.instantiate(parser.parse_args(flags, defaults=False))
+    except (argparse.ArgumentError, SyntaxError) as error:  # SyntaxError: in a module that an option names
+        raise explain(error, [name.lstrip("-") for name in parser._option_string_actions]) from error
+    return partial(kind, **vars(given["model.encoder"]))
 
 
 def _class(path: str) -> Any:

@@ -234,7 +234,8 @@ def load(
         run_or_checkpoint: a file, a stage's folder (its best checkpoint) or a recipe's (the best of its last stage); a
             list of these gives an ensemble.
         encoder: the encoder, if it is outside this package: its class, which is called with the vocabulary size and
-            the checkpoint's options, or a function of the vocabulary size. In a list, only models that need it get it.
+            the checkpoint's options; ``partial(Class, NAME=VALUE)``, to give some of these (required of those that
+            could name code); or a function of the vocabulary size. In a list, only models that need it get it.
         device: where to run; by default a GPU if there is one.
 
     Raises:

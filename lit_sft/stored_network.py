@@ -29,20 +29,27 @@ def stored_blueprint(checkpoint: Checkpoint, encoder: Callable[..., Encoder] | N
 
     Args:
         checkpoint: provides the options.
-        encoder: replaces the checkpoint's encoder: a class, which gets the checkpoint's options, or a function of the
-            vocabulary size.
+        encoder: replaces the checkpoint's encoder: a class, which gets the checkpoint's options, a ``partial`` of one,
+            whose own options come first, or a function of the vocabulary size.
 
     Raises:
-        UserError: an encoder outside the package that ``encoder`` doesn't replace, or an option that could name code.
+        UserError: an encoder outside the package that ``encoder`` doesn't replace, an option that could name code and
+            that it doesn't give, or a name in place of a class.
     """
-    named = None if encoder is None else encoder_name(checkpoint) if isinstance(encoder, type) else "a function"
+    if encoder is not None and not callable(encoder):
+        raise UserError(f"encoder {encoder!r}: import the class and give it itself, encoder=Class")
+    kind: Any = encoder
+    own: dict[str, Any] = {}
+    if isinstance(encoder, partial) and not encoder.args:
+        kind, own = encoder.func, encoder.keywords
+    named = {"class_path": encoder_name(checkpoint) if isinstance(kind, type) else "a function", "init_args": own}
     # "a function" equals no class path, so that the checkpoint's encoder is left out, together with its options
-    options = stored_config(checkpoint, named, metrics=False)["model"]
+    options = stored_config(checkpoint, None if encoder is None else named, metrics=False)["model"]
     spec = options.get("encoder")
     make: Callable[..., Encoder] = encoder or LSTMEncoder
     if spec is not None:
-        kind: Any = encoder or own_encoder(spec["class_path"])
-        make = partial(kind, **spec["init_args"])
+        kind = kind or own_encoder(spec["class_path"])
+        make = partial(kind, **{**spec["init_args"], **own})
     known = [one.name for one in fields(Blueprint)]
     return Blueprint(make, **{name: options[name] for name in known if name in options})
 

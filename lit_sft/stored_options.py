@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -94,16 +95,25 @@ def _encoder_spec(path: Path, spec: Any, given: Any) -> dict[str, Any]:
     if not isinstance(name, str) or not (name == class_path_of(given) or own_encoder(name)):
         raise UserError(
             f"{path}: its encoder is {str(name)[:200]}, code outside this package, and is not followed on a "
-            "checkpoint's word; if you trust it, add --model.encoder with its name"
+            "checkpoint's word; if you trust it, add --model.encoder with its name, or in Python encoder=Class"
         )
     strange = [key for key, value in options.items() if not _harmless({key: value})]
     for key in strange:
-        if key not in own or str(own[key]) != str(options[key]):
+        if key not in own or not _same(own[key], options[key]):
+            option = str(key)[:200]
             raise UserError(
-                f"{path}: its encoder's option {str(key)[:200]} could name code, and is not followed on a checkpoint's "
-                "word; if you trust it, give the same value to --model.encoder yourself"
+                f"{path}: its encoder's option {option} could name code, and is not followed on a checkpoint's word; "
+                f"if you trust it, give the same value yourself: --model.encoder.{option} VALUE, or in Python "
+                f"encoder=partial(Class, {option}=VALUE)"
             )
     return {"class_path": name, "init_args": {k: v for k, v in options.items() if k not in strange}}
+
+
+def _same(given: Any, stored: Any) -> bool:
+    """Whether a value is the stored one. A function or class is stored as its path, which is not imported here."""
+    module, _, name = str(stored).rpartition(".")
+    named = callable(given) and getattr(sys.modules.get(module), "__dict__", {}).get(name) is given
+    return named or str(given) == str(stored)
 
 
 def _metric_specs(path: Path, metrics: Any) -> dict[str, Any]:

@@ -5,6 +5,8 @@ import pickle
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import yaml
 from conftest import Command, Files, Trained, read, tiny_options
 from refusals import one_line
 
-from lit_sft import load
+from lit_sft import LitSFT, load
 from lit_sft.checkpoints import read_checkpoint, resolve, stage_folders, stage_of
 from lit_sft.errors import UserError
 from lit_sft.models import LSTMEncoder
@@ -287,10 +289,14 @@ def test_options_of_a_trainer_optimizer_or_schedule_are_left_alone(edited: Edite
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A module beside the user's configs with an encoder of their own; the class to name."""
     (tmp_path / "own_encoders.py").write_text(
-        "from lit_sft.models import LSTMEncoder\n\n\n"
+        "from collections.abc import Callable\n\nimport torch\n\nfrom lit_sft.models import LSTMEncoder\n\n\n"
         "class Own(LSTMEncoder):\n"
         "    def __init__(self, vocab_size: int, width: int = 10, vectors: str = ''):\n"
-        "        super().__init__(vocab_size, embedding_size=8, hidden_size=width)\n"
+        "        super().__init__(vocab_size, embedding_size=8, hidden_size=width)\n\n\n"
+        "class Called(Own):\n"
+        "    def __init__(self, vocab_size: int, width: int, act: Callable = torch.tanh):\n"
+        "        super().__init__(vocab_size, width)\n"
+        "        assert callable(act)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     return "own_encoders.Own"
@@ -349,6 +355,55 @@ def test_an_option_that_could_name_code_is_followed_where_the_user_says_the_same
     one_line(cli("test", "--ckpt_path", "run", *given[:2]), "its encoder's option vectors could name code")
     one_line(cli("test", "--ckpt_path", "run", *given[:3], "other.txt"), "option vectors could name code")
     assert cli("test", "--ckpt_path", "run", *given).code == 0
+
+    predict = ["predict", "--ckpt_path", "run", "--input", files.unlabeled, "--output", "-"]
+    how = "the same value yourself: --model.encoder.vectors VALUE, or in Python encoder=partial(Class, vectors=VALUE)"
+    one_line(cli(*predict, *given[:2]), how)
+    one_line(cli(*predict, *given[:3], "other.txt"), how)
+    predicted = cli(*predict, *given)
+    assert predicted.code == 0
+    own_class = import_module("own_encoders").Own
+    by_class = load("run", encoder=partial(own_class, vectors="vectors.txt")).predict(["the whale near the reef"])
+    assert by_class == load("run", encoder=lambda size: own_class(size, width=14)).predict(["the whale near the reef"])
+
+
+def test_a_function_as_an_option_is_compared_by_where_it_stands(
+    own: str, cli: Command, files: Files, tmp_path: Path
+) -> None:
+    config = tmp_path / "own.yaml"
+    config.write_text(yaml.safe_dump(tiny_options(files, "finetune")))
+    given = ["--model.encoder", "own_encoders.Called", "--model.encoder.act"]
+    width = ["--model.encoder.width", "14"]
+    assert cli("fit", "--config", config, *given, "torch.tanh", *width, "--run_dir", "run").code == 0
+    predict = ["predict", "--ckpt_path", "run", "--input", files.unlabeled, "--output", "-"]
+    for command, more in ((["test", "--ckpt_path", "run"], width), (predict, [])):
+        assert cli(*command, *given, "torch.tanh", *more).code == 0
+        one_line(cli(*command, *given, "torch.relu", *more), "its encoder's option act could name code")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model.encoder.width", "14"], "--model.encoder.width: name the encoder's class, too"),
+        (["--model.encoder", "{own}", "--model.encoder.widht", "1"], "no option model.encoder.widht; did you mean"),
+        (["--model.encoder", "{own}", "--model.encoder.width=many"], "--model.encoder.width many: expected int"),
+        (["--model.encoder", "{own}", "--model.encoder.width", "1", "--inptu", "-"], "did you mean input?"),
+    ],
+)
+def test_a_mistaken_option_of_the_encoder_is_told_in_a_prediction(
+    flags: list[str], message: str, own: str, cli: Command, trained: Trained, files: Files
+) -> None:
+    predict = ["predict", "--ckpt_path", trained.finetune, "--input", files.unlabeled, "--output", "-"]
+    one_line(cli(*predict, *(flag.format(own=own) for flag in flags)), message)
+
+
+def test_the_encoder_in_python_is_a_class_and_no_name(edited: Edited) -> None:
+    path = edited(lambda ours: ours["config"]["model"].update(encoder="theirs.Encoder"))
+    for loaded in (load, LitSFT.load_from_checkpoint):
+        with pytest.raises(UserError, match=r"encoder 'theirs\.Encoder': import the class and give it itself"):
+            loaded(path, encoder="theirs.Encoder")
+        with pytest.raises(UserError, match=r"add --model\.encoder with its name, or in Python encoder=Class"):
+            loaded(path)
 
 
 def test_the_users_class_wins_over_the_checkpoints(trained: Trained, edited: Edited) -> None:
