@@ -3,10 +3,10 @@
     python scripts/curve.py scripts/results/imdb.csv --classes 2      # writes scripts/results/imdb.curve.png
 
 Reads a CSV of scripts/baselines.py. For each label count of the pretrained rows, the table gives the number of labels
-that the from-scratch rows (or another ``--method``) need for the same mean error, interpolated linearly over the
-logarithm of the number of labels. Its 95% interval is found by resampling the seeds of both methods: it is too narrow
-with few seeds, as scripts/paired.py explains, and there is none with one. If the curve never has this error, the table
-gives only a bound (``>``, ``<``).
+that the from-scratch rows (or another ``--method``) need for the same mean error, interpolated between the two measured
+points around it, linearly in the logarithms of error and labels (learning curves are about power laws, Hestness et al.
+2017). Its 95% interval is over the seeds of both methods, whose mean errors are drawn from Student's t distributions;
+there is none with one seed. If the curve never has this error, the table gives only a bound (``>``, ``<``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from report import line, rows_tested, spread
 from lit_sft.errors import UserError
 
 Curve = dict[int, np.ndarray]  # errors in percent, one a seed, by the number of labels in all
-DRAWS = 2_000
+DRAWS = 10_000
+LEAST = 1e-3  # percent: an error of 0 has no logarithm
 
 
 def curves(path: Path, classes: int, everything: int, val: str = "full") -> dict[str, Curve]:
@@ -57,7 +58,8 @@ def labels_for(error: float, counts: np.ndarray, errors: np.ndarray) -> float:
     after = int(below[0])
     if after == 0:
         return float(counts[0]) if errors[0] == error else 0.0
-    share = (errors[after - 1] - error) / (errors[after - 1] - errors[after])
+    before, there, goal = np.log(np.maximum([errors[after - 1], errors[after], error], LEAST))
+    share = (before - goal) / (before - there)
     low, high = np.log(counts[after - 1]), np.log(counts[after])
     return min(float(np.exp(low + share * (high - low))), float(counts[after]))  # a rounding error would be beyond it
 
@@ -69,7 +71,10 @@ def equivalent(pretrained: np.ndarray, other: Curve, seed: int = 0) -> tuple[flo
     random = np.random.default_rng(seed)
 
     def drawn(errors: np.ndarray) -> float:
-        return float(random.choice(errors, len(errors)).mean())
+        if len(errors) == 1:
+            return float(errors[0])
+        deviation = errors.std(ddof=1) / np.sqrt(len(errors))
+        return float(errors.mean() + deviation * random.standard_t(len(errors) - 1))
 
     several = [
         labels_for(drawn(pretrained), counts, np.array([drawn(errors) for errors in other.values()]))

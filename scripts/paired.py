@@ -10,10 +10,12 @@ intervals and a p-value:
 - over documents: the documents are drawn anew, the same ones for both sides (paired bootstrap, Efron & Tibshirani
   1993): would the difference hold on another test set from the same source? Several seeds count by their mean.
 - over documents and seeds: the seeds of each side are drawn anew, too: would it hold for other seeds? Few seeds make
-  this interval too narrow, by a factor of about sqrt((n - 1) / n) in its seeds' part.
+  this interval too narrow: with 3, 5 or 10 a side, and differences due to seeds alone, it holds the true one in about
+  80, 87 or 92% of cases. (Seeds are drawn independently for the two sides, although they may share labeled subsets.)
 - p: of accuracy between two single runs, McNemar's exact test (1947) on the documents that one of them alone has right;
   else approximate randomisation (Yeh 2000): how often the difference is as large when, document by document, a coin
-  tosses which side's predictions are whose. Between several seeds a side it needs as many on both, paired in order.
+  tosses which side's predictions are whose. Between several seeds a side it needs as many on both, paired in order, and is
+  over documents alone.
 """
 
 from __future__ import annotations

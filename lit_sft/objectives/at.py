@@ -18,7 +18,7 @@ Direction = Literal["adversarial", "random"]
 class AT(Term):
     """The supervised loss at s + r, r = norm * g / ||g||, g its gradient at the token vectors s (Miyato et al. 2017).
 
-    s is taken after dropout, and no gradient flows through r (equations 3 and 4 of the paper). ||g|| is the L2 norm
+    s is taken after dropout, and no gradient flows through r (equations 5 and 6 of the paper). ||g|| is the L2 norm
     over all of a document's tokens except the last. g comes from the step's own backward pass through the clean pass,
     in the training precision, which is enough because the gradient at s, unlike `VAT`'s, is not a small difference (on
     IMDb, the cosine between g in bfloat16 and in float32 is 0.999). A step therefore costs twice a plain one; under
