@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
-
 from lit_sft.errors import SickRun, UserError
 
 # Ctrl-C, the end of a scheduler's time limit, and the warning before it: a fit saves, then stops.
@@ -47,7 +45,7 @@ def check_processes(trainer: Any, command: str) -> None:
             f"{count} started, and --trainer.devices times --trainer.num_nodes is {wanted}: give these as torchrun or "
             "srun starts them, or start one process alone"
         )
-    if command != "fit" and isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+    if command != "fit" and getattr(trainer.strategy, "_start_method", "popen") != "popen":
         raise UserError(f"--trainer.strategy: {command} keeps its results in this process: use one device, or ddp")
 
 

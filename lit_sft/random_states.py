@@ -10,13 +10,14 @@ import torch
 
 
 def random_states() -> dict[str, Any]:
-    """Return the states of Python's, NumPy's and torch's generators, including those of every CUDA device."""
+    """Return the states of Python's, NumPy's and torch's generators, including those of every CUDA device and of MPS."""
     _, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - the global state is saved
     return {
         "python": random.getstate(),
         "numpy": (torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "mps": [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else [],
     }
 
 
@@ -29,6 +30,8 @@ def set_random_states(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["torch"].cpu())
     for device, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(state.cpu(), device)
+    if states.get("mps") and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(states["mps"][0].cpu())
 
 
 def go_on_drawing(states: dict[str, Any] | None, rank: int) -> None:

@@ -109,7 +109,7 @@ def held(folder: Path) -> Iterator[Path]:
     Raises:
         UserError: another process trains in it.
     """
-    lock = FileLock(folder / ".lock", timeout=0)
+    lock = FileLock(folder / ".lock", timeout=0, fallback_to_soft=False)  # a file alone would outlive a killed process
     try:
         if _is_first():
             lock.acquire()

@@ -38,6 +38,7 @@ FORBIDDEN = {
         "lit_sft.recipes",
     ),
     "lit_sft.errors": ("lit_sft", "torch", "lightning"),
+    "lit_sft.processes": ("torch", "lightning"),  # workers of a loader import it
 }
 # Who joins the rooms, and by whom alone it may be imported.
 JOINERS = {

@@ -175,7 +175,10 @@ class LSTMEncoder(Encoder):
             for gate in weights["weight_ih_l0"].chunk(4):  # i, f, g, o: (hidden_size, input_size)
                 nn.init.xavier_uniform_(gate)
             for gate in weights["weight_hh_l0"].chunk(4):  # (hidden_size, hidden_size)
-                nn.init.orthogonal_(gate)
+                if gate.device.type == "mps":  # whose QR decomposition is missing or slow
+                    gate.copy_(nn.init.orthogonal_(torch.empty(gate.shape, device="cpu")))
+                else:
+                    nn.init.orthogonal_(gate)
             nn.init.zeros_(weights["bias_hh_l0"])
             nn.init.zeros_(weights["bias_ih_l0"])
             nn.init.ones_(weights["bias_ih_l0"].chunk(4)[1])  # the forget gate, (hidden_size,)
