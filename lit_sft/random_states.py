@@ -10,7 +10,7 @@ import torch
 
 
 def random_states() -> dict[str, Any]:
-    """Return the states of Python's, NumPy's and torch's generators, including those of every CUDA device and of MPS."""
+    """Return the states of Python's, NumPy's and torch's generators, those of CUDA devices and of MPS included."""
     _, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - the global state is saved
     return {
         "python": random.getstate(),

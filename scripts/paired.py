@@ -14,8 +14,8 @@ intervals and a p-value:
   80, 87 or 92% of cases. (Seeds are drawn independently for the two sides, although they may share labeled subsets.)
 - p: of accuracy between two single runs, McNemar's exact test (1947) on the documents that one of them alone has right;
   else approximate randomisation (Yeh 2000): how often the difference is as large when, document by document, a coin
-  tosses which side's predictions are whose. Between several seeds a side it needs as many on both, paired in order, and is
-  over documents alone.
+  tosses which side's predictions are whose. Between several seeds a side it needs as many on both, paired in order,
+  and is over documents alone.
 """
 
 from __future__ import annotations

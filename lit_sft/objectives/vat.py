@@ -17,9 +17,9 @@ class VAT(Term):
     """KL(p(s) || p(s + r)), mean over documents, where r is the move of a given norm that maximises it.
 
     Needs no labels. r = norm * d, where d is the dominant eigenvector of the KL's Hessian at s, by power iteration from
-    a random start: d <- g / ||g||, g the KL's gradient at s + xi * d (Miyato et al. 2017, equations 3, 4, 7 and 8). Since the
-    KL and its gradient are both 0 at s, g is about xi times the Hessian times d, without any second derivative. p(s) is
-    treated as a constant: gradients flow through p(s + r) only.
+    a random start: d <- g / ||g||, g the KL's gradient at s + xi * d (Miyato et al. 2017, equations 3, 4, 7 and 8).
+    Since the KL and its gradient are both 0 at s, g is about xi times the Hessian times d, without any second
+    derivative. p(s) is treated as a constant: gradients flow through p(s + r) only.
 
     The direction is computed without autocast: with an xi this small, the KL is between two nearly equal predictions,
     and bfloat16 can't resolve it. (TensorFloat-32, which cuDNN uses by default, is precise enough at an xi of 0.1.)
