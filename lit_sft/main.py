@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import re
@@ -34,6 +35,10 @@ def main(argv: list[str] | None = None) -> int:
     Mistakes and sick runs are reported in one line on stderr. Bugs are not caught: a bug report needs their traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    encoding = "utf-8" if any(a.startswith("--print_config") for a in arguments) else None  # as configs are read
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a label that it can't spell must not lose what was measured
+            stream.reconfigure(encoding=encoding, errors="backslashreplace")
     if argv is None and not sys.flags.safe_path:
         sys.path.insert(0, "")  # the current folder: python -m finds the user's modules there, a script doesn't
     debug = os.environ.get("LIT_SFT_DEBUG", "") not in ("", "0")

@@ -1,5 +1,6 @@
 """Mistaken options, and the commands themselves: how mistakes, bugs and interruptions are told."""
 
+import io
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import Command, Configs, Fit, made
+from conftest import Command, Configs, Fit, made, read
 from processes import start
 from refusals import one_line, refused
 
@@ -175,6 +176,26 @@ def test_a_command_s_help_lists_its_options(command: str, cli: Command) -> None:
     result = cli(command, "--help")
     assert result.code == 0
     assert "--data.batch_size" in result.out
+
+
+def test_what_standard_output_can_not_spell_is_escaped_and_nothing_is_lost(
+    fit: Fit, cli: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fit("--data.label_names", '{"sea": "海", "sky": "空", "wood": "Wald"}').code == 0
+
+    def written(*arguments: object) -> str:
+        stream = io.BytesIO()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", io.TextIOWrapper(stream, encoding="ascii"))
+            assert cli(*arguments).code == 0
+            sys.stdout.flush()
+            return stream.getvalue().decode()
+
+    assert "test/precision/\\u6d77" in written("test", "--ckpt_path", RUN)
+    assert read(RUN / "metrics.json")["test"]["precision/海"] >= 0
+    assert "--ckpt_path RUN_OR_CKPT [--config \\u2026]" in written("--help")
+    shown = yaml.safe_load(written("fit", "--config", RUN / "config.yaml", "--print_config"))
+    assert shown["data"]["label_names"]["sea"] == "海"  # a config is UTF-8 whatever the locale
 
 
 def test_an_unknown_command_is_named_with_the_right_one(cli: Command) -> None:
