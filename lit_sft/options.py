@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import importlib
 import re
+import sys
 import traceback
 from argparse import ArgumentError
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import yaml
 from jsonargparse import ArgumentParser
+from jsonargparse.typing import Path as ParsedPath
 
 from lit_sft.errors import UserError, nearest, one_line
 
@@ -41,6 +43,14 @@ UNFIT = {
     "lit_sft.callbacks.ExponentialAveraging or NonMonotonicAveraging",
     "LearningRateFinder": "puts its own schedule in the place of the model's: use scripts/lr_range.py",
 }
+
+
+def _open(path: str, mode: str = "r") -> IO[Any]:
+    """Open a file as the parser does, but read text as UTF-8, like :func:`read_yaml`, whatever the locale."""
+    return Path(path).open(mode, encoding=None if "b" in mode else "utf-8")
+
+
+sys.modules[ParsedPath.__module__].open = _open  # type: ignore[attr-defined] # the parser has no setting for it
 
 
 def values_of(arguments: list[str], *names: str) -> list[str]:

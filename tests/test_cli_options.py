@@ -1,6 +1,8 @@
 """Mistaken options, and the commands themselves: how mistakes, bugs and interruptions are told."""
 
 import io
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -196,6 +198,19 @@ def test_what_standard_output_can_not_spell_is_escaped_and_nothing_is_lost(
     assert "--ckpt_path RUN_OR_CKPT [--config \\u2026]" in written("--help")
     shown = yaml.safe_load(written("fit", "--config", RUN / "config.yaml", "--print_config"))
     assert shown["data"]["label_names"]["sea"] == "海"  # a config is UTF-8 whatever the locale
+
+
+def test_a_config_is_utf_8_whatever_the_locale(configs: Configs) -> None:
+    Path("data.yaml").write_text("label_names: {sea: 海, sky: 空, wood: Wald}\n", encoding="utf-8")
+    with configs.finetune.open("a", encoding="utf-8") as file:
+        file.write("name: 海\n")
+    command = [sys.executable, "-X", "utf8=0", "-m", "lit_sft", "fit", "--config", str(configs.finetune)]
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+    command += ["--data", "data.yaml", "--print_config"]
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    shown = yaml.safe_load(done.stdout)
+    assert (shown["name"], shown["data"]["label_names"]["sky"]) == ("海", "空")
 
 
 def test_an_unknown_command_is_named_with_the_right_one(cli: Command) -> None:
