@@ -129,10 +129,10 @@ class LitCLI(LightningCLI):
             raise UserError(f"{arguments[0]} needs --ckpt_path RUN_OR_CKPT")
         self.source = read_checkpoint(resolve(paths[-1], "ckpt_path"))
         config = self._stored(self.source, arguments)
-        with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
-            yaml.safe_dump(config, file, sort_keys=False)  # the order of label_names is that of the classes
-            file.flush()
-            self.config = self._parse([arguments[0], "--config", file.name, *arguments[1:]])
+        with tempfile.TemporaryDirectory() as folder:  # Windows opens no open temporary file again
+            file = Path(folder) / "stored.yaml"  # unsorted: the order of label_names is that of the classes
+            file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+            self.config = self._parse([arguments[0], "--config", str(file), *arguments[1:]])
 
     def _stored(self, source: Checkpoint, arguments: list[str]) -> dict[str, Any]:
         """Return the checkpoint's options; only the user's own config and flags may name code outside this package."""

@@ -117,6 +117,8 @@ class _Filtered:
             return bool(select.select([self._stream], [], [], MOMENT)[0])
         except io.UnsupportedOperation:  # not a system file: reading doesn't wait
             return True
+        except OSError:  # Windows, which can't tell: reading may wait
+            return False
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,6 +6,7 @@ A ``validate`` writes only the predictions or responses, no figures.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,8 @@ def record_of_test(folder: Path, checkpoint: Path, own: bool, data: dict[str, An
         parts += [Path(str(s)).stem for s in (source if isinstance(source, list) else [source])]
     if not parts:
         return folder / RECORD
-    name = "-".join(parts).encode()[:200].decode(errors="ignore")  # a file name has at most 255 bytes
+    name = re.sub(r'[\x00-\x1f<>:"/\\|?*]', "-", "-".join(parts))  # what names on Windows can't have, as of hf:NAME
+    name = name.encode()[:200].decode(errors="ignore")  # a file name has at most 255 bytes
     files = numbered(folder, f"test-{name}")
     return next(file for file in files if not file.is_file() or _is_test_of(file, data))
 

@@ -10,15 +10,18 @@ import pytest
 import torch
 import yaml
 from conftest import Command, Configs, Files, Fit, Trained, made, read, write_csv
+from jsonargparse import Namespace
 from kill import logged
 from readmes import ROOT
 from refusals import one_line
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_sft import load
+from lit_sft.cli import LitCLI
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.evaluation.metrics import FIGURES
 from lit_sft.evaluation.predictions import read_predictions
+from lit_sft.options import values_of
 from lit_sft.runs import held
 
 RUN = Path("logs/tiny-finetune/version_0")
@@ -226,6 +229,23 @@ def test_a_language_model_is_tested_on_text_without_labels(trained: Trained, cli
     shutil.copytree(trained.pretrain, "run")
     assert cli("test", "--ckpt_path", "run", "--data.test", files.unlabeled).code == 0
     assert read(Path("run/test-more.json"))["test"]["perplexity"] > 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
+def test_the_parser_reads_no_file_that_is_still_open(
+    trained: Trained, cli: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows would refuse it."""
+    parse, seen = LitCLI._parse, []
+
+    def look(of: LitCLI, arguments: list[str]) -> Namespace:
+        configs = [Path(path).resolve() for path in values_of(arguments, "--config")]
+        seen.append([path for path in configs if path in map(Path.resolve, Path("/proc/self/fd").iterdir())])
+        return parse(of, arguments)
+
+    monkeypatch.setattr(LitCLI, "_parse", look)
+    assert cli("validate", "--ckpt_path", trained.finetune, "--print_config").code == 0
+    assert seen == [[], []]
 
 
 def test_labels_may_be_mapped_in_any_order(tuned: Path, cli: Command, files: Files) -> None:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -388,6 +389,20 @@ def test_standard_input_is_answered_as_it_comes(
         asked.write(line.format(text))
         found = asked.answer()
         assert (found and found["label"]) == (row and row["label"])
+    assert asked.close() == 0
+
+
+def test_where_the_system_can_not_tell_of_more_input_each_line_is_answered(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(10038, "an operation was attempted on something that is not a socket")  # Windows, of a pipe
+
+    monkeypatch.setattr("lit_sft.predict_command.select", SimpleNamespace(select=refuse))
+    asked = Filter(trained.finetune, monkeypatch)
+    for _ in range(2):
+        asked.write("the oak\n")
+        assert asked.answer()
     assert asked.close() == 0
 
 

@@ -191,6 +191,7 @@ class TestFiguresOfATest:
         assert self.write(folder, test="data/reviews.csv") == folder / "test-reviews.json"
         assert self.write(folder, test=["a.csv", "b.csv"]) == folder / "test-a-b.json"
         assert self.write(folder, max_length=20) == folder / "test-test.json"
+        assert self.write(folder, test="hf:a/imdb:plain:test") == folder / "test-imdb-plain-test.json"  # for Windows
         assert self.write(folder, test="elsewhere/reviews.csv") == folder / "test-reviews-2.json"  # nothing is lost
         assert self.write(folder, test="data/reviews.csv", value=3.0) == folder / "test-reviews.json"
         assert json.loads((folder / "test-reviews.json").read_text())["data"]["test"] == "data/reviews.csv"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import resource
+import runpy
 import signal
 import subprocess
 import sys
@@ -114,6 +115,15 @@ def test_texts_may_be_added_while_others_are_read(tmp_path: Path) -> None:
     append_all(file, expected)
     assert earlier == expected
     assert file.view(60) == expected
+
+
+def test_a_system_without_pread_reads_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "pread")
+    file = runpy.run_path(str(module.__file__))["TextFile"](tmp_path)
+    expected = random_texts(5, 60)
+    for i, text in enumerate(expected):
+        file.append(text)
+        assert list(file.view(i // 2)) == expected[i // 2 : i + 1]
 
 
 def test_documents_take_both_kinds_of_texts(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ memory of the process. The file's space is freed however the process ends, even 
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 import weakref
 from array import array
 from collections.abc import Iterator, Sequence
-from os import pread
 from pathlib import Path
 from typing import overload
 
@@ -28,6 +28,17 @@ BLOCK_TEXTS = 1024
 def text_key(encoded: bytes) -> bytes:
     """The 64-bit key of a text in UTF-8, as 8 bytes: equal texts, equal keys, on every machine."""
     return hashlib.blake2b(encoded, digest_size=8).digest()
+
+
+def _seek_and_read(file: int, size: int, start: int) -> bytes:
+    """Read as ``os.pread`` does, and leave the position at the end, where the next text is appended."""
+    os.lseek(file, start, os.SEEK_SET)
+    block = os.read(file, size)
+    os.lseek(file, 0, os.SEEK_END)
+    return block
+
+
+_pread = getattr(os, "pread", _seek_and_read)  # Windows has none
 
 
 class TextFile:
@@ -81,7 +92,7 @@ class TextFile:
         """``size`` bytes from byte ``start`` on."""
         self._write()
         blocks = []
-        while size and (block := pread(self._file.fileno(), size, start)):  # Linux reads 2 GB at once, at most
+        while size and (block := _pread(self._file.fileno(), size, start)):  # Linux reads 2 GB at once, at most
             blocks.append(block)
             start, size = start + len(block), size - len(block)
         return blocks[0] if len(blocks) == 1 else b"".join(blocks)
