@@ -131,12 +131,12 @@ def test_unlabeled_documents_of_a_folder(tmp_path: Path) -> None:
 
 def test_documents_without_a_suffix_and_deeper_folders(tmp_path: Path) -> None:
     root = tree(
-        tmp_path, {"alt.atheism/49960": "a", "sci.space/deep/er/60150": "b", "sci.space/.x": "", "sci.space/e": ""}
+        tmp_path, {"alt.atheism/49960": "a", "sci.space/deep/er/60150": "b", "sci.space/x.gif": "", "sci.space/e": ""}
     )
     rows, report = read(root)
     assert rows == [("a", "alt.atheism"), ("b", "sci.space")]
     assert (report.rows, report.blank) == (3, 1)
-    assert report.notes == [f"{root}: 1 files are not read: sci.space/.x"]
+    assert report.notes == [f"{root}: 1 files are not read: sci.space/x.gif"]
 
 
 def test_a_folder_of_files_is_read_one_after_the_other(tmp_path: Path) -> None:
@@ -205,6 +205,23 @@ def test_the_fingerprint_is_that_of_the_names_and_bytes_of_the_files_read(tmp_pa
     assert prints[0] == prints[1]
     assert len(set(prints[:5])) == 4
     assert prints[4] == prints[5]
+
+
+def test_what_desktops_and_notebooks_leave_in_a_folder_is_not_there(tmp_path: Path) -> None:
+    """Else a folder that was only looked into would hold other text than a run was trained on."""
+    litter = (".DS_Store", "._0_9.txt", ".ipynb_checkpoints/0_9-checkpoint.txt", "Thumbs.db", "desktop.ini")
+    acl_imdb(tmp_path / "data")
+    sources = [f"{kind}{tmp_path}/data/train{below}" for kind, below in (("", ""), ("file:", "/pos"), ("", "/neg"))]
+
+    def found() -> list[object]:
+        digests = [source_digest(source, RowOptions("", labels=True), None, "train") for source in sources]
+        return [*digests, *(read(source, labeled=source == sources[0]) for source in sources)]
+
+    before = found()
+    tree(tmp_path / "data/train", {f"{folder}/{name}": "x" for folder in (".", "pos", "neg") for name in litter})
+    assert found() == before
+    tree(tmp_path / "data/train", {"pos/picture.gif": "x"})
+    assert found()[:3] != before[:3]
 
 
 def test_another_spelling_of_a_folder_is_the_same_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

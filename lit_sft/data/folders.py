@@ -1,6 +1,7 @@
 """Which files a source stands for: one, those of a folder, or those of a folder for each class.
 
-Nothing is skipped silently: notes name the files that are not read and the classes that are left out.
+Nothing of the user's is skipped silently: notes name the files that are not read and the classes that are left out.
+Hidden files are as if they weren't there, since desktops and notebooks leave them in any folder that is looked into.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ SPLIT_NAME = re.compile(rf"^{SPLITS}(?![a-z])|(?<=[-_. ]){SPLITS}(?=$|\.|[-_]\d)
 ABOUT = re.compile(
     r"(readme|license|licence|copying|notice|changelog|citation|authors)(\.(txt|md|rst))?", re.IGNORECASE
 )
+# Hidden, or Explorer's; not the file that may say how a folder in the hub's layout is read.
+HIDDEN = re.compile(r"\.(?!huggingface\.yaml$).*|thumbs\.db|desktop\.ini", re.IGNORECASE | re.DOTALL)
 SHOWN = 8  # names in a note
 
 
@@ -71,13 +74,13 @@ def parts_of(source: Source, options: RowOptions, classes: Sequence[str] | None 
 
 
 def files_below(folder: Path, name: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[PurePath]:
-    """The paths of all files below a folder, relative to it, sorted part by part; links are followed."""
+    """The paths of the files below a folder that aren't hidden, relative to it, sorted by parts; links are followed."""
     try:
         here = folder.stat()
         if (here.st_dev, here.st_ino) in above:
             raise UserError(f"{name}: a link that leads back to a folder above it; remove it")
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        for entry in entries:
+        entries = [entry for entry in os.scandir(folder) if not HIDDEN.fullmatch(entry.name)]
+        for entry in sorted(entries, key=lambda entry: entry.name):
             if not entry.is_dir():
                 if not entry.is_file() and entry.is_symlink():
                     raise UserError(f"{name}/{entry.name}: a link to a file that is not there")
