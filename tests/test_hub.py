@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
+import ssl
 import time
+from email.message import Message
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError, URLError
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +26,9 @@ from lit_sft.errors import UserError
 pytest.importorskip("datasets")
 
 NAMES = ["neg", "pos"]
+
+
+hub_answers = hub._hub_answers
 
 
 @pytest.fixture(autouse=True)
@@ -138,6 +145,29 @@ def test_without_a_network_the_way_to_local_files_is_told_at_once(fit: Fit) -> N
     parts = ("hf:nobody/nothing-here: the Hugging Face hub can't be reached", "--data.labeled FILE", "hf:FOLDER")
     refused(fit("--data.labeled", "hf:nobody/nothing-here"), *parts)
     assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize(
+    ("error", "answers"),
+    [
+        (URLError(ssl.SSLCertVerificationError(1, "no issuer's certificate")), True),
+        (HTTPError("https://hub", 401, "Unauthorized", Message(), None), True),
+        (URLError(OSError(-3, "Temporary failure in name resolution")), False),
+        (TimeoutError("timed out"), False),
+        (None, True),
+    ],
+)
+def test_a_hub_answers_even_where_pythons_own_certificates_are_missing(
+    error: Exception | None, answers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def probe(*_: object, timeout: float) -> io.BytesIO:
+        if error is not None:
+            raise error
+        return io.BytesIO()
+
+    monkeypatch.setattr(hub, "_answers", {})
+    monkeypatch.setattr("urllib.request.urlopen", probe)
+    assert hub_answers("https://hub") is answers
 
 
 def test_without_the_library_its_extra_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

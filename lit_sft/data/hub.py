@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import logging
 import math
+import ssl
 import sys
 import time
 import urllib.error
@@ -183,6 +184,8 @@ def _hub_answers(endpoint: str) -> bool:
             answer = True
         except urllib.error.HTTPError:
             answer = True
+        except urllib.error.URLError as error:  # it answered, if Python's own certificates are missing (macOS)
+            answer = isinstance(error.reason, ssl.SSLCertVerificationError)
         except (OSError, ValueError):
             answer = False
         _answers[endpoint] = (time.monotonic(), answer)
