@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
 import resource
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +279,23 @@ def test_a_disk_without_room_for_the_texts_is_one_line_that_names_the_option(fil
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_complete_cache_may_be_read_only(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that several users share; a recipe looks at the documents of all its stages first."""
+    cache, temporary_file = tmp_path / "cache", tempfile.TemporaryFile
+    prepared(cache, **sources(files))
+
+    def read_only(*arguments: Any, **options: Any) -> Any:
+        if Path(options["dir"]) == cache:
+            raise OSError(errno.EROFS, "Read-only file system")
+        return temporary_file(*arguments, **options)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
+    again = preparation(cache, **sources(files))
+    assert len(again.ungated().train) == len(prepared(cache, **sources(files)).train) == 120
+    with pytest.raises(UserError, match=r"^--data\.cache_dir: .*cache can't be written: Read-only file system$"):
+        prepared(cache, **sources(files), vocab_size=310)
 
 
 def test_the_default_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -17,7 +18,7 @@ from lit_sft.data.readers import read_documents
 from lit_sft.data.repeats import KeyTable, count_repeats, without_copies
 from lit_sft.data.splits import hold_out
 from lit_sft.data.texts import TextFile
-from lit_sft.errors import UserError
+from lit_sft.errors import NOT_ALLOWED, UserError
 
 MANY_LABELS = 20  # a small corpus may have this many labels, even if it has few documents of each
 
@@ -64,12 +65,13 @@ def load_corpus(config: CorpusConfig, cache_dir: Path, gated: bool = True) -> Co
     Args:
         config: what to read.
         cache_dir: where the texts go, and ``pydocs`` is kept.
-        gated: False skips the gate and the search for copies, to look at labels and sizes when nothing is trained.
+        gated: False skips the gate and the search for copies, to look at labels and sizes when nothing is trained. A
+            complete cache may be read-only then: the texts go to the system's folder of temporary files.
 
     Raises:
         UserError: a source that can't be read, a label in val or test that train doesn't have, one class only.
     """
-    file = TextFile(cache_dir)
+    file = _text_file(cache_dir, gated)
     if config.only:
         return _measured_corpus(config, config.only, file)
     if not config.labeled and not config.unlabeled:
@@ -79,6 +81,15 @@ def load_corpus(config: CorpusConfig, cache_dir: Path, gated: bool = True) -> Co
     if config.labeled:
         return _labeled_corpus(config, cache_dir, file, gated)
     return _unlabeled_corpus(config, file, gated)
+
+
+def _text_file(cache_dir: Path, gated: bool) -> TextFile:
+    try:
+        return TextFile(cache_dir)
+    except UserError as error:
+        if gated or getattr(error.__cause__, "errno", None) not in NOT_ALLOWED:
+            raise
+        return TextFile(Path(tempfile.gettempdir()))
 
 
 def _labeled_corpus(config: CorpusConfig, cache_dir: Path, file: TextFile, gated: bool) -> Corpus:
