@@ -308,6 +308,22 @@ def test_the_default_cache_follows_the_environment(monkeypatch: pytest.MonkeyPat
     assert default_cache_dir() == Path.home() / ".cache" / "lit_sft"
 
 
+def test_a_user_without_a_home_names_a_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As a container's, whose number has no entry in its list of users."""
+
+    def unknown(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.setenv("LIT_SFT_CACHE", str(tmp_path))
+    assert default_cache_dir() == tmp_path
+    monkeypatch.delenv("LIT_SFT_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    with pytest.raises(UserError, match=r"^no home folder .*: give --data\.cache_dir or LIT_SFT_CACHE$"):
+        default_cache_dir()
+
+
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "new" / "file.json"
     write_atomically(path, "first")

@@ -254,10 +254,18 @@ def _read_meta(folder: Path) -> dict[str, Any]:
 
 
 def default_cache_dir() -> Path:
-    """``LIT_SFT_CACHE``, else ``lit_sft`` in the user's cache folder."""
-    named = os.environ.get("LIT_SFT_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return expanded(named or Path(base) / "lit_sft")
+    """``LIT_SFT_CACHE``, else ``lit_sft`` in the user's cache folder.
+
+    Raises:
+        UserError: neither is named, and the user has no home folder.
+    """
+    if named := os.environ.get("LIT_SFT_CACHE"):
+        return expanded(named)
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as error:
+        raise UserError("no home folder to keep prepared data in: give --data.cache_dir or LIT_SFT_CACHE") from error
+    return expanded(Path(base) / "lit_sft")
 
 
 def _key(*parts: Any) -> str:
