@@ -57,6 +57,12 @@ def test_known_words_keep_their_ids_and_new_ones_come_behind_by_frequency(
     assert extended(grown, TARGET, limit, min_frequency).digest == grown.digest
 
 
+def test_a_vocabulary_is_learned_and_extended_though_standard_error_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    base = Tokenizer.train(GENERAL, "word", 0, min_frequency=1)
+    assert extended(base, TARGET, 0, 1).vocab_size > base.vocab_size
+
+
 def test_what_cannot_be_extended_is_refused() -> None:
     with pytest.raises(UserError, match="extend is for word-level tokenizers, and that of the checkpoint is BPE"):
         extended(Tokenizer.train(GENERAL, "bpe", 300), TARGET, 0, 1)

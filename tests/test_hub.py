@@ -147,6 +147,12 @@ def test_without_a_network_the_way_to_local_files_is_told_at_once(fit: Fit) -> N
     assert time.monotonic() - start < 20
 
 
+def test_a_source_is_read_though_standard_error_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = hub_folder(tmp_path / "hub", {"train": table([("a text", 0)])})
+    monkeypatch.setattr("sys.stderr", None)
+    assert [row.text for row in iter_rows(f"hf:{folder}")] == ["a text"]
+
+
 @pytest.mark.parametrize(
     ("error", "answers"),
     [

@@ -219,6 +219,9 @@ def test_a_bar_on_a_terminal_lines_elsewhere_and_the_users_own_before_both(monke
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.setattr("rich._console", None)
     assert chosen(True) == [LogProgress]
+    monkeypatch.setattr("sys.stdout", None)  # closed
+    options = SimpleNamespace(callbacks=None, enable_progress_bar=None, barebones=False)
+    assert [type(callback) for callback in progress_for(options)] == [LogProgress]
 
 
 def test_the_users_own_progress_wins_on_the_command_line(fit: Fit) -> None:

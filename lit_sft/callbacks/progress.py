@@ -31,7 +31,8 @@ def progress_for(options: Any) -> list[Callback]:
     if any(isinstance(callback, ProgressBar) for callback in callbacks):
         return []
     console = get_console()  # rich takes FORCE_COLOR for a terminal, which a file is not
-    terminal = sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal
+    stdout = sys.stdout  # None if it is closed
+    terminal = bool(stdout and stdout.isatty()) and console.is_terminal and not console.is_dumb_terminal
     return [TerminalProgress() if terminal else LogProgress()]
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable
 
 import tokenizers
 from tokenizers import trainers
 
-from lit_sft.data.tokenization import NO_LIMIT, Tokenizer, encodable
+from lit_sft.data.tokenization import NO_LIMIT, Tokenizer, encodable, shows_progress
 from lit_sft.errors import UserError
 
 EXTEND = "extend"  # the value of data.tokenizer
@@ -48,7 +47,7 @@ def extended(base: Tokenizer, texts: Iterable[str], vocab_size: int, min_frequen
     empty = {**rules, "added_tokens": [], "model": {**rules["model"], "vocab": {}}}
     learner = tokenizers.Tokenizer.from_str(json.dumps(empty))
     trainer = trainers.WordLevelTrainer(
-        vocab_size=NO_LIMIT, min_frequency=min_frequency, special_tokens=[], show_progress=sys.stderr.isatty()
+        vocab_size=NO_LIMIT, min_frequency=min_frequency, special_tokens=[], show_progress=shows_progress()
     )
     learner.train_from_iterator(encodable(texts), trainer=trainer)
     found = learner.get_vocab()

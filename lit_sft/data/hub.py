@@ -159,7 +159,7 @@ def _library() -> Any:
             "hf: sources need the library datasets: pip install 'lit_sft[hub]', or give local files"
         ) from error
     datasets.utils.logging.set_verbosity(logging.CRITICAL)  # it logs what it also raises
-    if not sys.stderr.isatty():
+    if not (sys.stderr and sys.stderr.isatty()):
         datasets.disable_progress_bars()
     return datasets
 

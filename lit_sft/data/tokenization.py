@@ -225,6 +225,11 @@ class Tokenizer:
         self.__init__(tokenizers.Tokenizer.from_str(state["json"]))  # type: ignore[misc]
 
 
+def shows_progress() -> bool:
+    """Whether training a vocabulary may show its progress: standard error is a terminal. It is None if it is closed."""
+    return bool(sys.stderr and sys.stderr.isatty())
+
+
 def _untrained(
     kind: TokenizerKind, vocab_size: int, min_frequency: int
 ) -> tuple[tokenizers.Tokenizer, trainers.Trainer]:
@@ -232,7 +237,7 @@ def _untrained(
         "vocab_size": vocab_size,
         "min_frequency": min_frequency,
         "special_tokens": list(SPECIAL_TOKENS),  # first in the list, so ids 0, 1, 2
-        "show_progress": sys.stderr.isatty(),
+        "show_progress": shows_progress(),
     }
     if kind == "bpe":
         tokenizer = tokenizers.Tokenizer(models.BPE())
