@@ -49,13 +49,19 @@ INTERVAL_FIELDS = (
 Runs = Sequence[Predictions]
 
 
+def paths_named(pattern: str) -> list[str]:
+    """The paths that a path or a pattern names, in order; a path that exists is no pattern, though it has brackets."""
+    found = glob.glob(glob.escape(pattern)) or glob.glob(pattern)  # noqa: PTH207 - absolute ones, too
+    return sorted(found, key=lambda path: (len(path), path))
+
+
 def side(pattern: str) -> list[Predictions]:
     """The runs that a path or a pattern names, in the order of their names.
 
     Raises:
         UserError: if there are no runs, none was tested, two have the same seed, or their test documents differ.
     """
-    paths = sorted(glob.glob(pattern), key=lambda path: (len(path), path))  # noqa: PTH207 - absolute ones, too
+    paths = paths_named(pattern)
     if not paths:
         raise UserError(f"{pattern}: no such run or predictions file")
     files = [predictions_file(Path(path)) for path in paths]

@@ -12,13 +12,12 @@ models that they started from, including any slowdown by other load; ``tokens_pe
 from __future__ import annotations
 
 import argparse
-import glob
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from one_line import in_one_line
-from paired import error_intervals, side
+from paired import error_intervals, paths_named, side
 from report import line, write_figures
 
 from lit_sft.checkpoints import names_in, read_config, stage_folders
@@ -67,7 +66,7 @@ def rows_of(named: dict[str, str], reference: str) -> list[dict[str, Any]]:
     figures = error_intervals(runs, reference)
     lines = []
     for name, pattern in named.items():
-        paths = map(Path, sorted(glob.glob(pattern)))  # noqa: PTH207 - absolute ones, too
+        paths = map(Path, paths_named(pattern))
         spent = [cost for path in paths if predictions_file(path).is_file() and (cost := costs(path))]
         known = set.intersection(*map(set, spent)) if spent else set()
         means = {key: float(np.mean([cost[key] for cost in spent])) for key in known}
@@ -110,7 +109,7 @@ def split_name(row: str) -> tuple[str, str]:
     """Split NAME=RUN; as either may contain a "=", it is split at the first one that an existing path follows."""
     parts = row.split("=")
     ways = [("=".join(parts[:at]), "=".join(parts[at:])) for at in range(1, len(parts))]
-    return next((way for way in ways if glob.glob(way[1])), (ways or [("", row)])[0])  # noqa: PTH207 - absolute ones, too
+    return next((way for way in ways if paths_named(way[1])), (ways or [("", row)])[0])
 
 
 def parser() -> argparse.ArgumentParser:

@@ -165,6 +165,14 @@ def test_a_run_that_is_not_there_or_not_tested_is_told(tmp_path: Path) -> None:
         side(str(tmp_path / "run-*"))
 
 
+def test_a_folder_with_brackets_is_itself_and_no_pattern(tmp_path: Path) -> None:
+    for name, seed in (("run[01]", 2), ("run0", 3)):
+        (tmp_path / name).mkdir()
+        run(0.7, seed).write(tmp_path / name / FILE)
+    (only,) = side(str(tmp_path / "run[01]"))
+    assert (only.predicted == run(0.7, 2).predicted).all()
+
+
 def test_runs_of_one_seed_are_no_two_seeds_of_a_method(tmp_path: Path) -> None:
     for version, seed in enumerate((0, 1, 1)):  # a search that chose other options has run the last one
         run(0.8, version).write(tmp_path / f"version_{version}" / FILE)

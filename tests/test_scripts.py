@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -384,9 +385,9 @@ def test_columns_without_a_header_are_named_by_numbers() -> None:
 
 
 def test_a_name_and_a_run_of_a_table_may_have_an_equals_sign(tmp_path: Path) -> None:
-    (tmp_path / "lr=0.1").mkdir()
-    for name in ("plain", "dropout=0.5"):
-        assert split_name(f"{name}={tmp_path}/lr=0.1") == (name, f"{tmp_path}/lr=0.1")
+    for name, path in product(("plain", "dropout=0.5"), (tmp_path / "lr=0.1", tmp_path / "lr=[0.1]")):
+        path.mkdir(exist_ok=True)
+        assert split_name(f"{name}={path}") == (name, str(path))
     assert split_name("a=absent") == ("a", "absent")
     assert split_name("absent") == ("", "absent")
 
