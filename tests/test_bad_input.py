@@ -244,6 +244,12 @@ def test_weights_in_parts_are_refused() -> None:
         checked_data(trainer)
 
 
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_no_folder(name: str, fit: Fit) -> None:
+    """As of an unset variable of the shell; it would stand for the current folder."""
+    refused(fit("--data.unlabeled", name), "data.unlabeled: an empty name")
+
+
 def test_a_number_of_processes_that_lightning_refuses(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     variables = {
         "NTASKS": 4,

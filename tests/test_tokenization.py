@@ -191,6 +191,13 @@ def test_a_wrong_expression_is_told() -> None:
         Tokenizer.train(TEXTS, "word", vocab_size=300, replace={"(": ""})
 
 
+@pytest.mark.parametrize("by", [r"\1 \2", r"\g<1>", "$1 $2", "${1}"])
+def test_a_replacement_that_would_refer_to_groups_is_told(by: str) -> None:
+    """The library would write it into the text."""
+    with pytest.raises(UserError, match="would stand there as it is"):
+        Tokenizer.train(TEXTS, "word", 100, replace={r"(\w)-(\w)": by})
+
+
 def test_min_frequency_leaves_rare_words_out() -> None:
     tokenizer = Tokenizer.train(["twice twice once"], "word", vocab_size=10, min_frequency=2)
     assert [ids.tolist() for ids in tokenizer.encode_batch(["once"])] == [[tokenizer.unk_id]]
@@ -233,6 +240,14 @@ def test_a_foreign_tokenizer_gets_the_special_tokens_and_loses_its_truncation() 
     assert (tokenizer.pad_id, tokenizer.unk_id, tokenizer.eos_id) == (3, 2, 5)  # its own name for an unknown word
     assert tokenizer.vocab_size == 6
     assert [ids.tolist() for ids in tokenizer.encode_batch(["a b a zzz", "a"])] == [[0, 1, 0, 2], [0]]
+
+
+def test_a_foreign_tokenizers_dropout_is_switched_off(bpe: Tokenizer) -> None:
+    rules = json.loads(bpe.to_json())
+    rules["model"]["dropout"] = 0.5
+    foreign = Tokenizer.from_json(json.dumps(rules))
+    for _ in range(5):
+        assert [ids.tolist() for ids in foreign.encode_batch(TEXTS)] == [i.tolist() for i in bpe.encode_batch(TEXTS)]
 
 
 def test_the_unknown_token_of_a_unigram_model_is_found_by_its_number(tmp_path: Path) -> None:

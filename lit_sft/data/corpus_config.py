@@ -148,4 +148,6 @@ def _listed(option: str, sources: Any) -> list[str]:
         kind = f"{'a list with ' if many else ''}a {type(wrong[0]).__name__}"
         what = f"sources are files, named by their paths, and this is {kind}"
         raise UserError(f"data.{option}: {what}: save it, e.g. df.to_parquet('train.parquet'), and give the path")
+    if any(not str(source).strip() for source in listed):  # as of an unset variable of the shell
+        raise UserError(f"data.{option}: an empty name: give a file, or leave the option out")
     return [str(source) for source in listed]

@@ -140,7 +140,8 @@ class TextData:
         _check_at_least(1, **positive, **documents, max_tokens=max_tokens, max_response_length=max_response_length)
         _check_at_least(0, num_workers=num_workers)
         cache = expanded(cache_dir) if cache_dir else default_cache_dir()
-        options = TokenizerOptions(vocab_size, lowercase, min_frequency, replace or {})
+        replace = {str(pattern): by for pattern, by in (replace or {}).items()}  # YAML may read one as a number
+        options = TokenizerOptions(vocab_size, lowercase, min_frequency, replace)
         self.preparation = Preparation(self.corpus_config, tokenizer, options, cache)
         self.direction: Direction = direction or "forward"
         self.max_length, self.truncation, self.max_response_length = max_length, truncation, max_response_length

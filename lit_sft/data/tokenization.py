@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -55,13 +56,15 @@ class Tokenizer:
     that happens to spell a special token is encoded as ordinary characters, so no user text can forge a
     boundary. (``whitespace`` is for text that was tokenised before: there ``<unk>`` is the unknown token, ``<eos>``
     and ``<pad>`` are unknown words, and a newline is an ``<eos>``.)
-    Truncation and padding stored in a given file are switched off: batching decides both.
+    Truncation and padding stored in a given file are switched off, since batching decides both, and so is BPE dropout.
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         self._tokenizer = tokenizer
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        if getattr(tokenizer.model, "dropout", None):  # BPE's, for training: a text would have other tokens each time
+            tokenizer.model.dropout = None
         tokenizer.encode_special_tokens = True  # not part of the JSON, so it is set here, for every origin
         tokenizer.add_special_tokens(list(SPECIAL_TOKENS))  # keeps the ids of those already there
         self.pad_id, self.unk_id, self.eos_id = (self._id(token) for token in SPECIAL_TOKENS)
@@ -274,6 +277,11 @@ def _normalizers(kind: TokenizerKind, lowercase: bool, replace: Mapping[str, str
 
 
 def _replacement(pattern: str, by: str) -> Any:
+    if found := re.search(r"\\\d|\\g<|\$\d|\$\{", by):
+        raise UserError(
+            f"data.replace {pattern!r}: {found[0]} in {by!r} would stand there as it is, not for a group of the "
+            "pattern: write a pattern that leaves the rest alone, such as (?<=a)-(?=b)"
+        )
     try:
         return normalizers.Replace(Regex(pattern), by)
     except Exception as error:  # the library raises bare Exception here
