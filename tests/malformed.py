@@ -449,7 +449,7 @@ def a_class_folder_with_other_files(folder: Path, draw: random.Random) -> Case:
         Style().write(root / f"unsup/{i}_0.txt", ["no label"])
     for name in ("labeledBow.feat", "urls_pos.txt", ".DS_Store", "a/x.png", "a/.hidden.txt", "a/README"):
         Style().write(root / name, ["no document"])
-    noted = (f"unsup: {count + 1} files", "6 files", "urls_pos.txt")
+    noted = (f"unsup: {count + 1} files", "4 files", "urls_pos.txt")
     return Case(case.source, case.rows, noted=noted)
 
 
@@ -468,7 +468,7 @@ def a_folder_of_odd_files(folder: Path, draw: random.Random) -> Case:
     for name in draw.sample(["x.pdf", "b/y", "LICENSE", "b/README.md"], 3):
         Style().write(Path(source) / name, ["no row"])
     (Path(source) / "part-7.csv").write_bytes(b"")
-    return Case(source, rows, noted=("4 files are not read", "1 empty files: part-7.csv"))
+    return Case(source, rows, noted=("3 files are not read", "1 empty files: part-7.csv"))
 
 
 @kind
