@@ -269,7 +269,7 @@ class LitCLI(LightningCLI):
         try:
             with ending_together(self.trainer.strategy.launcher):  # type: ignore[attr-defined]
                 super()._run_subcommand(subcommand)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if (known := mistake_in(error, self.folder, self.source.path if self.source else None)) is None:
                 raise
             raise known from error

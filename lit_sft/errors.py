@@ -33,7 +33,9 @@ NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)  # to this user, or to an
 
 def no_room(error: BaseException | None) -> OSError | None:
     """Return the out-of-space error (``NO_ROOM``) that an exception is or was caused by; None if there is none."""
-    while error is not None:
+    seen: set[int] = set()  # an exception that is raised again may be in the context of its own context
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             return error
         error = error.__cause__ or error.__context__

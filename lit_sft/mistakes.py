@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import traceback
 from pathlib import Path
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_sft.checkpoint_io import what_now
 from lit_sft.errors import UserError, no_room, one_line
@@ -30,14 +32,22 @@ def refusal_in(error: ValueError | MisconfigurationException) -> UserError:
     return UserError(("trainer: " if isinstance(error, MisconfigurationException) else "") + reason(error))
 
 
-def mistake_in(error: Exception, folder: Path | None, source: Path | None) -> UserError | None:
+def mistake_in(
+    error: Exception | SystemExit, folder: Path | None, source: Path | None
+) -> UserError | SystemExit | None:
     """Return a UserError for an exception of the Trainer; None if it is no user's mistake, or a UserError already.
+
+    For an end by a signal, return a SystemExit with the shell's code: Lightning ends with 0 on SIGTERM, 1 on Ctrl-C.
 
     Args:
         error: the exception, of any type.
         folder: the run's folder.
         source: the checkpoint that was resumed, started from or measured.
     """
+    if isinstance(error, SystemExit):
+        by_key = error.code == 1 and isinstance(error.__context__, KeyboardInterrupt)
+        number = signal.SIGTERM if isinstance(error, SIGTERMException) else signal.SIGINT if by_key else None
+        return None if number is None else SystemExit(128 + number)
     if isinstance(error, UserError):
         return None
     if full := no_room(error):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +19,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from conftest import Files
+from conftest import Command, Files, Trained
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
@@ -29,7 +31,7 @@ from lit_sft.callbacks import LastCheckpoint
 from lit_sft.callbacks import saving as module
 from lit_sft.callbacks.saving import StopOnSignal
 from lit_sft.checkpoint_io import AtomicCheckpointIO
-from lit_sft.errors import SickRun, UserError
+from lit_sft.errors import SickRun, UserError, no_room
 from lit_sft.processes import STARTED_BY, STOPPING, Stopped, ending_together, run_process
 
 
@@ -128,6 +130,24 @@ def test_a_signal_after_the_last_step_leaves_a_finished_run(files: Files, shared
     )
     assert stop.received == signal.SIGTERM
     assert [signal.getsignal(number) for number in STOPPING] == before
+
+
+def test_a_signal_before_the_training_is_answered_at_a_step_that_can_be_saved(
+    files: Files, shared_cache: Path, tmp_path: Path
+) -> None:
+    """Lightning has heard it as well, and would end the run after the first batch, of two a step."""
+
+    class Early(L.Callback):
+        def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    saving = Saved()
+    options = {"max_steps": 5, "accumulate_grad_batches": 2, "num_sanity_val_steps": 1, "limit_val_batches": 1}
+    trainer = trainer_of(tmp_path, callbacks=[Early(), saving, StopOnSignal(saving)], **options)
+    with pytest.raises(Stopped) as stopped:
+        trainer.fit(module_of("finetune"), data_of(files, shared_cache))
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert saving.steps == [1]
 
 
 @pytest.mark.parametrize("options", [{"every_minutes": -1.0}, {"every_steps": -1}, {"keep": 0}], ids=str)
@@ -307,3 +327,23 @@ def test_a_process_that_lightning_has_started_leaves_the_exit_code_to_the_first_
 def test_an_exception_of_a_process_that_has_started_none_is_as_it_was(launcher: Any) -> None:
     with pytest.raises(KeyError), ending_together(launcher):
         raise KeyError
+
+
+def test_a_test_that_a_signal_ends_has_the_shells_exit_code(
+    cli: Command, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning ends with 0 on SIGTERM and with 1 on Ctrl-C."""
+    run = shutil.copytree(trained.finetune, tmp_path / "run")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        hit = lambda self, *_, number=number: os.kill(os.getpid(), number)  # noqa: E731
+        monkeypatch.setattr("lit_sft.module.LitSFT.on_test_start", hit)
+        result = cli("test", "--ckpt_path", run, "--data.max_tokens", "100")  # in several batches
+        assert result.code == 128 + number
+
+
+def test_a_ring_of_exceptions_has_an_end() -> None:
+    first, second = ValueError("a"), ValueError("b")
+    first.__context__, second.__context__ = second, first
+    assert no_room(first) is None
+    second.__cause__ = OSError(errno.ENOSPC, "full")
+    assert no_room(first) is second.__cause__

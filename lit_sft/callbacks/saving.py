@@ -186,6 +186,7 @@ class StopOnSignal(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._install()  # Lightning has installed its own since, which would end the run anywhere
+        trainer._signal_connector.received_sigterm = False  # one that came before was heard here, too
         if self._before:  # else processes wait for each other at every batch to ask for Lightning's own signals
             trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing_to_tell  # type: ignore[method-assign]
 
