@@ -20,7 +20,7 @@ from lit_sft.callbacks import BestCheckpoint, EarlyStop, Health, LastCheckpoint,
 from lit_sft.callbacks.card import ShowData
 from lit_sft.callbacks.progress import progress_for
 from lit_sft.callbacks.saving import place_saving
-from lit_sft.callbacks.stopping import check_monitors, stop_after_validations
+from lit_sft.callbacks.stopping import check_monitors, look_after_validations
 from lit_sft.checkpoints import Checkpoint, read_checkpoint, resolve
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.data.extension import EXTEND
@@ -257,7 +257,7 @@ class LitCLI(LightningCLI):
             callbacks.append(LoggedRun(self.folder, self.source.global_step if self.source else 0))
         if self.subcommand == "fit":
             check_monitors(callbacks, self.model.objective.heads, self.prepared_data.multilabel, self.model.metrics)
-            stop_after_validations(callbacks)
+            look_after_validations(callbacks)
             callbacks.append(ShowData())
         elif self.source is not None:
             self.model.objective = objective_of(self.source)

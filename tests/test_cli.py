@@ -415,14 +415,16 @@ def test_a_function_is_no_encoder_of_the_command_line(fit: Fit, monkeypatch: pyt
     one_line(fit("--model.encoder", "own_function.make"), "--model.encoder", "give a class")
 
 
-def test_a_run_with_lightnings_own_early_stopping_is_resumed(fit: Fit) -> None:
+def test_a_run_with_lightnings_own_early_stopping_and_checkpoints_is_resumed(fit: Fit) -> None:
     """Its last checkpoint stands after the validation, before the end of the epoch."""
     stop = "{class_path: EarlyStopping, init_args: {monitor: val/loss, patience: 5}}"
-    command = ("--trainer.callbacks+", stop, "--run_dir", "run")
+    keep = "{class_path: ModelCheckpoint, init_args: {monitor: val/loss, save_top_k: -1, filename: '{step}'}}"
+    command = ("--trainer.callbacks+", stop, "--trainer.callbacks+", keep, "--run_dir", "run")
     assert fit(*command).code == 0
     Path("run/metrics.json").unlink()
     done = fit(*command, "--ckpt_path", "last", "--trainer.max_epochs", "3")
     assert done.code == 0, done.err
+    assert "could not find the monitored key" not in done.log + done.err
 
 
 def test_one_callback_needs_no_list(fit: Fit) -> None:

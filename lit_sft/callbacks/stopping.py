@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -85,15 +85,17 @@ class EarlyStop(EarlyStopping):
             self.stopping_reason, self.stopping_reason_message = EarlyStoppingReason.NOT_STOPPED, None
 
 
-def stop_after_validations(callbacks: Iterable[Callback]) -> None:
-    """Let Lightning's own early stopping look at its figure after each validation, if it isn't told when.
+def look_after_validations(callbacks: Iterable[Callback]) -> None:
+    """Let Lightning's own early stopping and checkpoints look at their figure after each validation, if not told when.
 
-    By itself it may look at the end of the epoch, where a run that is resumed from the last checkpoint, which is
-    written after the validation, has no figure yet: Lightning would then end it.
+    By themselves they may look at the end of the epoch, where a run that is resumed from the last checkpoint, which is
+    written after the validation, has no figure yet: the one would end it, and the other miss that epoch.
     """
     for callback in callbacks:
         if isinstance(callback, EarlyStopping) and callback._check_on_train_epoch_end is None:
             callback._check_on_train_epoch_end = False
+        if isinstance(callback, ModelCheckpoint) and callback.monitor and callback._save_on_train_epoch_end is None:
+            callback._save_on_train_epoch_end = False
 
 
 def mode_of(monitor: str | None, module: LightningModule) -> Literal["min", "max"]:
