@@ -13,6 +13,11 @@ from torch import Tensor
 from lit_sft.errors import UserError
 
 
+def steps_have_passed(trainer: Trainer, every: int) -> bool:
+    """Whether the batch that ends now completes an optimizer step whose number is a multiple of ``every``."""
+    return trainer.global_step % every == 0 and not trainer.fit_loop._should_accumulate()
+
+
 def agreed(trainer: Trainer, wanted: bool) -> bool:
     """Whether any process is ``wanted`` to act, so that all of them save or stop at the same step.
 
@@ -20,7 +25,7 @@ def agreed(trainer: Trainer, wanted: bool) -> bool:
     """
     if trainer.world_size == 1:
         return wanted
-    if trainer.global_step % max(1, trainer.log_every_n_steps) or trainer.fit_loop._should_accumulate():  # type: ignore[attr-defined]
+    if not steps_have_passed(trainer, max(1, trainer.log_every_n_steps)):  # type: ignore[attr-defined]
         return False
     return bool(trainer.strategy.reduce_boolean_decision(wanted, all=False))
 

@@ -22,6 +22,7 @@ from lit_sft.callbacks.spikes import SpikeFilter
 from lit_sft.callbacks.stopping import check_interval
 from lit_sft.checkpoints import read_checkpoint
 from lit_sft.errors import SickRun, UserError
+from lit_sft.ranks import steps_have_passed
 from lit_sft.watch import Watcher
 
 Place = tuple[str, int, int]  # a batch: kind of its loader, epoch of the loader, its number in that epoch
@@ -162,8 +163,7 @@ class Health(L.Callback, Watcher):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        every = trainer.log_every_n_steps or UNREAD  # type: ignore[attr-defined]
-        if trainer.global_step % every == 0 and not trainer.fit_loop._should_accumulate():
+        if steps_have_passed(trainer, trainer.log_every_n_steps or UNREAD):  # type: ignore[attr-defined]
             self._read(trainer)
         if self.skip_spikes:
             module.log("train/skipped_batches", float(self.skipped), batch_size=1)

@@ -8,6 +8,8 @@ from typing import Any
 import lightning as L
 import torch
 
+from lit_sft.ranks import steps_have_passed
+
 
 class Throughput(L.Callback):
     """Logs ``perf/tokens_per_second``: real tokens (no padding) over the time from one batch to the next.
@@ -49,7 +51,7 @@ class Throughput(L.Callback):
             return
         self._since += trainer.world_size * sum(part.num_tokens for part in batch.values())  # shares are about equal
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and trainer.global_step % every == 0 and not trainer.fit_loop._should_accumulate():
+        if every and steps_have_passed(trainer, every):
             self._started = self._stop()
             tokens, seconds = self._logged
             if self.seconds > seconds:

@@ -34,8 +34,7 @@ class Evaluation(nn.Module):
         num_beams: beams of the search for responses to prompts, which only runs if each document's results are kept.
 
     Raises:
-        UserError: if own metrics are given without a classifier, or :class:`OwnMetrics` rejects
-            one.
+        UserError: if own metrics are given without a classifier, or :class:`OwnMetrics` rejects one.
     """
 
     def __init__(
