@@ -231,3 +231,26 @@ def test_the_only_text_column_is_found(tmp_path: Path, suffix: str) -> None:
     else:
         pq.write_table(pa.Table.from_pylist(rows), path)
     assert [(row.text, row.label) for row in iter_rows(path)] == [("good", "pos"), ("3", "neg")]
+
+
+UNCLEAR_FIRST = {
+    "null": ([{"title": "t", "body": None}, {"title": "t", "body": "b"}], None),
+    "nothing but its number": ([{"id": 1}, {"id": 2, "body": "b"}], r"row 1: no 'body'; there: id$"),
+    "another string": ([{"title": "t"}, {"title": "t", "body": "b"}], r"which column is the text\? .* title, body$"),
+    "text in the second": ([{"title": "t"}, {"title": "t", "text": "b"}], r"row 1: no 'text'; there: title$"),
+    "one row's remark": ([{"body": "a"}, {"body": "b"}, {"body": "c", "remark": "d"}], ["a", "b", "c"]),
+    "a title that some lack": ([{"n": 0, "body": "a"}, {"n": 1, "title": "t", "body": "b"}], r"which column"),
+}
+
+
+@pytest.mark.parametrize("case", UNCLEAR_FIRST)
+def test_the_text_of_json_lines_is_not_chosen_by_the_first_row_alone(case: str, tmp_path: Path) -> None:
+    rows, expected = UNCLEAR_FIRST[case]
+    path = write(tmp_path / "a.jsonl", "\n".join(json.dumps(row) for row in rows))
+    if isinstance(expected, list):
+        assert [row.text for row in iter_rows(path, labels=False)] == expected
+        return
+    with pytest.raises(
+        UserError, match=expected or r"which column is the text\? Set text_column; columns: title, body"
+    ):
+        list(iter_rows(path, labels=False))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -11,24 +12,19 @@ from lit_sft.data.label_fields import label_of
 from lit_sft.data.rows import PEEKED_ROWS, Row, RowOptions, checked, choose_columns, encodable
 from lit_sft.data.textfiles import numbered_lines
 
+Record = dict[str, Any]
+
 
 def json_rows(stream: BinaryIO, options: RowOptions) -> Iterator[Row]:
-    """jsonl: one JSON object per line; the first one names the columns. A blank line is a row without text.
-
-    Even the first row may lack its label or response, so where these are required more rows are searched for them.
-    """
+    """jsonl: one JSON object per line; the first rows name the columns. A blank line is a row without text."""
     columns: tuple[str, str | None] | None = None
     records = _records(stream, options)
-    wanted = options.response_column or (options.labels and (options.label_column or "label"))
-    peeked = list(itertools.islice(records, PEEKED_ROWS)) if wanted else []
+    peeked = _peeked(records, options)
     for number, record in itertools.chain(peeked, records):
         if record is None:
             yield Row(number, None, None)
             continue
-        if columns is None:
-            strings = {key for key, value in record.items() if isinstance(value, str)}
-            later = [key for _, one in peeked for key in one or () if key == wanted]
-            columns = choose_columns(list(dict.fromkeys([*record, *later])), strings.__contains__, options)
+        columns = columns or _columns([one for _, one in peeked if one is not None], options)
         text_column, label_column = columns
         if text_column not in record:
             raise options.error(number, f"no {text_column!r}; there: {', '.join(record)[:200] or 'nothing'}")
@@ -39,14 +35,36 @@ def json_rows(stream: BinaryIO, options: RowOptions) -> Iterator[Row]:
         yield Row(number, None if text is None else encodable(text, number, options), label)
 
 
-def _records(stream: BinaryIO, options: RowOptions) -> Iterator[tuple[int, dict[str, Any] | None]]:
+def _peeked(records: Iterator[tuple[int, Record | None]], options: RowOptions) -> list[tuple[int, Record | None]]:
+    """The rows to find the columns in: up to the first object, and more if that doesn't have all of them."""
+    peeked = []
+    for number, record in records:
+        peeked.append((number, record))
+        if record is not None:
+            break
+    needed = {options.text_column or "text"}
+    if options.response_column or options.labels:
+        needed.add(options.response_column or options.label_column or "label")
+    if peeked and not needed <= (peeked[-1][1] or {}).keys():  # even the first row may lack its text or label
+        peeked += itertools.islice(records, PEEKED_ROWS)
+    return peeked
+
+
+def _columns(records: list[Record], options: RowOptions) -> tuple[str, str | None]:
+    """Choose the columns; only one that at least half of the rows have a string in can be the text unasked."""
+    names = list(dict.fromkeys(key for record in records for key in record))
+    strings = Counter(key for record in records for key, value in record.items() if isinstance(value, str))
+    return choose_columns(names, lambda name: 2 * strings[name] >= len(records), options)
+
+
+def _records(stream: BinaryIO, options: RowOptions) -> Iterator[tuple[int, Record | None]]:
     """Each line's number and object; None of a blank one."""
     for number, line in numbered_lines(stream, options):
         line = checked(line, number, options).strip()
         yield number, _json_object(line, number, options) if line else None
 
 
-def _json_object(line: str, number: int, options: RowOptions) -> dict[str, Any]:
+def _json_object(line: str, number: int, options: RowOptions) -> Record:
     try:
         record = json.loads(line, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
@@ -59,7 +77,7 @@ def _json_object(line: str, number: int, options: RowOptions) -> dict[str, Any]:
     return record
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, Any]]) -> Record:
     """Make the object, refusing a repeated key, which would silently lose a value."""
     record = dict(pairs)
     if len(record) != len(pairs):
