@@ -226,10 +226,10 @@ class LitCLI(LightningCLI):
         elif config.ckpt_path:
             self.source = read_resumable(resolve(config.ckpt_path, "ckpt_path"))
         if self.source is not None:
-            check_resumable(self.source, config.clone(with_meta=False).as_dict())
             config.ckpt_path = str(self.source.path)
             check_direction(config.model, config.data.direction, [Source.of(self.source)])
             data.adopt(self.source.adopted())
+            check_resumable(self.source, config.clone(with_meta=False).as_dict(), data)
         else:
             self.source = start_from(config, data)
 

@@ -63,13 +63,19 @@ def check_measured(source: Checkpoint, config: Namespace, command: str) -> None:
             f"--data.remove_test_copies true is for a training, and that of {source.path} went without: it may have "
             "read copies of test documents, which a test can count, and not undo; leave it out"
         )
-    if command == "validate" and not config.data.val and config.data.labeled not in (PYDOCS, [PYDOCS]):
-        text = ["labeled"] if config.data.labeled else ["labeled", "unlabeled"]
-        if same_data(config.data, before, text) and not same_data(config.data, before, HELD_OUT):
-            raise UserError(
-                f"other documents would be held out than in the run of {source.path}, which was trained on them: leave "
-                "data.val, data.val_fraction and data.split_seed out, or give --data.val other data"
-            )
+    if command == "validate" and holds_out_others(config.data, before):
+        raise UserError(
+            f"other documents would be held out than in the run of {source.path}, which was trained on them: leave "
+            "data.val, data.val_fraction and data.split_seed out, or give --data.val other data"
+        )
+
+
+def holds_out_others(data: Any, before: dict[str, Any]) -> bool:
+    """Whether these data options hold out other documents of the same text for validation than those of ``before``."""
+    if data["val"] or data["labeled"] in (PYDOCS, [PYDOCS]):
+        return False
+    text = ["labeled"] if data["labeled"] else ["labeled", "unlabeled"]
+    return same_data(data, before, text) and not same_data(data, before, HELD_OUT)
 
 
 def choose_measured(source: Checkpoint, config: Namespace, command: str, data: TextData) -> bool:

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from lit_sft.checkpoints import Checkpoint, checkpoint_in, read_config, read_entries, saved
 from lit_sft.data.extension import EXTEND
+from lit_sft.data.textdata import TextData
 from lit_sft.data.tokenization import KINDS, Tokenizer
 from lit_sft.errors import UserError
+from lit_sft.measured_data import holds_out_others
 from lit_sft.runs import RECORD
 from lit_sft.stored_options import class_path_of
 
@@ -20,10 +22,16 @@ from lit_sft.stored_options import class_path_of
 TOKENIZER_OPTIONS = ("vocab_size", "lowercase", "min_frequency", "replace")
 
 
-def check_resumable(source: Checkpoint, config: dict[str, Any]) -> None:
+def check_resumable(source: Checkpoint, config: dict[str, Any], run_data: TextData) -> None:
     """Raise a UserError if a checkpoint can't be resumed: it has another stage, tokenizer or optimizer class.
 
-    ``config``: the run's options.
+    The same if it was trained on documents that would be held out now, or the reverse. Text that it hasn't seen is
+    only told.
+
+    Args:
+        source: the checkpoint.
+        config: the run's options.
+        run_data: the data that these describe; they have adopted ``source``.
     """
     data, stage = config["data"], config["model"]["stage"]
     if source.stage != stage:
@@ -47,6 +55,15 @@ def check_resumable(source: Checkpoint, config: dict[str, Any]) -> None:
             f"that, or start a new run from its weights, --model.init_from {source.path}"
         )
     check_tokenizer(source, data["tokenizer"])
+    if holds_out_others(data, before):
+        raise UserError(
+            f"--ckpt_path {source.path}: other documents would be held out than before, and it was trained on them: "
+            "leave data.val, data.val_fraction and data.split_seed as they were, or start a new run"
+        )
+    trains_on_others = not run_data.provenance.is_as_before("train")
+    if trains_on_others or not run_data.provenance.is_as_before("val"):
+        told = "the run goes on with it" if trains_on_others else "its best validation was of others"
+        rank_zero_warn(f"the sources hold other text than {source.path} was fed with: {told}")
 
 
 def check_tokenizer(source: Checkpoint, kind: str) -> None:

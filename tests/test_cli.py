@@ -530,6 +530,7 @@ def test_a_named_checkpoint_goes_on_in_a_new_version(named: str, tuned: Path, fi
         (["--data.tokenizer", "word"], "--data.tokenizer word conflicts with"),
         (["--data.lowercase", "true"], "--data.lowercase True conflicts with"),
         (["--data.replace", '{"x": ""}'], "--data.replace {'x': ''} conflicts with"),
+        (["--data.val", "null"], "other documents would be held out than before"),
     ],
 )
 def test_a_conflict_on_resume_is_one_line_and_harms_nothing(
@@ -539,6 +540,18 @@ def test_a_conflict_on_resume_is_one_line_and_harms_nothing(
     one_line(result, message)
     assert (cut_off / "checkpoints/last.ckpt").is_file()
     assert fit("--ckpt_path", "last", "--trainer.max_epochs", "3").code == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "told"), [("labeled", "the run goes on with it"), ("val", "its best validation was of others")]
+)
+def test_a_resumed_run_tells_that_its_sources_have_changed(
+    option: str, told: str, cut_off: Path, fit: Fit, files: Files
+) -> None:
+    text = (files.train if option == "labeled" else files.val).read_text(encoding="utf-8")
+    Path("edited.csv").write_text(text + text.splitlines()[1] + "\n", encoding="utf-8")
+    with pytest.warns(UserWarning, match=rf"hold other text than .*last\.ckpt was fed with: {told}"):
+        assert fit("--ckpt_path", "last", "--trainer.max_epochs", "3", f"--data.{option}", "edited.csv").code == 0
 
 
 def test_another_tokenizer_file_on_resume_is_refused(cut_off: Path, fit: Fit, files: Files) -> None:

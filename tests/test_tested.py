@@ -178,6 +178,8 @@ def test_no_others_are_held_out_than_in_the_run(flags: tuple[str, str], cli: Com
     run = Path("logs/tiny-finetune/version_0")
     one_line(cli("validate", "--ckpt_path", run, *flags), "other documents would be held out than in the run of")
     assert cli("validate", "--ckpt_path", run).code == 0
+    further = ("fit", "--config", configs.finetune, "--data.val", "null", "--ckpt_path", run / "checkpoints/last.ckpt")
+    one_line(cli(*further, "--trainer.max_epochs", "3", *flags), "other documents would be held out than before")
 
 
 def test_what_a_run_validated_on_is_not_replaced_by_its_training_text(trained: Trained, cli: Command) -> None:

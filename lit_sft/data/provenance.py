@@ -78,16 +78,16 @@ class Provenance:
             found.append("the run that the weights come from is transductive")
         return found
 
-    def is_as_before(self, split: Literal["val", "test"]) -> bool:
-        """Whether the sources that this split depends on are unchanged since the training.
+    def is_as_before(self, split: Literal["train", "val", "test"]) -> bool:
+        """Whether the sources that this split depends on (a test: what was trained and chosen on) are unchanged.
 
         True if the checkpoint recorded no digests. With ``remove_test_copies`` the test sources count too: other test
         data would have removed other training documents.
         """
-        digests = set(self.sources["val"].values())
-        if split == "test" or not digests:
+        digests = set() if split == "train" else set(self.sources["val"].values())
+        if split != "val" or not digests:
             digests |= set(self.training.values())
-        removed = set(self.before.get("test", ())) if self.removed and split == "test" else set()
+        removed = set(self.before.get("test", ())) if self.removed and split != "val" else set()
         known = not removed or removed == set(self.sources["test"].values())
         return not self.before["digests"] or (known and digests <= set(self.before["digests"]))
 
