@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from toy_network import Batch, batch, build
 
 from lit_sft.models import Network
 from lit_sft.models.encoder import EncoderOutput
-from lit_sft.objectives import AT, VAT, AdversarialMLE, EntMin, Mixed, Objective, Supervised
+from lit_sft.objectives import AT, VAT, AdversarialMLE, EntMin, Mixed, Objective, Supervised, Term
 from lit_sft.objectives.divergence import entropy
 from lit_sft.objectives.gradients import differentiated
 from lit_sft.objectives.mle import mean_nll
@@ -135,3 +136,56 @@ def test_a_step_takes_as_many_passes_as_the_readme_says_and_each_goes_back_once(
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         found(objective, network, batch())
     assert back == expected
+
+
+class Kept:
+    """A tensor that a pass has saved for its backward pass."""
+
+    def __init__(self, tensor: Tensor, number: int) -> None:
+        self.tensor, self.number = tensor.detach(), number  # else it would keep the graph that keeps it
+
+
+@pytest.mark.parametrize(
+    ("terms", "penalty", "expected"),
+    [
+        ([AT()], 0.0, {1}),
+        ([AT(direction="random")], 0.0, {0, 1}),  # the supervised loss still goes back through the clean pass
+        ([VAT()], 0.0, {0, 4, 5}),  # 1 is the clean pass over unlabeled documents, 2 and 3 find the directions
+        ([AT(), VAT()], 0.0, {1, 5, 6}),
+        ([VAT(), AT()], 0.0, {4, 5, 6}),
+        ([AT(), VAT()], 0.1, {0, 1, 2, 5, 6}),
+        ([AT(), VAT(), EntMin()], 0.0, {0, 1, 2, 5, 6}),
+    ],
+)
+def test_passes_that_no_gradient_goes_through_are_freed_and_the_gradients_are_the_same_bits(
+    terms: list[Term], penalty: float, expected: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`expected`: the passes, by number, whose activations are in memory at the end of the last pass."""
+    network, encode, saved, held = build(**DROPOUTS).train(), Network.encode, WeakSet[Kept](), list[set[int]]()
+    objective = Mixed(terms, diagnose_every=0, activation_penalty=penalty)
+    given = {"labeled": batch(), "unlabeled_documents": batch()}
+
+    def watched(self: Network, *given: Any) -> EncoderOutput:
+        def keep(tensor: Tensor) -> Kept:
+            saved.add(one := Kept(tensor, len(held)))
+            return one
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda one: one.tensor):
+            encoded = encode(self, *given)
+        held.append({one.number for one in saved})
+        return encoded
+
+    def step() -> list[Tensor | None]:
+        torch.manual_seed(3)
+        return gradients(objective(network, given, None).total, network)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Network, "encode", watched)
+        step()
+    assert held[-1] == expected
+    objective.diagnose_every = 1
+    freed = step()
+    for term in terms:
+        term.through_clean = True
+    for a, b in zip(freed, step(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0.0, atol=0.0)

@@ -35,6 +35,7 @@ class AT(Term):
     """
 
     name = "at"
+    through_clean = False
 
     def __init__(
         self, norm: float = 1.0, direction: Direction = "adversarial", weight: float = 1.0, ramp_steps: int = 0

@@ -18,6 +18,7 @@ class AuxiliaryLM(Term):
     """
 
     name = "lm"
+    through_clean = False
     batches = frozenset({STREAM})
     heads = frozenset({"lm"})
 

@@ -80,7 +80,8 @@ class Mixed(Supervised):
         """`batch` has "labeled", as in `Supervised`, and an entry for each other kind in `batches`."""
         documents = batch[LABELED]
         diagnose = self.diagnose_every > 0 and (self.step + 1) % self.diagnose_every == 0
-        step = Step(network, batch, state, lambda logits: self.loss(logits, documents.labels), diagnose)
+        frees = not (self.penalties.on or any(term.through_clean for term in self.terms))
+        step = Step(network, batch, state, lambda logits: self.loss(logits, documents.labels), diagnose, frees)
         reading = step.reading(LABELED)
         found = [term(step) for term in self.terms]  # first, since they may compute the supervised loss's gradients
         loss = self.of_reading(reading, step.supervised)

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_sft.models.encoder import EncoderOutput
+from lit_sft.models.encoder import EncoderOutput, detach_state
 from lit_sft.models.heads import at_least_float32
 from lit_sft.models.network import Masks, Network
 from lit_sft.models.twoway import TwoWayEncoder
 
 
-@dataclass(frozen=True)
+@dataclass
 class Reading:
     """The clean pass over a batch of documents. All later passes through it use the same dropout masks.
 
@@ -39,6 +39,15 @@ class Reading:
         encoded = network.encode(documents, None, masks, embeds)
         logits = network.logits(encoded.hidden, documents.attention_mask, masks)
         return cls(network, documents, masks, embeds, encoded, logits)
+
+    def free(self) -> None:
+        """Detach the clean pass's results, which frees its activations: no gradient goes back through it any more.
+
+        `embeds` keep their graph, which is small: gradients of perturbed passes go through it to the token vectors.
+        """
+        hidden, state, raw = self.encoded
+        self.encoded = EncoderOutput(hidden.detach(), detach_state(state), None if raw is None else raw.detach())
+        self.logits = self.logits.detach()
 
     def perturbed(self, perturbation: Tensor, exact: bool = False) -> Tensor:
         """Logits (batch, num_outputs) with `perturbation` (batch, time, embedding_size) added to the token vectors.

@@ -25,6 +25,8 @@ class Step:
         state: the state returned by the previous step on the stream.
         loss: logits (batch, num_outputs) of the labeled documents -> scalar, the supervised loss.
         diagnose: whether terms should compute diagnostics of themselves, which may take extra passes.
+        frees: whether a clean pass is freed as soon as the supervised loss doesn't need it, since nothing else
+            back-propagates through it (see `Term.through_clean`).
     """
 
     def __init__(
@@ -34,8 +36,10 @@ class Step:
         state: LSTMState | None,
         loss: Callable[[Tensor], Tensor],
         diagnose: bool = False,
+        frees: bool = False,
     ) -> None:
-        self.network, self.batch, self.state, self.loss, self.diagnose = network, batch, state, loss, diagnose
+        self.network, self.batch, self.state, self.loss = network, batch, state, loss
+        self.diagnose, self.frees = diagnose, frees
         self.parts: dict[str, Tensor] = {}  # detached scalars to be logged, by name
         self.measured: dict[str, Tensor] = {}  # the same, for the diagnostics of steps with `diagnose`
         self._readings: dict[str, Reading] = {}
@@ -46,6 +50,8 @@ class Step:
         """The clean pass over the documents of a kind, `LABELED` or `DOCUMENTS`, made once per step and then shared."""
         if kind not in self._readings:
             self._readings[kind] = Reading.of(self.network, self.batch[kind])
+            if self.frees and kind != LABELED:
+                self._readings[kind].free()
         return self._readings[kind]
 
     @property
@@ -64,6 +70,8 @@ class Step:
         if self._gradient is None:
             embeds, parameters = self.reading(LABELED).embeds, self.network.parameters()
             self._supervised, self._gradient = differentiated(self.supervised, embeds, parameters)
+            if self.frees:
+                self.reading(LABELED).free()
         return self._gradient
 
 
@@ -71,7 +79,8 @@ class Term(ABC):
     """A part of a loss: the value it returns, times `weight`, times a factor that rises to 1 in the first steps.
 
     `batches`: the kinds of batches it needs in addition to "labeled"; `heads`: the heads it needs in addition to the
-    classifier. `__init__` may set either, if they depend on options.
+    classifier. `__init__` may set either, if they depend on options. `through_clean`: whether its gradient goes through
+    what `Step.reading` returns (apart from `embeds`); if no term's does, the memory of these passes is freed early.
 
     Args:
         weight: at least 0.
@@ -84,6 +93,7 @@ class Term(ABC):
     name: ClassVar[str]
     batches: frozenset[str] = frozenset()
     heads: frozenset[str] = frozenset()
+    through_clean: bool = True
 
     def __init__(self, weight: float = 1.0, ramp_steps: int = 0) -> None:
         if not weight >= 0 or not ramp_steps >= 0:

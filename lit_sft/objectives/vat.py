@@ -41,6 +41,7 @@ class VAT(Term):
     """
 
     name = "vat"
+    through_clean = False
 
     def __init__(
         self,
