@@ -53,8 +53,8 @@ class SequenceAutoencoder(Objective):
         documents = batch["unlabeled_documents"]
         twice = read_twice(documents)
         encoded = network.encode(twice, None, network.draw_masks(*twice.input_ids.shape))
-        written = encoded._replace(hidden=second_reading(encoded.hidden, documents.lengths, twice.targets.shape[1]))
-        loss = self.mle.of_mean(*mean_nll(network, written.hidden, twice.targets), twice, encoded)
+        hidden = second_reading(encoded.hidden, documents.lengths, twice.targets.shape[1])
+        loss = self.mle.of_mean(*mean_nll(network, hidden, twice.targets), twice, encoded)
         loss.state = None  # every document starts from nothing
         return loss
 
