@@ -196,8 +196,8 @@ class LSTMEncoder(Encoder):
 
     def initial_state(self, batch_size: int) -> LSTMState:
         """Zeros (h, c) for each layer, each (batch, its units)."""
-        new, batch = self.embedding.weight.new_zeros, batch_size
-        return tuple((new(batch, units), new(batch, units)) for units in self.units)
+        new = self.embedding.weight.new_zeros
+        return tuple((new(batch_size, units), new(batch_size, units)) for units in self.units)
 
     def draw_masks(self, batch_size: int, time: int) -> EncoderMasks:
         """Draw the masks of one pass, on the parameters' device; all None in eval mode."""

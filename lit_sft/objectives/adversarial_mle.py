@@ -56,8 +56,7 @@ class AdversarialMLE(MLE):
         state = self.start(network, stream, state)
         masks = network.draw_masks(*stream.input_ids.shape)
         embeds = network.encoder.embed(stream.input_ids, masks.encoder)
-        if not embeds.requires_grad:  # frozen token vectors: the direction needs their gradient
-            embeds.requires_grad_()
+        embeds.requires_grad_()  # frozen token vectors, too: the direction needs their gradient
         encoded = network.encode(stream, state, masks, embeds)
         mean, kept = mean_nll(network, encoded.hidden, stream.targets)
         reach = stream.attention_mask.bool().unsqueeze(-1)  # (batch, time, 1)
