@@ -50,13 +50,14 @@ def remapped(weights: Weights, network: Network, tokenizer: Tokenizer, source: C
         f"vocabulary: {known} entries of {source.path} are known here, {len(places) - known} start from the mean, "
         f"{theirs.vocab_size - known} are left behind"
     )
-    embeddings = {f"encoder.{name}.weight" for name in _embeddings(network)}
     found = {n: w for n, w in weights.items() if not n.startswith(HEAD)}
-    found |= {n: taken(w, places) for n, w in found.items() if n in embeddings and len(w) == theirs.vocab_size}
     for name in _embeddings(network):
-        if (frequencies := found.get(name := f"encoder.{name}.frequencies")) is not None:
-            kept = torch.where(places < 0, 0.0, frequencies[places.clamp(min=0)])  # new ones: 0, scale stays
-            found[name] = kept / kept.sum().clamp(min=torch.finfo(kept.dtype).tiny)
+        rows, frequencies = f"encoder.{name}.weight", f"encoder.{name}.frequencies"
+        if rows in found and len(found[rows]) == theirs.vocab_size:
+            found[rows] = taken(found[rows], places)
+        if frequencies in found:
+            kept = torch.where(places < 0, 0.0, found[frequencies][places.clamp(min=0)])  # new ones: 0, scale stays
+            found[frequencies] = kept / kept.sum().clamp(min=torch.finfo(kept.dtype).tiny)
     head = {n: w for n, w in weights.items() if n.startswith(HEAD)}
     if head and network.lm_head is not None:
         found |= _remapped_head(head, network, places)
