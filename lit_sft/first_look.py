@@ -7,7 +7,6 @@ import torch
 from lit_sft.checkpoints import InitFrom
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.data.extension import EXTEND
-from lit_sft.data.textdata import TextData
 from lit_sft.errors import UserError
 from lit_sft.models import Network
 from lit_sft.models.normalised import NormalisedEmbedding
@@ -20,18 +19,13 @@ def start_network(
     network: Network, data: TextDataModule, init_from: InitFrom, remap_vocabulary: bool, label_names: list[str]
 ) -> None:
     """Set the token frequencies of a new network's normalised embeddings, and load ``init_from`` if it is given."""
-    see_frequencies(network, data)
+    for part in network.modules():
+        if isinstance(part, NormalisedEmbedding):
+            part.see_counts(torch.from_numpy(data.token_counts))
     if init_from:
         remap, sources = remap_vocabulary or data.preparation.kind == EXTEND, read_sources(init_from)
         data.serve(adopted_from(sources, remap=True))  # their direction: the tokenizer may be another
         load_pretrained(network, sources, data.tokenizer, remap, label_names)
-
-
-def see_frequencies(network: Network, data: TextData) -> None:
-    """Set the token frequencies of normalised embeddings from the counts in the training data."""
-    for part in network.modules():
-        if isinstance(part, NormalisedEmbedding):
-            part.see_counts(torch.from_numpy(data.token_counts))
 
 
 def see_documents(objective: Objective, network: Network, data: TextDataModule) -> None:
