@@ -58,7 +58,7 @@ class BestCheckpoint(ModelCheckpoint):
     @property
     def path(self) -> Path | None:
         """Where it is, or will be."""
-        return None if self.dirpath is None else Path(str(self.dirpath)) / f"{self.filename}{self.FILE_EXTENSION}"
+        return None if self.dirpath is None else Path(self.dirpath) / "best.ckpt"
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Allow a run's folder to be moved, or to be named differently, before it is resumed.
@@ -236,9 +236,6 @@ class StopOnSignal(Callback):
         _ask_again(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._restore(trainer)
-
-    def _restore(self, trainer: Trainer) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
