@@ -20,11 +20,12 @@ from lit_sft.errors import UserError
 from lit_sft.evaluation.confusion import log_confusion
 from lit_sft.evaluation.predictions import VAL_FILE
 from lit_sft.evaluation.responses import VAL_FILE as VAL_RESPONSES
+from lit_sft.options import GROUPS
 from lit_sft.runs import RECORD, package_versions, write_record
 from lit_sft.tensorboard_text import log_options, log_text
 
 # The sections of a config that decide a result. The optimizer's own options are reported by the LightningModule.
-SECTIONS = ("seed_everything", "data", "model", "trainer", "checkpoint", "early_stopping", "saving", "health")
+SECTIONS = ("seed_everything", *GROUPS)
 PLACES = ("trainer.logger", "trainer.default_root_dir")
 UNREPORTED = ("model.optimizer.", "model.init_from", "trainer.logger.", "trainer.default_root_dir")
 
