@@ -24,7 +24,7 @@ from lit_sft.options import values_of, without
 from lit_sft.runs import numbered, package_versions, run_name, told, write_record
 from lit_sft.stored_network import encoder_name
 from lit_sft.stored_options import objective_of, own_encoder
-from lit_sft.written_results import read_in_part
+from lit_sft.written_results import logged_figures, read_in_part
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,11 @@ class MemberCLI(LitCLI):
 
     def _keep(self, predictions: Predictions, folder: Path | None) -> None:
         assert self.source is not None
-        measured = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
-        prefix = f"{'val' if self.subcommand == 'validate' else 'test'}/"
         self.member = Member(
             self.source.path,
             folder,
             predictions,
-            {name.removeprefix(prefix): value for name, value in measured.items() if name.startswith(prefix)},
+            logged_figures(self.trainer, "val" if self.subcommand == "validate" else "test"),  # type: ignore[arg-type]
             self.model.evaluation.thresholds,
             self.prepared_data.contamination,
             self.config_dump["data"],

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
@@ -30,6 +30,12 @@ def read_in_part(trainer: Trainer) -> bool:
     if partial:
         rank_zero_info("a part of the test data was read (trainer.limit_test_batches): nothing is written")
     return partial
+
+
+def logged_figures(trainer: Trainer, split: Literal["val", "test"]) -> dict[str, float]:
+    """Return the figures of a finished validation or test by their names without the split."""
+    prefix = f"{split}/"
+    return {k.removeprefix(prefix): float(v) for k, v in trainer.callback_metrics.items() if k.startswith(prefix)}
 
 
 def keep_test(
@@ -59,13 +65,11 @@ def keep_test(
     if path.name == RECORD and "test" in read_record(folder):
         rank_zero_info(f"{path} has test figures already: it stays")
         return
-    if tested.predictions is not None:
-        tested.predictions.write(path.with_name(FILE) if path.name == RECORD else path.with_suffix(".parquet"))
-    if tested.responses is not None:
-        tested.responses.write(path.with_name(RESPONSES) if path.name == RECORD else path.with_suffix(".parquet"))
-    logged = {k.removeprefix("test/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
+    for documents, name in ((tested.predictions, FILE), (tested.responses, RESPONSES)):
+        if documents is not None:
+            documents.write(path.with_name(name) if path.name == RECORD else path.with_suffix(".parquet"))
     record = tested.record()
-    record["test"] = {**logged, **tested.figures}  # a callback of the user may have logged more
+    record["test"] = logged_figures(trainer, "test") | tested.figures  # a callback of the user may have logged more
     if (confusion := module.evaluation.confusion()) is not None:
         record["test_confusion"] = confusion
     if (thresholds := module.evaluation.thresholds) is not None:
