@@ -274,3 +274,14 @@ def test_a_disabled_progress_says_nothing(
             self.disable()  # as Lightning does where the rank is not 0
 
     assert fit_lines("pretrain", files, shared_cache, tmp_path, capsys, Clock(), OtherRank()) == []
+
+
+def test_a_validation_after_a_fit_has_a_line_of_its_own(
+    files: Files, shared_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"enable_progress_bar": True, "limit_val_batches": 1, "callbacks": [TerminalProgress()]}
+    trainer, module, data = trainer_of(tmp_path, **given), module_of("finetune"), data_of(files, shared_cache)
+    trainer.fit(module, datamodule=data)
+    assert "finetune epoch 1/1" in capsys.readouterr().out
+    trainer.validate(module, datamodule=data, verbose=False)
+    assert capsys.readouterr().out.split()[:2] == ["validation", "1/1"]

@@ -223,6 +223,7 @@ class TerminalProgress(RichProgressBar):
 
     def _stop_progress(self) -> None:
         super()._stop_progress()
+        self.standing = None  # else a validation or test after the fit would show it in its own line's place
         for handler, stream in self._moved:
             handler.setStream(stream)
         self._moved = []
