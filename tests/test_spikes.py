@@ -134,6 +134,19 @@ def test_many_in_a_row_are_no_spike(data: TextDataModule, tmp_path: Path, told: 
     assert len(told) == 9
 
 
+def test_the_losses_of_one_module_are_no_measure_for_another(
+    data: TextDataModule, tmp_path: Path, told: list[str]
+) -> None:
+    """As where a loop over stages or seeds makes its list of callbacks once."""
+    again = Health(skip_spikes=6, spike_window=6)
+    for stage in ("finetune", "pretrain"):  # the second one's losses are several times those of the first
+        fit(module_of(stage), data, tmp_path, again)
+    alone = Health(skip_spikes=6, spike_window=6)
+    fit(module_of("pretrain"), data, tmp_path, alone)
+    assert again.state_dict() == alone.state_dict()
+    assert told == []
+
+
 def test_a_loss_that_is_no_number_is_no_spike(data: TextDataModule, tmp_path: Path, told: list[str]) -> None:
     module = module_of("finetune", objective=planted("finetune", [12], math.inf))
     with pytest.raises(SickRun, match="the loss is inf"):
@@ -180,5 +193,5 @@ def test_several_processes_are_refused(tmp_path: Path) -> None:
         world_size, barebones = 2, False
 
     with pytest.raises(UserError, match="one process only"):
-        Health(skip_spikes=6).setup(Trainer(), None, "fit")  # type: ignore[arg-type]
-    Health().setup(Trainer(), None, "fit")  # type: ignore[arg-type]
+        Health(skip_spikes=6).setup(Trainer(), module_of("pretrain"), "fit")  # type: ignore[arg-type]
+    Health().setup(Trainer(), module_of("pretrain"), "fit")  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lit_sft.callbacks.one_module import OfOneModule
 from lit_sft.callbacks.saving import BestCheckpoint, LastCheckpoint
 from lit_sft.callbacks.spikes import SpikeFilter
 from lit_sft.callbacks.stopping import check_interval
@@ -52,7 +53,7 @@ class Measured:
         return f"step {self.step} (epoch {self.epoch}, batch {self.batch})"
 
 
-class Health(L.Callback, Watcher):
+class Health(OfOneModule, Watcher):
     """Ends a fit that has gone wrong, with a UserError that names the step, the documents and what to do.
 
     **Not finite**: a loss or a gradient's norm that is NaN or infinite ends the fit. On a CPU it does so before the
@@ -82,26 +83,27 @@ class Health(L.Callback, Watcher):
     """
 
     def __init__(self, skip_spikes: float = 0.0, spike_window: int = 100, collapse_patience: int = 3) -> None:
-        for name, value, least in (
-            ("skip_spikes", skip_spikes, 0),
-            ("spike_window", spike_window, 2),
-            ("collapse_patience", collapse_patience, 0),
-        ):
-            if not value >= least:
+        given = {"skip_spikes": skip_spikes, "spike_window": spike_window, "collapse_patience": collapse_patience}
+        for name, value in given.items():
+            if not value >= (least := 2 if name == "spike_window" else 0):
                 raise ValueError(f"health.{name}={value} must be at least {least}")
         self.skip_spikes, self.collapse_patience = skip_spikes, collapse_patience
         self.spikes = SpikeFilter(skip_spikes, spike_window)
-        self.skipped = 0
-        self._in_a_row = 0
-        self._collapsed, self._collapsed_since = 0, 0  # validations in a row; the step of the first
-        self._val_loss: float | None = None  # of the last validation
         self._unread: list[Measured] = []
         self._error: SickRun | None = None
         self._batch = 0
         self._places: list[Place] = []  # of this batch
         self._accumulated: list[Place] = []  # of all batches of this step so far
+        self.forget()
+
+    def forget(self) -> None:
+        self.spikes.losses.clear()
+        self.skipped, self._in_a_row = 0, 0  # batches
+        self._collapsed, self._collapsed_since = 0, 0  # validations in a row; the step of the first
+        self._val_loss: float | None = None  # of the last validation
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, module, stage)
         if stage == "fit" and self.skip_spikes and trainer.world_size > 1:
             raise UserError("--health.skip_spikes works in one process only: each would decide for itself")
         if stage == "fit" and trainer.barebones and self.collapse_patience and module.stage == "finetune":
@@ -198,9 +200,8 @@ class Health(L.Callback, Watcher):
         told = f"the loss {value:.4g} is above {limit:.4g}; {documents(trainer, self._places)}"
         if self._in_a_row >= SKIPPED_IN_A_ROW:
             ways = f"{_way_on(trainer)}, or a larger --health.skip_spikes (now {self.skip_spikes:g})"
-            self._stop(
-                f"{reading.where()}: {told}; that is batch {self._in_a_row} in a row and no spike any more; {ways}"
-            )
+            told += f"; that is batch {self._in_a_row} in a row and no spike any more; {ways}"
+            self._stop(f"{reading.where()}: {told}")
         rank_zero_info(f"{reading.where()} skipped: {told}")
         return False
 
