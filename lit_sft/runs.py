@@ -49,9 +49,9 @@ def run_name(config: str | None, name: str | None) -> str:
     return name
 
 
-def new_run(name: str, logs: Path | None = None) -> Path:
+def new_run(name: str) -> Path:
     """Create and return the folder of the next version; two runs started at the same time get two folders."""
-    root = (logs or LOGS) / name
+    root = LOGS / name
     try:
         root.mkdir(parents=True, exist_ok=True)
         number = max((int(p.name[8:]) for p in versions(root)), default=-1) + 1
@@ -160,13 +160,13 @@ def discard_run(folder: Path, made: list[Path]) -> None:
             path.rmdir()
 
 
-def unfinished_run(name: str, logs: Path | None = None) -> Path:
+def unfinished_run(name: str) -> Path:
     """Return the newest version that has a config and no record.
 
     Raises:
         UserError: there is none.
     """
-    root = (logs or LOGS) / name
+    root = LOGS / name
     open_runs = [p for p in versions(root) if not (p / RECORD).is_file() and (p / "config.yaml").is_file()]
     if not open_runs:
         what = "every run there is finished" if versions(root) else "no run there"

@@ -17,6 +17,7 @@ from processes import start, wait_all
 from lit_sft.errors import UserError
 from lit_sft.measured_data import TESTED, same_data
 from lit_sft.runs import (
+    LOGS,
     RECORD,
     SHARED,
     discard_run,
@@ -76,52 +77,52 @@ def test_a_name_that_is_no_folder_name_is_refused(name: str) -> None:
         run_name(None, name)
 
 
-def test_versions_are_counted_on_and_sorted_by_number(tmp_path: Path) -> None:
-    made = [new_run("a", tmp_path).name for _ in range(11)]
+def test_versions_are_counted_on_and_sorted_by_number(workplace: Path) -> None:
+    made = [new_run("a").name for _ in range(11)]
     assert made == [f"version_{i}" for i in range(11)]
-    (tmp_path / "a" / "version_x").mkdir()
-    assert [folder.name for folder in versions(tmp_path / "a")] == made
+    (LOGS / "a" / "version_x").mkdir()
+    assert [folder.name for folder in versions(LOGS / "a")] == made
 
 
-def test_runs_started_at_once_get_a_folder_each(tmp_path: Path) -> None:
+def test_runs_started_at_once_get_a_folder_each(workplace: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
-        made = list(pool.map(lambda _: new_run("a", tmp_path), range(24)))
+        made = list(pool.map(lambda _: new_run("a"), range(24)))
     assert len(set(made)) == 24
 
 
-def test_a_folder_that_can_not_be_made_is_the_users_mistake(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
+def test_a_folder_that_can_not_be_made_is_the_users_mistake(workplace: Path) -> None:
+    LOGS.write_text("x")
     with pytest.raises(UserError, match="can't make a run folder"):
-        new_run("a", tmp_path / "file")
+        new_run("a")
     with pytest.raises(UserError, match="--run_dir"):
-        named_run(tmp_path / "file" / "a")
+        named_run(LOGS / "a")
 
 
-def test_the_newest_unfinished_run_is_found(tmp_path: Path) -> None:
+def test_the_newest_unfinished_run_is_found(workplace: Path) -> None:
     with pytest.raises(UserError, match="no run there"):
-        unfinished_run("a", tmp_path)
+        unfinished_run("a")
     for version in range(4):
-        folder = new_run("a", tmp_path)
+        folder = new_run("a")
         if version != 3:  # the last one was ended before it began
             (folder / "config.yaml").write_text("")
-    write_record(tmp_path / "a" / "version_2" / RECORD, {})
-    assert unfinished_run("a", tmp_path).name == "version_1"
+    write_record(LOGS / "a" / "version_2" / RECORD, {})
+    assert unfinished_run("a").name == "version_1"
     for version in range(2):
-        write_record(tmp_path / "a" / f"version_{version}" / RECORD, {})
+        write_record(LOGS / "a" / f"version_{version}" / RECORD, {})
     with pytest.raises(UserError, match="every run there is finished"):
-        unfinished_run("a", tmp_path)
+        unfinished_run("a")
 
 
-def test_a_discarded_run_leaves_nothing_unless_it_has_a_checkpoint(tmp_path: Path) -> None:
-    folder = new_run("a", tmp_path)
+def test_a_discarded_run_leaves_nothing_unless_it_has_a_checkpoint(workplace: Path) -> None:
+    folder = new_run("a")
     (folder / "config.yaml").write_text("")
     (folder / "checkpoints").mkdir()
     discard_run(folder, [folder, folder.parent])
-    assert not (tmp_path / "a").exists()
-    trained = new_run("b", tmp_path) / "pretrain" / "checkpoints"
+    assert not (LOGS / "a").exists()
+    trained = new_run("b") / "pretrain" / "checkpoints"
     trained.mkdir(parents=True)
     (trained / "last.ckpt").write_text("")
-    discard_run(tmp_path / "b" / "version_0", [tmp_path / "b" / "version_0", tmp_path / "b"])
+    discard_run(LOGS / "b" / "version_0", [LOGS / "b" / "version_0", LOGS / "b"])
     assert (trained / "last.ckpt").is_file()
 
 
