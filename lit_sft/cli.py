@@ -259,11 +259,11 @@ class LitCLI(LightningCLI):
             check_monitors(callbacks, self.model.objective.heads, self.prepared_data.multilabel, self.model.metrics)
             look_after_validations(callbacks)
             callbacks.append(ShowData())
+            if self.folder is not None:
+                callbacks.append(RunRecord(self.folder, plain, self.resumed))
+                place_saving(callbacks, self.folder / "checkpoints")
         elif self.source is not None:
             self.model.objective = objective_of(self.source)
-        if self.subcommand == "fit" and self.folder is not None:
-            callbacks.append(RunRecord(self.folder, plain, self.resumed))
-            place_saving(callbacks, self.folder / "checkpoints")
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
