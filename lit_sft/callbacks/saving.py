@@ -289,6 +289,6 @@ def ends(trainer: Trainer) -> bool:
 
 
 def resumes_exactly_after_validation(trainer: Trainer) -> bool:
-    """The same at the end of a validation: it must be part of a fit, with no accumulated gradients pending."""
+    """As :func:`resumes_exactly`, at the end of a validation: one of a fit, with no accumulated gradients pending."""
     fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
     return fitting and not trainer.fit_loop._should_accumulate()

@@ -125,8 +125,7 @@ class LMHead(nn.Module):
     def _adaptive_nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """As `nn.AdaptiveLogSoftmaxWithLoss.forward`, with ignored targets, in float32 under autocast.
 
-        -log p = -log p(cluster) - log p(token | cluster); a cluster with no target still gets its gradient of
-        0.
+        -log p = -log p(cluster) - log p(token | cluster); a cluster with no target still gets its gradient of 0.
         """
         bounds = self.adaptive.cutoffs  # first id of each tail cluster, then vocab_size
         clusters = [(targets >= low) & (targets < high) for low, high in pairwise(bounds)]
@@ -162,8 +161,7 @@ def pool(hidden: Tensor, attention_mask: Tensor, how: Pooling, query: Tensor | N
     2018), or "attention": a mean weighted by softmax(hidden . query). A row without tokens gives zeros, provided
     that `hidden` is zero at padding.
 
-    hidden (batch, time, size), attention_mask (batch, time), query (size,) -> (batch, size), or (batch, 3 *
-    size).
+    hidden (batch, time, size), attention_mask (batch, time), query (size,) -> (batch, size), or (batch, 3 * size).
     """
     tokens = attention_mask.bool().unsqueeze(-1)  # (batch, time, 1)
     if how == "concat":
