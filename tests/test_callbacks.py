@@ -338,8 +338,9 @@ def test_the_least_change_counts_in_the_direction_of_a_figure_of_the_users_own(
 ) -> None:
     found = []
     for callback in (EarlyStop("val/f2", None, 2, min_delta=0.05), EarlyStop("val/f2", "max", 2, min_delta=0.05)):
-        trainer, module = trainer_of(tmp_path), SimpleNamespace(metrics={"f2": SimpleNamespace(higher_is_better=True)})
-        callback.setup(trainer, module, "fit")  # type: ignore[arg-type]
+        module = module_of("finetune")
+        module.metrics = {"f2": SimpleNamespace(higher_is_better=True)}  # type: ignore[dict-item]
+        callback.setup(trainer_of(tmp_path), module, "fit")
         found.append([callback._evaluate_stopping_criteria(torch.tensor(figure))[0] for figure in figures])
     assert found == [[False, False, stops]] * 2
 
@@ -364,6 +365,19 @@ def test_the_same_weights_are_never_validated_twice(
         {"limit_train_batches": 3},
     ):
         fit(**options)
+
+
+def test_what_one_module_has_reached_is_no_measure_for_another(
+    files: Files, shared_cache: Path, tmp_path: Path
+) -> None:
+    """As where a loop over seeds makes its list of callbacks once."""
+    options: dict[str, Any] = {"max_epochs": 2, "val_check_interval": 1, "limit_val_batches": 1.0}
+    again, steps = EarlyStop(patience=1), []
+    for stop in (again, again, EarlyStop(patience=1)):
+        trainer = trainer_of(tmp_path, callbacks=[stop], **options)
+        trainer.fit(module_of("pretrain"), datamodule=data_of(files, shared_cache))
+        steps.append(trainer.global_step)
+    assert steps[0] == steps[1] == steps[2] > 1
 
 
 def test_the_patience_of_a_resumed_run_is_its_own() -> None:

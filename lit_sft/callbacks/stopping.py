@@ -13,12 +13,13 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.utilities import rank_zero_info
 
+from lit_sft.callbacks.one_module import OfOneModule
 from lit_sft.errors import UserError, nearest
 from lit_sft.evaluation.metrics import FIGURES, better
 from lit_sft.evaluation.texts import NAMES
 
 
-class EarlyStop(EarlyStopping):
+class EarlyStop(EarlyStopping, OfOneModule):
     """Ends the stage when the monitored figure has not improved in ``patience`` validations; 0 disables it.
 
     Args:
@@ -46,8 +47,14 @@ class EarlyStop(EarlyStopping):
         )
         self.undecided = mode is None and better(monitor) is None
 
+    def forget(self) -> None:
+        self.wait_count = self.stopped_epoch = 0
+        self.stopping_reason, self.stopping_reason_message = EarlyStoppingReason.NOT_STOPPED, None
+        self.best_score = torch.tensor(-math.inf if self.mode == "max" else math.inf)
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Determine the mode of a figure of the user's own, as ``BestCheckpoint`` does."""
+        OfOneModule.setup(self, trainer, pl_module, stage)
         if self.undecided and stage == "fit":
             self.mode, self.undecided = mode_of(self.monitor, pl_module), False
             if self.mode == "max":  # Lightning took both for "min", which stands there until now
