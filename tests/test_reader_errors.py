@@ -114,6 +114,15 @@ def test_a_quote_closed_by_that_of_another_row_is_refused(tmp_path: Path) -> Non
         list(iter_rows(path))
 
 
+def test_parquet_columns_of_one_name_are_no_clear_choice(tmp_path: Path) -> None:
+    columns = [pa.array([text]) for text in ("x", "y", "z")]
+    pq.write_table(pa.table(columns, names=["a", "a", "b"]), tmp_path / "a.parquet")
+    for options, message in (({}, "which column is the text.* columns: a, a, b$"), ({"text_column": "a"}, "2 columns")):
+        with pytest.raises(UserError, match=message):
+            read_documents(tmp_path / "a.parquet", labeled=False, **options)
+    assert read_documents(tmp_path / "a.parquet", labeled=False, text_column="b")[0].texts == ["z"]
+
+
 def test_parquet_text_of_numbers_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match="column 'text' holds int64, not text"):

@@ -46,9 +46,7 @@ def _parquet_rows(stream: BinaryIO, options: RowOptions) -> Iterator[Row]:
     # Buffered column by column: otherwise pyarrow holds whole row groups, and a file may be a single one.
     buffered = {"pre_buffer": False, "buffer_size": READ_BYTES, "page_checksum_verification": True}
     file = tried(lambda: pa.parquet.ParquetFile(stream, **buffered))
-    schema, names, expected = tried(lambda: (file.schema_arrow, file.schema_arrow.names, file.metadata.num_rows))
-    text, label_column = choose_columns(names, lambda name: is_string(schema.field(name).type), options)
-    check_text_type(schema.field(text).type, text, options)
+    text, label_column = tried(lambda: columns_in(file.schema_arrow, options))
     batches = _batches(file, [text, *filter(None, [label_column])])
     number = 0
     while (batch := tried(lambda: next(batches, None))) is not None:
@@ -57,7 +55,7 @@ def _parquet_rows(stream: BinaryIO, options: RowOptions) -> Iterator[Row]:
             number += 1
             label = label_of(decoded(value, number, options), number, options)
             yield Row(number, decoded(raw, number, options), label)
-    if number != expected:
+    if number != (expected := file.metadata.num_rows):
         raise UserError(f"{options.name}: not a readable Parquet file ({number} rows where it says {expected})")
 
 
@@ -82,13 +80,16 @@ def decoded(value: Any, number: int, options: RowOptions) -> Any:
         raise options.error(number, "bytes that are not utf-8; repair the file") from None
 
 
-def check_text_type(kind: pa.DataType, name: str, options: RowOptions) -> None:
-    """Raise a UserError for a text column that holds no text."""
-    if not (is_string(kind) or pa.types.is_null(kind) or _is_bytes(kind)):
-        raise UserError(f"{options.name}: column {name!r} holds {str(kind)[:60]}, not text")
+def columns_in(schema: pa.Schema, options: RowOptions) -> tuple[str, str | None]:
+    """The names of the text and the label column; raise a UserError if they aren't clear, or the text is no text."""
+    kinds = dict(zip(schema.names, schema.types, strict=True))  # schema.field(name) fails if two have the name
+    text, label = choose_columns(schema.names, lambda name: _is_string(kinds[name]), options)
+    if not (_is_string(kinds[text]) or pa.types.is_null(kinds[text]) or _is_bytes(kinds[text])):
+        raise UserError(f"{options.name}: column {text!r} holds {str(kinds[text])[:60]}, not text")
+    return text, label
 
 
-def is_string(kind: pa.DataType) -> bool:
+def _is_string(kind: pa.DataType) -> bool:
     """Whether a column's type is one of Arrow's for strings."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
@@ -109,8 +110,8 @@ def column_values(batch: pa.RecordBatch | pa.Table, name: str | None) -> list[An
     column = batch.column(name)
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode() if isinstance(column, pa.Array) else column.cast(column.type.value_type)
-    if is_string(column.type):
+    if _is_string(column.type):
         column = column.cast(pa.large_binary())
-    elif _is_list(column.type) and is_string(column.type.value_type):
+    elif _is_list(column.type) and _is_string(column.type.value_type):
         column = column.cast(pa.large_list(pa.large_binary()))
     return list(column.to_pylist())

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lit_sft.data.columnar import BATCH_ROWS, check_text_type, column_values, decoded, is_string
+from lit_sft.data.columnar import BATCH_ROWS, column_values, columns_in, decoded
 from lit_sft.data.label_fields import label_of
-from lit_sft.data.rows import Row, RowOptions, choose_columns
+from lit_sft.data.rows import Row, RowOptions
 from lit_sft.data.sources import HUB, Source, expanded
 from lit_sft.errors import UserError, one_line
 
@@ -99,15 +99,9 @@ def hub_rows(data: HubData, options: RowOptions) -> Iterator[Row]:
     columns: tuple[str, str | None] | None = None
     number = 0
     while (table := _tried(source, lambda: next(tables, None))) is not None:
-        columns = columns or _columns(table.schema, options)
+        columns = columns or columns_in(table.schema, options)
         yield from _table_rows(table, columns, _class_names(features.get(columns[1])), number, options)
         number += table.num_rows
-
-
-def _columns(schema: Any, options: RowOptions) -> tuple[str, str | None]:
-    text, label = choose_columns(schema.names, lambda name: is_string(schema.field(name).type), options)
-    check_text_type(schema.field(text).type, text, options)
-    return text, label
 
 
 def _table_rows(
