@@ -199,6 +199,12 @@ def test_labels_become_strings(tmp_path: Path) -> None:
             assert [row.label for row in rows] == [*labels, None], (path, column)
 
 
+def test_a_number_that_is_none_is_no_label_where_labels_are_split_too(tmp_path: Path) -> None:
+    lines = "".join(f'{{"text": "t", "label": {label}}}\n' for label in ('"x;y"', '""', "null", "NaN"))
+    rows = iter_rows(write(tmp_path / "a.jsonl", lines), label_separator=";")
+    assert [row.label for row in rows] == [("x", "y"), (), None, None]
+
+
 def test_csv_labels_are_kept_as_they_are_written(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "text,label\na,01\nb,1.0\nc,true\n")
     assert [row.label for row in iter_rows(path)] == ["01", "1.0", "true"]

@@ -38,9 +38,9 @@ def label_of(value: Any, number: int, options: RowOptions) -> Label | None:
             raise options.error(number, "the label is a list already; leave label_separator out")
         return labels_of(_listed(value, number, options), number, options)
     name = _name(value, number, options)
-    if options.label_separator is None:
-        return None if name is None else _matched(name, number, options)
-    return None if value is None else labels_of((name or "").split(options.label_separator), number, options)
+    if options.label_separator is not None and (name is not None or isinstance(value, str)):
+        return labels_of((name or "").split(options.label_separator), number, options)
+    return None if name is None else _matched(name, number, options)
 
 
 def _response(value: Any, number: int, options: RowOptions) -> str | None:
