@@ -64,10 +64,10 @@ def _listed(value: Sequence[Any], number: int, options: RowOptions) -> list[str]
     return names
 
 
-def labels_of(parts: Iterable[str | None], number: int, options: RowOptions) -> tuple[str, ...]:
+def labels_of(parts: Iterable[str], number: int, options: RowOptions) -> tuple[str, ...]:
     """A tuple of names: stripped, the empty ones dropped, each once."""
-    names = (part.strip() for part in parts if part)
-    return tuple(dict.fromkeys(_matched(name, number, options) for name in names if name))
+    names = filter(None, map(str.strip, parts))
+    return tuple(dict.fromkeys(_matched(name, number, options) for name in names))
 
 
 def _name(value: Any, number: int, options: RowOptions) -> str | None:
