@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from lit_sft.data.columnar import BATCH_ROWS, column_values, columns_in, decoded
 from lit_sft.data.label_fields import label_of
 from lit_sft.data.rows import Row, RowOptions
-from lit_sft.data.sources import HUB, Source, expanded
+from lit_sft.data.sources import Source, expanded
 from lit_sft.errors import UserError, one_line
 
 PROBE_SECONDS = 5.0
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class HubData:
-    """One split of a data set: ``folder`` is the path of a local data set, None for one on the hub."""
+    """One split of a data set: ``source`` is as the user names it; ``folder``: a local one's path, None on the hub."""
 
     source: str
     name: str
@@ -66,7 +66,7 @@ def open_hub(source: Source, default_split: str) -> HubData:
     local = folder.resolve() if folder.is_dir() else None
     place = name if local is None else str(local)
     with _reachable(datasets, local is not None):
-        config, split, builder = _tried(source, lambda: _builder(datasets, place, extras))
+        config, split, builder = _tried(source.name, lambda: _builder(datasets, place, extras))
     return HubData(source.name, name, local, config or None, split or default_split, builder)
 
 
@@ -92,13 +92,12 @@ def _taken_apart(place: str) -> tuple[str, list[str]]:
 
 def hub_rows(data: HubData, options: RowOptions) -> Iterator[Row]:
     """The rows of a split in order. ClassLabel numbers become names; -1 and None mean no label."""
-    source = Source(data.source, HUB, data.name)
-    dataset = _dataset(data, source)
+    dataset = _dataset(data)
     features = dataset.features or {}
     tables = iter(dataset.with_format("arrow").iter(batch_size=BATCH_ROWS))
     columns: tuple[str, str | None] | None = None
     number = 0
-    while (table := _tried(source, lambda: next(tables, None))) is not None:
+    while (table := _tried(data.source, lambda: next(tables, None))) is not None:
         columns = columns or columns_in(table.schema, options)
         yield from _table_rows(table, columns, _class_names(features.get(columns[1])), number, options)
         number += table.num_rows
@@ -113,19 +112,18 @@ def _table_rows(
         yield Row(number, decoded(text, number, options), label_of(value, number, options))
 
 
-def _dataset(data: HubData, source: Source) -> Any:
+def _dataset(data: HubData) -> Any:
     builder = data.builder
-    datasets = _library()
     if data.folder is not None:
-        splits = _tried(source, builder.as_streaming_dataset)
+        splits = _tried(data.source, builder.as_streaming_dataset)
     else:
-        with _reachable(datasets, False):
-            _tried(source, builder.download_and_prepare)
+        with _reachable(_library(), False):
+            _tried(data.source, builder.download_and_prepare)
             splits = dict.fromkeys(builder.info.splits or {})
     if data.split not in splits:
         known = ", ".join(splits)
-        raise UserError(f"{source.name}: no split {data.split!r}; there are: {known}; write hf:{data.name}:SPLIT")
-    return splits[data.split] or _tried(source, lambda: builder.as_dataset(split=data.split))
+        raise UserError(f"{data.source}: no split {data.split!r}; there are: {known}; write hf:{data.name}:SPLIT")
+    return splits[data.split] or _tried(data.source, lambda: builder.as_dataset(split=data.split))
 
 
 def _class_names(feature: Any) -> list[str] | None:
@@ -186,7 +184,7 @@ def _hub_answers(endpoint: str) -> bool:
     return answer
 
 
-def _tried(source: Source, call: Callable[[], T]) -> T:
+def _tried(source: str, call: Callable[[], T]) -> T:
     """Turn the exceptions of ``datasets`` and the libraries below it, of any kind, into a UserError."""
     try:
         return call()
@@ -195,7 +193,8 @@ def _tried(source: Source, call: Callable[[], T]) -> T:
     except Exception as error:
         what = one_line(error)[:200]
         if isinstance(error, ConnectionError):
-            what = "the Hugging Face hub can't be reached, and its data are not in the cache"
-            hint = "give local files (--data.labeled FILE) or a local folder in the hub's layout (hf:FOLDER)"
-            raise UserError(f"{source.name}: {what}; {hint}") from error
-        raise UserError(f"{source.name}: {what}") from error
+            what = (
+                "the Hugging Face hub can't be reached, and its data are not in the cache; give local files "
+                "(--data.labeled FILE) or a local folder in the hub's layout (hf:FOLDER)"
+            )
+        raise UserError(f"{source}: {what}") from error
