@@ -104,7 +104,7 @@ def _labeled_corpus(config: CorpusConfig, cache_dir: Path, file: TextFile, gated
     if config.label_names is None:
         notes += alike_labels(count_labels(train))
     names = _label_names(config, train)
-    known = _known_labels(config, names)
+    known = config.label_names or {name: name for name in names}  # in val and test, too
     val = _read(config, "val", notes, file, known) if config.val else docs.val if docs else None
     test = _read(config, "test", notes, file, known) if config.test else docs.test if docs else Documents([], [])
     _check_kind(f"data.val {', '.join(config.val)}", val, train)
@@ -147,11 +147,12 @@ def _made(
     gated: bool,
 ) -> Corpus:
     """Make the corpus: pass the gate, hold out validation data, then leave their copies out of the unlabeled text."""
-    table, gate, nothing = KeyTable(), None, Documents([])
+    table, gate, supervised = KeyTable(), None, bool(names) or config.pairs
     if gated and len(test):
-        how = {"remove": config.remove_test_copies, "labeled": not config.pairs}
-        train, extra, val, gate = through_gate(train, extra, val, test, table, **how)
-    if val is None and (names or config.pairs):
+        train, extra, val, gate = through_gate(
+            train, extra, val, test, table, remove=config.remove_test_copies, labeled=not config.pairs
+        )
+    if val is None and supervised:
         train, val = hold_out(train, config.val_fraction, config.split_seed, by_label=not config.pairs)
     elif val is None:
         extra, val = hold_out(extra, config.val_fraction, config.split_seed)
@@ -159,7 +160,8 @@ def _made(
         extra = without_copies(extra, val, notes, table)
         if not len(train) + len(extra):
             raise UserError("no text is left to train on: all of data.unlabeled stands in the validation data, too")
-    train, extra = (train, extra) if names or config.pairs else (extra, nothing)
+    if not supervised:  # the unlabeled text is what is trained on
+        train, extra = extra, Documents([])
     repeats = count_repeats(train, val, test, extra, table) if gated else {}
     return Corpus(train, val, test, extra, names, notes, gate, repeats, config.pairs)
 
@@ -169,7 +171,7 @@ def _measured_corpus(config: CorpusConfig, split: Literal["val", "test"], file: 
     names = list(dict.fromkeys((config.label_names or {}).values()))
     labeled = bool(names) or config.pairs
     nothing = Documents([], [] if labeled else None)
-    documents = _read(config, split, notes, file, None if config.pairs else config.label_names, labeled)
+    documents = _read(config, split, notes, file, labeled=labeled)
     val, test = (documents, nothing) if split == "val" else (nothing, documents)
     return Corpus(nothing, val, test, Documents([]), names, notes, pairs=config.pairs)
 
@@ -183,11 +185,6 @@ def _check_kind(name: str, documents: Documents | None, before: Documents | None
         raise UserError(
             f"{name}: {has} a document, but the labeled documents before have {others}: see label_separator"
         )
-
-
-def _known_labels(config: CorpusConfig, names: list[str]) -> dict[str, str]:
-    """Map each label that may occur in validation and test files to its name."""
-    return {name: name for name in names} if config.label_names is None else config.label_names
 
 
 def _read(
