@@ -43,7 +43,6 @@ def test_documents_know_whether_they_have_tuples_of_labels() -> None:
     assert Documents(["a"], [()]).multilabel, "an empty tuple: no label applies"
     assert not Documents(["a"], ["x"]).multilabel
     assert not Documents([], []).multilabel
-    assert not documents.unlabeled().multilabel
 
 
 def test_label_arrays_equal_a_loop_and_survive_json() -> None:

@@ -98,7 +98,7 @@ def test_the_arrays_hold_every_split_as_the_tokenizer_writes_it(files: Files, tm
     made.make(tokenizer)
     data = made.read(tokenizer)
     corpus = made.corpus
-    text = corpus.train.unlabeled() + corpus.extra.unlabeled()
+    text = corpus.train + corpus.extra
     assert len(text) == 180
     pairs = [(data.train, corpus.train), (data.val, corpus.val), (data.test, corpus.test), (data.unlabeled, text)]
     for array, documents in pairs:

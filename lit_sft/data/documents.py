@@ -52,10 +52,6 @@ class Documents:
         labels = None if self.labels is None or other.labels is None else [*self.labels, *other.labels]
         return Documents(joined(self.texts, other.texts), cast(Labels | None, labels))
 
-    def unlabeled(self) -> Documents:
-        """The same texts without labels: what language-model pretraining may see."""
-        return Documents(self.texts)
-
 
 def content_keys(texts: Sequence[str]) -> np.ndarray:
     """A 64-bit key of each text, uint64 of shape (documents,): equal texts, equal keys, on every machine."""

@@ -181,7 +181,7 @@ class Preparation:
     def _write(self, folder: Path, tokenizer: Tokenizer) -> None:
         corpus = self.corpus
         index = corpus.label_index or None
-        text = corpus.train.unlabeled() + corpus.extra.unlabeled()
+        text = corpus.train + corpus.extra
         for name, documents in zip(ARRAYS, (text, corpus.val, corpus.test), strict=True):
             if (folder / name / "meta.json").is_file():
                 continue

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lit_sft.data.documents import Documents, bytes_of, content_keys
+from lit_sft.data.documents import Documents, Labels, bytes_of, content_keys
 from lit_sft.data.labels import names_of
 from lit_sft.data.texts import selected
 from lit_sft.errors import UserError
@@ -55,7 +55,7 @@ def hold_out(documents: Documents, fraction: float, seed: int, by_label: bool = 
     keys, sources = np.unique(content_keys(documents.texts), return_inverse=True)
     hashes = seeded_hash(keys, seed)
     held = hashes < np.uint64(min(int(fraction * 2.0**64), _MASK))
-    present = _label_table(documents if by_label else documents.unlabeled(), sources, len(keys))
+    present = _label_table(documents.labels if by_label else None, sources, len(keys))
     _repair(held, present, np.argsort(hashes, kind="stable"))
     if not held.any():
         raise UserError(
@@ -76,11 +76,11 @@ def sample(texts: Sequence[str], num_bytes: int) -> Sequence[str]:
     return selected(texts, np.sort(order[: last + 1]))
 
 
-def _label_table(documents: Documents, sources: np.ndarray, num_sources: int) -> np.ndarray:
+def _label_table(labels: Labels | None, sources: np.ndarray, num_sources: int) -> np.ndarray:
     """bool (labels, sources): whether the source has a document of the label; without labels, one row of True."""
-    if documents.labels is None:
+    if labels is None:
         return np.ones((1, num_sources), dtype=bool)
-    each = [names_of(label) for label in documents.labels]
+    each = [names_of(label) for label in labels]
     names, numbers = np.unique([name for names in each for name in names], return_inverse=True)
     present = np.zeros((len(names), num_sources), dtype=bool)
     present[numbers, np.repeat(sources, [len(names) for names in each])] = True
