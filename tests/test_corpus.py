@@ -69,7 +69,7 @@ def test_without_val_a_part_of_train_is_held_out_by_the_split_seed_alone(files: 
     held = []
     for seed in (0, 0, 1):
         corpus = load(tmp_path, labeled=[str(files.train)], val_fraction=0.25, split_seed=seed)
-        together = sorted(corpus.train.texts + corpus.val.texts)
+        together = sorted([*corpus.train.texts, *corpus.val.texts])
         assert together == sorted(text for text, _ in labeled_rows(40, 1))
         assert 15 < len(corpus.val) < 45
         held.append(corpus.val.texts)

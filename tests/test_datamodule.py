@@ -73,7 +73,7 @@ def documents(data: TextDataModule, batches: list[Any]) -> list[tuple[int, ...]]
 
 def test_the_stream_holds_every_training_and_extra_document_once_an_epoch(files: Files, shared_cache: Path) -> None:
     data = ready(files, shared_cache, unlabeled=str(files.unlabeled), labels_per_class=2)
-    texts = data.corpus.train.texts + data.corpus.extra.texts
+    texts = [*data.corpus.train.texts, *data.corpus.extra.texts]
     assert len(texts) == 180
     expected = Counter(tuple(ids.tolist()) for ids in data.tokenizer.encode_batch(texts))
     loader = data.stream_loader("train")

@@ -87,7 +87,7 @@ def test_any_selection_in_any_order_is_that_of_a_list(tmp_path: Path) -> None:
 def test_sums_of_views_of_other_files_and_of_lists(tmp_path: Path) -> None:
     one, two = random_texts(3, 20), random_texts(4, 30)
     first, second = on_disk(one, tmp_path), on_disk(two, tmp_path)
-    both = first + second
+    both = joined(first, second)
     assert isinstance(both, Texts)
     assert_same(both, one + two)
     assert_same(second, two)

@@ -114,12 +114,13 @@ class Texts(Sequence[str]):
     """Some texts of a :class:`TextFile`, in any order: a view that copies no text.
 
     Attributes:
+        file: the file that this is a view of.
         keys: uint64 (documents,), the content key of each text.
         num_bytes: int64 (documents,), its length in UTF-8.
     """
 
     def __init__(self, file: TextFile, starts: np.ndarray, num_bytes: np.ndarray, keys: np.ndarray) -> None:
-        self._file, self._starts, self.num_bytes, self.keys = file, starts, num_bytes, keys
+        self.file, self._starts, self.num_bytes, self.keys = file, starts, num_bytes, keys
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -133,14 +134,14 @@ class Texts(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | Texts:
         if isinstance(index, slice):
             return self._part(index)
-        return _decode(self._file.read(int(self._starts[index]), int(self.num_bytes[index])))
+        return _decode(self.file.read(int(self._starts[index]), int(self.num_bytes[index])))
 
     def select(self, indices: np.ndarray) -> Texts:
         """The texts at ``indices``, int (texts,), in that order."""
         return self._part(np.asarray(indices, dtype=np.int64))
 
     def _part(self, index: slice | np.ndarray) -> Texts:
-        return Texts(self._file, self._starts[index], self.num_bytes[index], self.keys[index])
+        return Texts(self.file, self._starts[index], self.num_bytes[index], self.keys[index])
 
     def __iter__(self) -> Iterator[str]:
         """One after another; neighbours in the file are read together."""
@@ -155,7 +156,7 @@ class Texts(Sequence[str]):
             last, begin = first + 1, starts[first]
             while last < len(starts) and starts[last] >= begin and ends[last] - begin <= BLOCK_BYTES:
                 last += 1
-            block = memoryview(self._file.read(begin, max(ends[first:last]) - begin))
+            block = memoryview(self.file.read(begin, max(ends[first:last]) - begin))
             for i in range(first, last):
                 yield _decode(block[starts[i] - begin : ends[i] - begin])
             first = last
@@ -166,36 +167,21 @@ class Texts(Sequence[str]):
             return NotImplemented
         return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
 
-    __hash__ = None  # type: ignore[assignment]
-
-    def __add__(self, other: Sequence[str]) -> Sequence[str]:
-        return joined(self, other)
-
     def __repr__(self) -> str:
         return f"<{len(self)} texts on disk, {int(self.num_bytes.sum())} bytes>"
-
-    def moved(self, file: TextFile) -> Texts:
-        """A view of the same texts in ``file``: this one, or one of a copy that is appended to it."""
-        return self if self._file is file else _copied(self, file)
-
-    @property
-    def file(self) -> TextFile:
-        """The file that this is a view of."""
-        return self._file
 
     def followed_by(self, other: Texts) -> Texts:
         """Concatenate two views of the same file."""
         mine, theirs = ((part._starts, part.num_bytes, part.keys) for part in (self, other))
-        return Texts(self._file, *(np.concatenate(pair) for pair in zip(mine, theirs, strict=True)))
+        return Texts(self.file, *(np.concatenate(pair) for pair in zip(mine, theirs, strict=True)))
 
 
 def joined(one: Sequence[str], other: Sequence[str]) -> Sequence[str]:
-    """Concatenate the texts of both; if only one of them is on disk, the other is appended to its file."""
+    """Concatenate the texts of both; if one is on disk, the other is appended to its file unless it is in it."""
     file = one.file if isinstance(one, Texts) else other.file if isinstance(other, Texts) else None
     if file is None:
         return [*one, *other]
-    first, second = (part.moved(file) if isinstance(part, Texts) else _copied(part, file) for part in (one, other))
-    return first.followed_by(second)
+    return _in_file(one, file).followed_by(_in_file(other, file))
 
 
 def selected(texts: Sequence[str], indices: np.ndarray) -> Sequence[str]:
@@ -203,7 +189,10 @@ def selected(texts: Sequence[str], indices: np.ndarray) -> Sequence[str]:
     return texts.select(indices) if isinstance(texts, Texts) else [texts[i] for i in indices.tolist()]
 
 
-def _copied(texts: Sequence[str], file: TextFile) -> Texts:
+def _in_file(texts: Sequence[str], file: TextFile) -> Texts:
+    """The texts as a view of ``file``; they are appended to it unless they are such a view already."""
+    if isinstance(texts, Texts) and texts.file is file:
+        return texts
     first = len(file)
     for text in texts:
         file.append(text)
