@@ -48,7 +48,7 @@ class Parts:
     notes: list[str] = field(default_factory=list)
 
 
-def parts_of(source: Source, options: RowOptions, classes: Sequence[str] | None = None) -> Parts:
+def parts_of(source: Source, options: RowOptions, classes: Sequence[str] | None) -> Parts:
     """The files that a source stands for.
 
     Args:
@@ -94,8 +94,8 @@ def files_below(folder: Path, name: str, above: tuple[tuple[int, int], ...] = ()
 
 
 def _is_about(path: PurePath) -> bool:
-    """Whether a file is hidden, or describes the data and is not part of them, such as a README."""
-    return any(part.startswith(".") for part in path.parts) or ABOUT.fullmatch(path.name) is not None
+    """Whether a file describes the data and is not part of them, such as a README."""
+    return ABOUT.fullmatch(path.name) is not None
 
 
 def _is_document(path: PurePath) -> bool:
