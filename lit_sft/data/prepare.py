@@ -98,7 +98,7 @@ class Preparation:
 
     def __init__(self, config: CorpusConfig, kind: str, options: TokenizerOptions, cache_dir: Path) -> None:
         self.config, self.kind, self.options, self.cache_dir = config, kind, options, cache_dir
-        self.base: Tokenizer | None = None  # the tokenizer to extend, from the checkpoint that a run starts from
+        self.base: Tokenizer | None = None  # for `extend`: the tokenizer of the checkpoint that a run starts from
         self._tokenizer: Tokenizer | None = None
 
     def read_instead(self, config: CorpusConfig) -> None:
@@ -142,7 +142,7 @@ class Preparation:
             return Tokenizer.given(self.kind)
         if self.kind == EXTEND and self.base is None:
             raise UserError(NO_BASE)
-        base = [self.base.digest] if self.kind == EXTEND and self.base else []
+        base = [self.base.digest] if self.base else []
         path = self.cache_dir / "tokenizers" / f"{_key(self.fingerprint, self.kind, *self.options.plain(), *base)}.json"
         if not path.is_file():
             corpus = self.corpus
@@ -156,7 +156,7 @@ class Preparation:
         chosen = sample(texts, BPE_BYTES) if self.kind == "bpe" else texts
         log.info("training a tokenizer (%s) on %s of %s documents", self.kind, len(chosen), len(texts))
         options = self.options
-        if self.kind == EXTEND and self.base is not None:
+        if self.base is not None:
             return extended(self.base, chosen, options.vocab_size, options.min_frequency)
         return Tokenizer.train(
             chosen,
