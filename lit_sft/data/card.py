@@ -170,13 +170,13 @@ def _cut_pairs(name: str, array: TokenArray, data: TextDataModule) -> str:
 def split_card(name: str, array: TokenArray, unk_id: int, max_length: int | None, classes: int) -> SplitCard:
     """The figures of a split that has documents."""
     lengths = array.lengths
-    total = max(int(lengths.sum()), 1)
+    total = max(array.num_tokens, 1)
     spread = np.percentile(lengths, PERCENTILES, method="inverted_cdf").astype(int).tolist()
     over = None if max_length is None else np.maximum(lengths - max_length, 0)
     return SplitCard(
         name=name,
         documents=len(array),
-        tokens=int(lengths.sum()),
+        tokens=array.num_tokens,
         lengths=(*spread, int(lengths.max())),
         unknown=sum(_counts(array, unk_id)) / total,
         truncated=None if over is None else float((over > 0).mean()),

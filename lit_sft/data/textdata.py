@@ -193,7 +193,7 @@ class TextData:
         self.test = prepared.test
         rank_zero_info(
             f"documents: {len(self.train)} train, {len(self.val)} val, {len(self.test)} test, "
-            f"{len(prepared.unlabeled)} unlabeled of {int(prepared.unlabeled.lengths.sum()):,} tokens; "
+            f"{len(prepared.unlabeled)} unlabeled of {prepared.unlabeled.num_tokens:,} tokens; "
             f"{prepared.tokenizer.vocab_size} vocabulary entries, {len(prepared.label_names)} labels"
         )
         found = self.contamination
