@@ -40,8 +40,8 @@ def mean_predictions(
     flags = [member.clean for member in members if member.clean is not None]
     clean = np.logical_and.reduce(flags) if len(flags) == len(members) else None
     predicted = chosen(probabilities, limits).numpy()
-    found = {"probabilities": probabilities.numpy(), "predicted": predicted, "losses": losses.numpy(), "clean": clean}
-    return replace(first, **found), limits  # type: ignore[arg-type]
+    mean = replace(first, probabilities=probabilities.numpy(), predicted=predicted, losses=losses.numpy(), clean=clean)
+    return mean, limits
 
 
 def _check_same_documents(first: Predictions, member: Predictions, order: list[int]) -> None:
