@@ -125,9 +125,9 @@ class DataCard:
 
     def markdown(self) -> str:
         """The card for TensorBoard."""
-        head, *rows = (" | ".join(row) for row in self.rows())
-        rule = " | ".join(["---"] * len(self.rows()[0]))
-        return "\n".join([*(f"| {row} |" for row in (head, rule, *rows)), "", *(f"- {note}" for note in self.notes())])
+        head, *rows = self.rows()
+        table = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+        return "\n".join([*table, "", *(f"- {note}" for note in self.notes())])
 
 
 def data_card(data: TextDataModule, classifies: bool, pairs: bool = False) -> DataCard:

@@ -63,9 +63,9 @@ def _quoting(error: str) -> str:
         return 'text behind a closing quote; a quote inside a text is doubled: ""'
     if "new-line character" in error:
         return "a carriage return alone ends a line: convert it to line feeds (or set `encoding`, if it is UTF-16)"
-    return (
-        f"a field of more than {MAX_FIELD:,} characters (a quote that is never closed?)" if "limit" in error else error
-    )
+    if "limit" in error:
+        return f"a field of more than {MAX_FIELD:,} characters (a quote that is never closed?)"
+    return error
 
 
 def _rows(records: Iterator[list[str]], hint: str, options: RowOptions) -> Iterator[Row]:

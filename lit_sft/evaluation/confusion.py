@@ -20,15 +20,15 @@ def confusion_table(confusion: dict[str, Any], most: int = MOST) -> str:
     labels, matrix = confusion["labels"], np.array(confusion["matrix"])
     columns = confusion.get("columns")
     if columns is None:  # one label a document
-        errors = (
-            matrix.sum(0) + matrix.sum(1) - 2 * matrix.diagonal()
-        )  # (classes,): taken for others, and others for it
+        errors = matrix.sum(0) + matrix.sum(1) - 2 * matrix.diagonal()  # taken for others, and others for it
     else:
         errors = matrix[:, columns.index("fp")] + matrix[:, columns.index("fn")]
     shown = np.sort(np.argsort(-errors, kind="stable")[:most])
-    rows = matrix[shown] if columns is not None else matrix[np.ix_(shown, shown)]
     names = [str(labels[i]).replace("|", "\\|") for i in shown]
-    head = ["label", *columns] if columns is not None else ["label \\ predicted", *names]
+    if columns is None:
+        head, rows = ["label \\ predicted", *names], matrix[np.ix_(shown, shown)]
+    else:
+        head, rows = ["label", *columns], matrix[shown]
     lines = [_line(head), _line(["---"] * len(head))]
     lines += [_line([name, *map(str, row)]) for name, row in zip(names, rows.tolist(), strict=True)]
     if len(shown) < len(labels):

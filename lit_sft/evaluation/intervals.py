@@ -30,10 +30,9 @@ def resamples(count: int, seed: int = 0, number: int = RESAMPLES) -> Iterator[np
     random = np.random.default_rng(seed)
     at_once = max(1, min(MOST_AT_ONCE, AT_ONCE // max(count, 1)))
     for first in range(0, number, at_once):
-        chunk = range(first, min(first + at_once, number))
-        weights = np.empty((count, len(chunk)))
-        for column in range(len(chunk)):
-            weights[:, column] = np.bincount(random.integers(count, size=count), minlength=count)
+        weights = np.empty((count, min(at_once, number - first)))
+        for column in weights.T:
+            column[:] = np.bincount(random.integers(count, size=count), minlength=count)
         yield weights
 
 

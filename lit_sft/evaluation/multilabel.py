@@ -79,8 +79,7 @@ class MultilabelMetrics(nn.Module):
         """Every figure over all updates; a label's own as ``precision/NAME`` and ``recall/NAME``."""
         probabilities, labels = self.rows.compute()
         right = applying(probabilities, self.thresholds) == labels.bool()
-        counts = self.counts()
-        _, fp, fn, tp = counts.double().unbind(1)  # each (classes,)
+        _, fp, fn, tp = self.counts().double().unbind(1)  # each (classes,)
         missed = fp + fn
         met = (tp + missed) > 0
         f1 = 2 * tp / (2 * tp + missed).clamp(min=1)
