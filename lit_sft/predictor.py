@@ -15,7 +15,7 @@ from lit_sft.data.batches import Direction
 from lit_sft.data.buckets import DocumentBatch, DocumentDataset, Truncation, truncate
 from lit_sft.data.encoding import chunks
 from lit_sft.data.tokens import TokenArray
-from lit_sft.errors import UserError
+from lit_sft.errors import UserError, first_line
 from lit_sft.evaluation.thresholds import column_order, mean_thresholds
 from lit_sft.models import Encoder, Network
 from lit_sft.models.generation import respond
@@ -260,4 +260,4 @@ def _load(
     try:
         return Predictor(network, checkpoint, torch.device(device))
     except (RuntimeError, AssertionError) as error:  # what torch raises for a device that isn't there
-        raise UserError(f"device {device}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"device {device}: {first_line(error)}") from error
