@@ -195,6 +195,16 @@ def test_a_source_that_is_test_and_training_text_makes_it_transductive(
     assert len(removed.fed["digests"]) == 2
 
 
+def test_a_folder_that_is_labeled_and_unlabeled_text_is_known_as_both(tmp_path: Path) -> None:
+    for name in ("sea", "sky", "unsup"):  # as classes the last one is left out: another text than that of all files
+        (tmp_path / "data" / name).mkdir(parents=True)
+        (tmp_path / "data" / name / "a.txt").write_text(f"a document of {name}", encoding="utf-8")
+    folder = str(tmp_path / "data")
+    data = TextDataModule(labeled=folder, unlabeled=folder, test=folder, cache_dir=str(tmp_path / "cache"))
+    assert len(data.provenance.plain(False)["digests"]) == 2
+    assert data.provenance.reasons() == [f"{folder} is test and training text ({folder})"]
+
+
 def test_a_run_inherits_what_the_one_before_was_fed_with(planted: dict[str, str], files: Files, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     pretrained = ready(cache, labeled=None, unlabeled=[planted["unlabeled"], planted["test"]], text_column="text")

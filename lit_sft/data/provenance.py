@@ -57,17 +57,17 @@ class Provenance:
 
     @property
     def training(self) -> dict[str, str]:
-        """The digest of each training source, except one that is also a test source whose documents were removed."""
+        """The training sources by their digests, without those of test sources whose documents were removed."""
         removed = set(self.sources["test"].values()) if self.removed else set()
-        given = {**self.sources["labeled"], **self.sources["unlabeled"]}
-        return {source: digest for source, digest in given.items() if digest not in removed}
+        given = [*self.sources["labeled"].items(), *self.sources["unlabeled"].items()]  # one name may have two digests
+        return {digest: source for source, digest in given if digest not in removed}
 
     def reasons(self) -> list[str]:
         """The reasons why the run is transductive according to its sources; empty if there are none.
 
         Whether the earlier run was transductive is relevant only for that run's own test data.
         """
-        names = {digest: source for source, digest in self.training.items()}
+        names = self.training
         seen = set(self.before["digests"]) - names.keys()
         test = self.sources["test"].items()
         found = [f"{s} is test and training text ({names[d]})" for s, d in test if d in names]
@@ -86,7 +86,7 @@ class Provenance:
         """
         digests = set() if split == "train" else set(self.sources["val"].values())
         if split != "val" or not digests:
-            digests |= set(self.training.values())
+            digests.update(self.training)
         removed = set(self.before.get("test", ())) if self.removed and split != "val" else set()
         known = not removed or removed == set(self.sources["test"].values())
         return not self.before["digests"] or (known and digests <= set(self.before["digests"]))
@@ -94,6 +94,6 @@ class Provenance:
     def plain(self, transductive: bool) -> dict[str, Any]:
         """The record for a checkpoint, as plain values; ``transductive``: whether the run is transductive."""
         chosen_on = self.sources["val"].values()  # the best checkpoint and the thresholds
-        digests = {*self.training.values(), *chosen_on, *self.before["digests"]}
+        digests = {*self.training, *chosen_on, *self.before["digests"]}
         found = {"digests": sorted(digests), "transductive": transductive or self.before["transductive"]}
         return found | ({"test": sorted(self.sources["test"].values())} if self.removed else {})
