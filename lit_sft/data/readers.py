@@ -121,13 +121,14 @@ def read_documents(
     labels: list[Any] = []  # all names, or all tuples of names
     names: dict[Label, Label] = {}  # each label once: a million documents share a few strings
     opened, notes = open_source(source, row_options(str(source), labeled, **options), classes, split)
+    answers = options.get("response_column") is not None  # which stand in place of labels
     rows, blank, unanswered = 0, 0, 0
     for row, its_options in opened:
         rows += 1
         if row.text is None or not row.text.strip():
             blank += 1
             continue
-        if labeled and row.label is None and its_options.response_column is not None:
+        if labeled and row.label is None and answers:
             unanswered += 1
             continue
         texts.append(row.text)
@@ -135,8 +136,7 @@ def read_documents(
             name = _named(row, label_names, its_options)
             if labels and isinstance(labels[0], str) != isinstance(name, str):
                 raise its_options.error(row.number, "a list as label in some rows and a name in others")
-            responses = its_options.response_column is not None  # which seldom repeat
-            labels.append(name if responses else names.setdefault(name, name))
+            labels.append(name if answers else names.setdefault(name, name))  # which seldom repeat
     count = len(texts) - before
     if not count:
         raise UserError(f"{source}: all {rows} rows are blank, there is no {'response' if unanswered else 'text'}")
