@@ -116,7 +116,7 @@ class TextDataModule(TextData, L.LightningDataModule):
         """Contiguous streams of the split's text; ``train`` is all unlabeled text, documents reshuffled each epoch."""
         array = self.prepared.unlabeled if split == "train" else self._array(split)
         self._check_not_empty(array, split)
-        shuffle = split == "train" and not self._overfits()
+        shuffle = self._is_shuffled(split)
         streams = StreamDataset(
             array,
             eos_id=self.tokenizer.eos_id,
@@ -142,7 +142,8 @@ class TextDataModule(TextData, L.LightningDataModule):
         """Length-bucketed batches of all training text, its labels left out, in an order of their own."""
         array = self.prepared.unlabeled
         self._check_not_empty(array, "train")
-        return self._loader(self._documents(array, self.max_unlabeled_documents, not self._overfits(), apart=True))
+        shuffle = self._is_shuffled("train")
+        return self._loader(self._documents(array, self.max_unlabeled_documents, shuffle, apart=True))
 
     def pair_loader(self, split: Split) -> StatefulLoader:
         """Length-bucketed batches of the split's prompts with their responses, shuffled in training only."""
@@ -152,9 +153,8 @@ class TextDataModule(TextData, L.LightningDataModule):
         return self._split_loader(array, split, partial(PairDataset, max_response_length=self.max_response_length))
 
     def _split_loader(self, array: TokenArray, split: Split, kind: MakesDocuments = DocumentDataset) -> StatefulLoader:
-        training, shuffle = split == "train", split == "train" and not self._overfits()
-        batches = self._documents(array, self.max_documents if training else self.max_tokens, shuffle, kind=kind)
-        return self._loader(batches)
+        most = self.max_documents if split == "train" else self.max_tokens  # evaluation has no such cap
+        return self._loader(self._documents(array, most, self._is_shuffled(split), kind=kind))
 
     def train_documents(self) -> Iterator[DocumentBatch]:
         """Every training document once, in batches that are the same at each call and in each process."""
@@ -273,9 +273,10 @@ class TextDataModule(TextData, L.LightningDataModule):
             raise RuntimeError("loaders that follow the objective need a Trainer; see stream_loader, document_loader")
         return self.trainer.lightning_module.objective
 
-    def _overfits(self) -> bool:
-        """Whether the Trainer repeats the same batches (``overfit_batches``), which must then not be reshuffled."""
-        return self.trainer is not None and bool(self.trainer.overfit_batches)  # type: ignore[attr-defined]
+    def _is_shuffled(self, split: Split) -> bool:
+        """Whether batches are shuffled: in training, unless the Trainer repeats the same ones (``overfit_batches``)."""
+        repeats = self.trainer is not None and bool(self.trainer.overfit_batches)  # type: ignore[attr-defined]
+        return split == "train" and not repeats
 
     def _check_not_empty(self, array: TokenArray, split: Split) -> None:
         if len(array) == 0:
