@@ -245,6 +245,12 @@ def test_the_first_prompt_may_lack_its_response(tmp_path: Path) -> None:
     assert found == [(1, None, None), (2, "a", None), (3, "b", "c"), (4, "e", "d")]
 
 
+def test_a_column_of_responses_that_is_named_is_read_without_labels_being_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,answer\none,1\n")
+    assert list(iter_rows(tmp_path / "a.csv", response_column="answer")) == [(2, "one", "1")]
+    assert list(iter_rows(tmp_path / "a.csv", response_column="answer", labels=False)) == [(2, "one", None)]
+
+
 def test_prompts_without_a_response_are_left_out_and_counted(tmp_path: Path) -> None:
     path = tmp_path / "some.csv"
     path.write_text("text,answer\none,1\n,2\nthree,\nfour,4\nfive, \n")

@@ -67,9 +67,10 @@ class RowOptions:
 def choose_columns(names: list[str], is_text: Callable[[str], bool], options: RowOptions) -> tuple[str, str | None]:
     """The names of the text and the label column. UserError lists the columns if the choice is not clear."""
     kind = "label" if options.response_column is None else "response"
-    not_text = options.response_column or options.label_column or "label"
+    named = options.response_column or options.label_column
+    not_text = named or "label"
     label = None
-    if options.labels or (options.labels is None and (options.label_column or "label" in names)):
+    if options.labels or (options.labels is None and (named or "label" in names)):
         label = _existing(not_text, names, f"{kind}_column", options)
     text = options.text_column or ("text" if "text" in names and not_text != "text" else None)
     if text is None:
