@@ -7,6 +7,7 @@ import os
 import ssl
 import time
 from email.message import Message
+from http.client import BadStatusLine
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -160,6 +161,7 @@ def test_a_source_is_read_though_standard_error_is_closed(tmp_path: Path, monkey
         (HTTPError("https://hub", 401, "Unauthorized", Message(), None), True),
         (URLError(OSError(-3, "Temporary failure in name resolution")), False),
         (TimeoutError("timed out"), False),
+        (BadStatusLine("SSH-2.0-OpenSSH"), False),
         (None, True),
     ],
 )

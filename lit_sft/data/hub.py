@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -178,7 +179,7 @@ def _hub_answers(endpoint: str) -> bool:
             answer = True
         except urllib.error.URLError as error:  # it answered, if Python's own certificates are missing (macOS)
             answer = isinstance(error.reason, ssl.SSLCertVerificationError)
-        except (OSError, ValueError):
+        except (OSError, ValueError, HTTPException):  # the last: an answer that isn't HTTP
             answer = False
         _answers[endpoint] = (time.monotonic(), answer)
     return answer
