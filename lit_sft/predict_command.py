@@ -199,7 +199,7 @@ def _class(path: str) -> Any:
     module, _, name = path.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:  # TypeError: a path, which begins with a dot
         raise UserError(f"--model.encoder {path}: no such class ({error})") from error
 
 

@@ -500,6 +500,7 @@ def test_a_device_file_is_written_to_and_not_replaced(cli: Command, trained: Tra
         (["--formt", "csv"], "did you mean format?"),
         (["--ckpt_path", "absent"], "absent: no such run or checkpoint (from --ckpt_path)"),
         (["--device", "gpu9"], "device gpu9"),
+        (["--model.encoder", "./own.Encoder"], "--model.encoder ./own.Encoder: no such class"),
         (["--input"], "--input: expected one argument"),
     ],
 )
