@@ -254,8 +254,9 @@ def test_a_resumed_run_knows_what_it_was_fed_before(cli: Command, trained: Train
     shutil.copytree(trained.pretrain, "lm")
     flags = ["--config", "lm/config.yaml", "--ckpt_path", "lm/checkpoints/last.ckpt", "--run_dir", "more"]
     flags += ["--trainer.max_epochs", "2", "--data.labeled", "null", "--data.unlabeled", files.unlabeled]
-    with pytest.warns(
-        UserWarning, match=r"train\.csv was training or validation text of the run that the weights come from"
+    with (
+        pytest.warns(UserWarning, match=r"hold other text than lm/checkpoints/last\.ckpt was fed with: the run goes"),
+        pytest.warns(UserWarning, match=r"was training or validation text of the run that the weights come from"),
     ):
         assert cli("fit", *flags, "--data.test", files.train).code == 0
     assert read(Path("more/metrics.json"))["contamination"]["transductive"] is True
