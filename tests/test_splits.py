@@ -32,6 +32,24 @@ def random_documents(seed: int, size: int, *, labels: int = 5, texts: int = 10**
     )
 
 
+def slow_repair(held: np.ndarray, present: np.ndarray, order: np.ndarray) -> None:
+    """Move sources by a table of booleans, (labels, sources), searched whole for each move."""
+
+    def all_remain(side: np.ndarray, source: int) -> bool:
+        others = side.copy()
+        others[source] = False
+        return bool((present[present[:, source]] & others).any(axis=1).all())
+
+    for label in range(len(present)):
+        if not (present[label] & ~held).any():
+            mine = [s for s in order[::-1] if present[label, s]]
+            held[next((s for s in mine if all_remain(held, s)), mine[0])] = False
+    for label in range(len(present)):
+        mine = [s for s in order if present[label, s] and all_remain(~held, s)]
+        if mine and not (present[label] & held).any():
+            held[mine[0]] = True
+
+
 # ---------------------------------------------------------------- the hash
 
 
@@ -151,6 +169,31 @@ def test_a_rare_label_is_on_both_sides_and_a_single_one_in_the_rest() -> None:
             rest, held = hold_out(documents, fraction, seed)
             assert set(rest.labels or []) == {"common", "rare", "single"}
             assert set(held.labels or []) == {"common", "rare"}
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_several_labels_a_document_are_repaired_as_by_a_table_of_all_of_them(seed: int) -> None:
+    draw = random.Random(seed)
+    size, known = draw.randrange(2, 40), draw.randrange(1, 25)
+    texts = [f"text {draw.randrange(size)}" for _ in range(size)]
+    labels = [tuple({f"label {draw.randrange(known)}" for _ in range(draw.randrange(5))}) for _ in texts]
+    fraction = draw.choice([0.05, 0.3, 0.9])
+    keys, sources = np.unique(content_keys(texts), return_inverse=True)
+    names = sorted({name for each in labels for name in each})
+    present = np.zeros((len(names), len(keys)), dtype=bool)
+    for source, each in zip(sources, labels, strict=True):
+        for name in each:
+            present[names.index(name), source] = True
+    hashes = seeded_hash(keys, seed)
+    held = hashes < np.uint64(int(fraction * 2.0**64))
+    slow_repair(held, present, np.argsort(hashes, kind="stable"))
+    if not held.any():
+        with pytest.raises(UserError, match="a label needs two texts"):
+            hold_out(Documents(texts, labels), fraction, seed)
+        return
+    documents, inside = Documents(texts, labels), held[sources]
+    expected = documents.select(np.flatnonzero(~inside)), documents.select(np.flatnonzero(inside))
+    assert hold_out(documents, fraction, seed) == expected
 
 
 def test_too_little_to_hold_out_is_refused() -> None:

@@ -55,12 +55,13 @@ def hold_out(documents: Documents, fraction: float, seed: int, by_label: bool = 
     keys, sources = np.unique(content_keys(documents.texts), return_inverse=True)
     hashes = seeded_hash(keys, seed)
     held = hashes < np.uint64(min(int(fraction * 2.0**64), _MASK))
-    present = _label_table(documents.labels if by_label else None, sources, len(keys))
-    _repair(held, present, np.argsort(hashes, kind="stable"))
+    pairs = _label_pairs(documents.labels if by_label else None, sources, len(keys))
+    _Sides(held, *pairs, np.argsort(hashes, kind="stable")).repair()
     if not held.any():
+        need = "a label needs two texts" if by_label and documents.labels is not None else "two are needed"
         raise UserError(
             f"{len(documents)} documents with {len(keys)} different texts are too few to hold some out: "
-            "a label needs two texts; give validation data of their own"
+            f"{need}; give validation data of their own"
         )
     inside = held[sources]
     return documents.select(np.flatnonzero(~inside)), documents.select(np.flatnonzero(inside))
@@ -76,44 +77,64 @@ def sample(texts: Sequence[str], num_bytes: int) -> Sequence[str]:
     return selected(texts, np.sort(order[: last + 1]))
 
 
-def _label_table(labels: Labels | None, sources: np.ndarray, num_sources: int) -> np.ndarray:
-    """bool (labels, sources): whether the source has a document of the label; without labels, one row of True."""
+def _label_pairs(labels: Labels | None, sources: np.ndarray, num_sources: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each label of each source once: two int (pairs,), labels and sources; without labels all sources have label 0."""
     if labels is None:
-        return np.ones((1, num_sources), dtype=bool)
+        return np.zeros(num_sources, dtype=np.int64), np.arange(num_sources)
     each = [names_of(label) for label in labels]
-    names, numbers = np.unique([name for names in each for name in names], return_inverse=True)
-    present = np.zeros((len(names), num_sources), dtype=bool)
-    present[numbers, np.repeat(sources, [len(names) for names in each])] = True
-    return present
+    _, numbers = np.unique([name for names in each for name in names], return_inverse=True)
+    pairs = np.unique(numbers * num_sources + np.repeat(sources, [len(names) for names in each]))
+    return np.divmod(pairs.astype(np.int64), num_sources)
 
 
-def _repair(held: np.ndarray, present: np.ndarray, order: np.ndarray) -> None:
-    """Move sources, in place, so that every label is on both sides if possible.
+class _Sides:
+    """Which sources are held out, and how many sources of each label each side has.
 
     Args:
         held: bool (sources,), changed in place.
-        present: bool (labels, sources).
+        labels, sources: int (pairs,), as :func:`_label_pairs` returns them.
         order: the sources from the lowest hash to the highest; those nearest to the threshold are moved.
     """
-    for label in np.flatnonzero(~(present & ~held).any(axis=1)):
-        if (present[label] & ~held).any():  # a source moved for an earlier label has it
-            continue
-        mine = order[::-1][present[label, order[::-1]]]
-        # preferably a source whose other labels remain in the held-out part; but the rest has priority
-        held[next((s for s in mine if _all_remain(present, held, s)), mine[0])] = False
-    for label in np.flatnonzero(~(present & held).any(axis=1)):
-        if (present[label] & held).any():
-            continue
-        spare = next((s for s in order[present[label, order]] if _all_remain(present, ~held, s)), None)
-        if spare is not None:
-            held[spare] = True
 
+    def __init__(self, held: np.ndarray, labels: np.ndarray, sources: np.ndarray, order: np.ndarray) -> None:
+        self.held = held
+        self.counts = np.zeros((2, labels.max(initial=-1) + 1), dtype=np.int64)  # of the rest, of the held-out part
+        np.add.at(self.counts, (held[sources].astype(np.int64), labels), 1)
+        rank = np.empty_like(order)
+        rank[order] = np.arange(len(order))
+        by_label, by_source = np.lexsort((rank[sources], labels)), np.argsort(sources, kind="stable")
+        self._sources, self._labels = sources[by_label], labels[by_source]
+        self._first_source = np.searchsorted(labels[by_label], np.arange(self.counts.shape[1] + 1))
+        self._first_label = np.searchsorted(sources[by_source], np.arange(len(held) + 1))
 
-def _all_remain(present: np.ndarray, side: np.ndarray, source: int) -> bool:
-    """Whether ``side``, bool (sources,), still has a document of every label of ``source`` without that source."""
-    others = side.copy()
-    others[source] = False
-    return bool((present[present[:, source]] & others).any(axis=1).all())
+    def repair(self) -> None:
+        """Move sources so that every label is on both sides if possible."""
+        rest, out = self.counts
+        for label in np.flatnonzero(rest == 0).tolist():
+            if rest[label] == 0:  # else a source moved for an earlier label has it
+                mine = self._sources_of(label)[::-1].tolist()
+                # preferably a source whose other labels remain in the held-out part; but the rest has priority
+                self._move(next(filter(self._is_spare, mine), mine[0]))
+        for label in np.flatnonzero(out == 0).tolist():
+            spare = next(filter(self._is_spare, self._sources_of(label).tolist()), None) if out[label] == 0 else None
+            if spare is not None:
+                self._move(spare)
+
+    def _sources_of(self, label: int) -> np.ndarray:
+        return self._sources[self._first_source[label] : self._first_source[label + 1]]
+
+    def _labels_of(self, source: int) -> np.ndarray:
+        return self._labels[self._first_label[source] : self._first_label[source + 1]]
+
+    def _is_spare(self, source: int) -> bool:
+        """Whether its side has another source of each of its labels."""
+        return bool((self.counts[int(self.held[source]), self._labels_of(source)] > 1).all())
+
+    def _move(self, source: int) -> None:
+        self.held[source] = not self.held[source]
+        to = int(self.held[source])
+        self.counts[1 - to, self._labels_of(source)] -= 1
+        self.counts[to, self._labels_of(source)] += 1
 
 
 def low_shot(labels: np.ndarray, keys: np.ndarray, per_class: int, seed: int, names: Sequence[str]) -> np.ndarray:
