@@ -261,17 +261,26 @@ def searched(cells: Cells, plan: Plan, method: str, val: str, seed: int, options
 
 
 def fill(cells: Cells, results: Results, plans: list[Plan], vals: list[str], methods: list[str] | None) -> list[str]:
-    """Run every cell of these methods (None: all) that the CSV lacks; returns the tested ones that ended sick."""
-    sick: list[str] = []
-    cells.methods = [m for plan in plans for m in plan.grids if methods is None or m in methods]
-    for val, plan in itertools.product(vals, plans):
-        if val == "small" and plan.small_val is None:
-            continue
-        for method in plan.grids:
-            if methods is None or method in methods:
-                seeds = fill_method(cells, results, plan, method, val)
-                sick += [f"{method} with {plan.labels} labels, {val} validation, seed {seed}" for seed in seeds]
-    return sick
+    """Run every cell of these methods (None: all) that the CSV lacks; returns the tested ones that ended sick.
+
+    Raises:
+        UserError: before anything runs, if a method starts from a pretraining and there is none.
+    """
+    rows = [
+        (plan, method, val)
+        for val, plan in itertools.product(vals, plans)
+        for method in plan.grids
+        if (methods is None or method in methods) and not (val == "small" and plan.small_val is None)
+    ]
+    for plan, method, _ in rows:
+        for options in plan.grids[method]:
+            cells.start(method, options)
+    cells.methods = [method for _, method, _ in rows]
+    return [
+        f"{method} with {plan.labels} labels, {val} validation, seed {seed}"
+        for plan, method, val in rows
+        for seed in fill_method(cells, results, plan, method, val)
+    ]
 
 
 def fill_method(cells: Cells, results: Results, plan: Plan, method: str, val: str) -> list[int]:

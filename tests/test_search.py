@@ -16,7 +16,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import baselines
-import numpy as np
 import pytest
 import yaml
 from baselines import Cells, Results, check_corpus, fill, plans_in
@@ -380,13 +379,16 @@ def test_a_command_that_is_printed_can_be_given_by_hand(
     assert [*printed, "--run_dir=logs/name/version_0"] == ["python", "-m", "lit_sft", *seen[0]]
 
 
-def test_a_method_that_starts_from_a_pretraining_asks_for_one(tmp_path: Path) -> None:
-    search = tmp_path / "search.yaml"
-    search.write_text(SEARCH)
-    given = argparse.Namespace(config=[Path("c.yaml")], init_from=None, metric="accuracy", out=tmp_path / "out.csv")
+def test_a_method_that_starts_from_a_pretraining_asks_for_one_before_others_run(
+    runs: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    search = """
+all: {seeds: 1, search_seeds: 1, scratch: {model.optimizer.lr: [0.1]}, pretrained: {model.optimizer.lr: [0.1]}}
+"""
     with pytest.raises(UserError, match="pretrained starts from a pretraining: give --init_from"):
-        fill(Cells(given), Results(given.out), plans_in(search), ["full"], ["pretrained"])
-    assert np.array_equal(read_lines(given.out), [])
+        filled(tmp_path, search=search, init_from=None)
+    assert runs == []
+    assert len(filled(tmp_path, search=search, init_from=None, methods=["scratch"])) == 1
 
 
 def test_methods_of_an_own_objective_term_encoder_and_metric_are_trained_and_tested(
