@@ -178,16 +178,20 @@ def _ran_with(parts: Parts, variant: str, labels: int | str) -> dict[str, str]:
 
 
 def table(parts: Parts, path: Path) -> str:
-    """A Markdown table: a line a variant, validation macro-F1 in percent, mean ± standard deviation over seeds."""
+    """A Markdown table: a line a variant, validation macro-F1 in percent, mean ± standard deviation over seeds.
+
+    A label count that a variant has no runs of is an empty cell; a variant without any run is left out.
+    """
     counts = list(parts.labels)
     heads = [f"{n} labels" + " a class" * (n != "all") for n in counts]
     head = ["variant", "perplexity", "bits per byte", *heads]
     lines = [line(head), line(["---"] * len(head))]
     for variant in parts.variants:
         cells = [rows_of(parts, path, variant, labels) for labels in counts]
-        if not all(cells):
+        if not any(cells):
             continue
-        language_model = [f"{float(cells[0][0][k]):.{n}f}" for k, n in (("perplexity", 1), ("bits_per_byte", 3))]
+        first = next(row for cell in cells for row in cell)
+        language_model = [f"{float(first[k]):.{n}f}" for k, n in (("perplexity", 1), ("bits_per_byte", 3))]
         scores = [[100 * float(row["macro_f1"]) for row in cell] for cell in cells]
         lines.append(line([variant, *language_model, *map(spread, scores)]))
     return "\n".join(lines)

@@ -566,6 +566,9 @@ def test_a_part_is_measured_with_labels_a_class_and_with_all(tmp_path: Path, mon
     assert len(rows_of_parts(parts, out, "it", 20)) == 6  # a file without that column doesn't say
     with pytest.raises(UserError, match="no variant 'that': there are 'it'"):
         run_variant(parts, "that", out)
+    fewer = [row for row in read_lines(out) if row["labels"] == "all"]  # as where the others ended sick
+    write_figures(out, list(fewer[0]), fewer)
+    assert parts_table(parts, out).splitlines()[2] == "| it | 8.0 | 1.250 |  | 25.0 ± 0.0 |"
 
 
 def test_parts_that_end_sick_are_told_after_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
