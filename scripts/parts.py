@@ -216,7 +216,10 @@ def main() -> None:
     parts = Parts.read(arguments.parts)
     if data_options(parts.finetune).get("response_column"):
         raise UserError(f"{parts.finetune}: prompts with responses have no macro-F1, which the table tells")
-    sick = [one for variant in arguments.only or parts.variants for one in run(parts, variant, arguments.out)]
+    variants = arguments.only or list(parts.variants)
+    for variant in variants:
+        parts.config(variant)  # an unknown variant or a missing config is told before the others run
+    sick = [one for variant in variants for one in run(parts, variant, arguments.out)]
     print(table(parts, arguments.out))
     if sick:
         raise SickRun(f"{arguments.out} is without runs that ended sick: {'; '.join(sick)}")

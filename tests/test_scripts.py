@@ -592,6 +592,10 @@ def test_parts_that_end_sick_are_told_after_the_rest(tmp_path: Path, monkeypatch
     variants = {"it": {}, "fast": {"pretrain": {"lr": 9}}, "other": {"finetune": {"x": 1}}}
     content = {"pretrain": "p.yaml", "finetune": "f.yaml", "seeds": 3, "labels": {"all": {}}, "variants": variants}
     Path("parts.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.setattr(sys, "argv", ["parts.py", "--parts", "parts.yaml", "--out", "out.csv", "--only", "it", "that"])
+    with pytest.raises(UserError, match="no variant 'that': there are 'fast', 'it', 'other'"):
+        parts_main()
+    assert ran == []  # though the first of the two is a variant
     monkeypatch.setattr(sys, "argv", ["parts.py", "--parts", "parts.yaml", "--out", "out.csv"])
     with pytest.raises(SickRun, match=r"fast, pretraining; it, all labels, seed 1; other, all labels, seed 1$"):
         parts_main()
