@@ -31,9 +31,16 @@ ROUNDED = 0.01  # errors in percent that differ by less are those of the same ru
 
 
 def paired_difference(first: Seeds, second: Seeds) -> str:
-    """Mean of ``first - second`` over the seeds that both have, with its 95% interval (Student's t)."""
+    """Mean of ``first - second`` over the seeds that both have, with its 95% interval (Student's t).
+
+    Of one seed there is no interval, and of none no difference.
+    """
     shared = sorted(set(first) & set(second))
+    if not shared:
+        return ""
     a, b = (np.array([figures[seed] for seed in shared]) for figures in (first, second))
+    if len(shared) == 1:
+        return f"{np.mean(a - b):+.1f}"
     low, high = stats.ttest_rel(a, b).confidence_interval(0.95)
     return f"{np.mean(a - b):+.1f} [{low:+.1f}, {high:+.1f}]"
 

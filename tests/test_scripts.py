@@ -75,6 +75,8 @@ def test_the_paired_interval_is_students_over_the_shared_seeds() -> None:
     half = stats.t.ppf(0.975, 2) * differences.std(ddof=1) / np.sqrt(3)
     mean = differences.mean()
     assert paired_difference(first, second) == f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]"
+    assert paired_difference({0: 50.0, 1: 53.0}, {1: 48.0}) == "+5.0"  # one seed has no interval
+    assert paired_difference({0: 50.0}, {1: 48.0}) == ""
 
 
 def test_the_table_reads_tested_rows_alone_and_a_repeated_one_once(tmp_path: Path) -> None:
