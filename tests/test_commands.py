@@ -64,6 +64,14 @@ def test_every_command_of_a_script_parses(
     assert wrong == []
 
 
+def test_the_size_of_a_process_is_its_own_and_not_that_of_the_one_that_starts_it(
+    script: Callable[[Path], ModuleType],
+) -> None:
+    here = b"1" * (200 << 20)
+    size = script(ROOT / "scripts" / "bench" / "predict.py").peak_bytes([sys.executable, "-c", "x = b'1' * (30 << 20)"])
+    assert 30 << 20 < size < len(here)
+
+
 def parse_script(name: str, module: ModuleType, arguments: list[str]) -> None:
     """What a script does first with its arguments."""
     if name == "scripts/contamination.py":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -31,6 +30,12 @@ from lit_sft.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from export import write_exported
+
+SIZED = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -66,15 +71,21 @@ def main() -> None:
 def start(model: Path, text: str, threads: int) -> None:
     """A fresh process that answers one document."""
     command = [sys.executable, "-m", "lit_sft", "predict", "--ckpt_path", str(model), "--input", "-", "--output", "-"]
-    options: dict[str, Any] = {"env": {**os.environ, "OMP_NUM_THREADS": str(threads)}, "stdout": subprocess.DEVNULL}
-
-    def run() -> None:
-        subprocess.run(command, input=text + "\n", text=True, check=True, **options)
-
-    run()  # the files are in memory then
+    options: dict[str, Any] = {"env": {**os.environ, "OMP_NUM_THREADS": str(threads)}, "input": text + "\n"}
+    size = peak_bytes(command, **options) / 2**20  # the files are in memory then
+    run = partial(subprocess.run, command, stdout=subprocess.DEVNULL, text=True, check=True, **options)
     seconds = min(seconds_of(run) for _ in range(3))
-    size = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     print(f"file: {model.stat().st_size / 1e6:.1f} MB; start to the first answer: {seconds:.1f} s, {size:.0f} MiB")
+
+
+def peak_bytes(command: list[str], **options: Any) -> int:
+    """The largest resident size of a command's process.
+
+    A small process starts it: on Linux ru_maxrss has in it what the starting process had, and this one has torch.
+    """
+    wrapped = [sys.executable, "-c", SIZED, *command]
+    done = subprocess.run(wrapped, stdout=subprocess.PIPE, text=True, check=True, **options)
+    return int(done.stdout) * (1 if sys.platform == "darwin" else 1024)
 
 
 def together(predictor: lit_sft.Predictor, texts: list[str]) -> None:
