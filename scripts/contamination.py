@@ -8,9 +8,9 @@ Every source is read again, without the cache. Options (YAML values) override th
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from one_line import in_one_line
 from lit_sft.data.corpus import load_corpus
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.data.textdata import TextData
-from lit_sft.errors import UserError, nearest
+from lit_sft.errors import UserError, nearest, one_line
 from lit_sft.options import GROUPS, read_yaml
 
 
@@ -59,11 +59,18 @@ def with_names(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def options_of(arguments: list[str]) -> dict[str, Any]:
-    """The data options from config files and ``name=value`` arguments; later ones override earlier ones."""
+    """The data options from config files and ``name=value`` arguments; later ones override earlier ones.
+
+    Raises:
+        UserError: a value is not YAML, and for the reasons of :func:`data_options`.
+    """
     options: dict[str, Any] = {}
     for argument in arguments:
         name, is_option, value = argument.partition("=")
-        options |= {name: yaml.safe_load(value)} if is_option else data_options(Path(argument))
+        try:
+            options |= {name: yaml.safe_load(value)} if is_option else data_options(Path(argument))
+        except yaml.YAMLError as error:
+            raise UserError(f"{argument}: not valid YAML, quote it for YAML too: {one_line(error)}") from error
     return with_names(options)
 
 
@@ -85,11 +92,16 @@ def count(options: dict[str, Any]) -> dict[str, Any]:
     return {**corpus.gate.report(), "seconds": {name: round(value, 1) for name, value in seconds.items()}}
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("given", nargs="+", metavar="CONFIG|NAME=VALUE", help="a config, or a data option")
+    return options
+
+
 def main() -> None:
     """Print the report."""
-    if len(sys.argv) < 2 or "--help" in sys.argv:
-        raise SystemExit(__doc__)
-    print(json.dumps(count(options_of(sys.argv[1:])), indent=2))
+    print(json.dumps(count(options_of(parser().parse_args().given)), indent=2))
 
 
 if __name__ == "__main__":

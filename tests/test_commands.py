@@ -75,7 +75,7 @@ def test_the_size_of_a_process_is_its_own_and_not_that_of_the_one_that_starts_it
 def parse_script(name: str, module: ModuleType, arguments: list[str]) -> None:
     """What a script does first with its arguments."""
     if name == "scripts/contamination.py":
-        assert options_of(arguments)
+        assert options_of(module.parser().parse_args(arguments).given)
     elif name == "scripts/kill.py":
         _, flags = module.parser().parse_known_args(arguments)
         assert all("." in flag for flag in flags if flag.startswith("--"))  # which go to every stage

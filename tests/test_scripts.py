@@ -381,6 +381,12 @@ def test_what_holds_no_data_options_is_told(content: str, message: str, tmp_path
         options_of(["labled=a.csv"])
 
 
+def test_a_data_option_that_is_no_yaml_is_told() -> None:
+    assert options_of(["label_pattern='[A-Z]+'"]) == {"label_pattern": "[A-Z]+"}
+    with pytest.raises(UserError, match=r"^label_pattern=\[A-Z\]\+: not valid YAML, quote it for YAML too: .*$"):
+        options_of(["label_pattern=[A-Z]+"])
+
+
 def test_columns_without_a_header_are_named_by_numbers() -> None:
     names = ("text_column", "label_column", "response_column")
     assert options_of([f"{name}={number}" for number, name in enumerate(names)]) == dict(zip(names, "012", strict=True))
