@@ -240,9 +240,8 @@ def _predictions(row: dict[str, str]) -> Predictions | None:
     if file is None or not file.is_file():
         return None
     predictions = read_predictions(file)
-    figures = weighted_multilabel_figures if predictions.multilabel else weighted_figures
-    found = figures(predictions, np.ones((len(predictions), 1)), counts_only=True)
-    same = all(abs(float(found[name][0]) - float(row[f"test_{name}"])) < 1e-4 for name in ("accuracy", "macro_f1"))
+    found = of_runs([predictions], np.ones((len(predictions), 1)))
+    same = all(abs(float(found[name].item()) - float(row[f"test_{name}"])) < 1e-4 for name in ("accuracy", "macro_f1"))
     return predictions if same else None
 
 
