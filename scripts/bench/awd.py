@@ -71,10 +71,14 @@ class Clock:
         self.measured += time.perf_counter() - before
         return found
 
-    def ended(self, network: Network, step: int, tokens: int) -> bool:
-        """Whether the time is over; where a quarter has ended, its line is written."""
-        if self.now() >= (self.quarter + 1) * self.limit / QUARTERS:
-            self.write(network, step, tokens)
+    @property
+    def due(self) -> bool:
+        """Whether a quarter has ended whose line isn't written yet."""
+        return self.now() >= (self.quarter + 1) * self.limit / QUARTERS
+
+    @property
+    def over(self) -> bool:
+        """Whether the last quarter's line is written."""
         return self.quarter == QUARTERS
 
     def write(self, network: Network, step: int, tokens: int) -> None:
@@ -158,10 +162,11 @@ def bare(config: dict[str, Any], data: TextDataModule, clock: Clock, precision: 
             torch.nn.utils.clip_grad_norm_(weights, CLIP)
             optimizer.step()
             step, tokens = step + 1, tokens + inputs.numel()
-            if clock.now() >= (clock.quarter + 1) * clock.limit / QUARTERS:
+            if clock.due:
                 with averaged(optimizer):
-                    if clock.ended(network, step, tokens):
-                        return
+                    clock.write(network, step, tokens)
+                if clock.over:
+                    return
         with averaged(optimizer):
             figure = clock.measure(network)
         if isinstance(optimizer, torch.optim.SGD) and len(figures) > NONMONO and figure > min(figures[:-NONMONO]):
@@ -208,18 +213,18 @@ class Timed(L.Callback):
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.tokens += sum(b.num_tokens for b in batch.values())
-        clock = Timed.clock
-        if clock.now() < (clock.quarter + 1) * clock.limit / QUARTERS:
+        if not Timed.clock.due:
             return
         means = [c for c in trainer.callbacks if isinstance(c, WeightMean)]  # type: ignore[attr-defined]
         for mean in means:
             mean.on_validation_epoch_start(trainer, module)
-        trainer.should_stop |= clock.ended(module.net, trainer.global_step, self.tokens)  # type: ignore[arg-type]
+        Timed.clock.write(module.net, trainer.global_step, self.tokens)  # type: ignore[arg-type]
+        trainer.should_stop |= Timed.clock.over
         for mean in means:
             mean.on_validation_epoch_end(trainer, module)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if Timed.clock.quarter < QUARTERS:  # the config's epochs are over before the clock's last quarter
+        if not Timed.clock.over:  # the config's epochs are over before the clock's last quarter
             Timed.clock.write(module.net, trainer.global_step, self.tokens)  # type: ignore[arg-type]
 
 
