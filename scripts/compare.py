@@ -3,8 +3,9 @@
     python scripts/compare.py logs/quickstart/version_0 --scratch configs/quickstart/scratch.yaml
     python scripts/compare.py logs/mine/version_0 --scratch configs/own/scratch.yaml
 
-The from-scratch network takes its encoder class, encoder sizes and precision from the run, and all else from its
-config. It is trained with one seed, for a first look; scripts/baselines.py makes a table with seeds and intervals.
+The from-scratch network takes data options, tokenizer, seed, encoder class, encoder sizes and precision from the run,
+and all else from its config. It is trained once, for a first look; scripts/baselines.py makes a table with seeds and
+intervals.
 """
 
 from __future__ import annotations
