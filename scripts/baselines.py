@@ -53,7 +53,7 @@ from lit_sft.errors import SickRun, UserError
 from lit_sft.main import main as lit_sft
 from lit_sft.measured_data import VALIDATED
 from lit_sft.options import GROUPS, read_config_file, read_yaml
-from lit_sft.runs import new_run, read_record
+from lit_sft.runs import new_run, read_record, run_name
 
 # The columns that identify a run: "start" is --init_from, if the method uses it; "config" is a hash of the contents of
 # the configs (and of small_val, for the small validation set).
@@ -120,7 +120,7 @@ class Cells:
             self.checked = True
         subsets = {"labels_per_class": None if plan.labels == "all" else int(plan.labels)}
         subsets["val_labels_per_class"] = plan.small_val if val == "small" else None
-        name = f"baselines-{self.arguments.out.stem}-{method}-{plan.labels}" + ("-small" if val == "small" else "")
+        name = self.name(plan, method, val)
         figures: dict[str, Any]
         if method.startswith("tfidf"):
             folder = new_run(name) if test else None
@@ -146,6 +146,10 @@ class Cells:
                 shutil.rmtree(folder / "checkpoints")  # a table leaves hundreds of runs behind
             figures = {f"{split}_{k}": record[split][k] for split in ("val", "test") if split in record for k in SHOWN}
         return figures | ({"run": folder} if test else {})
+
+    def name(self, plan: Plan, method: str, val: str) -> str:
+        """The name of a row's runs, which are in ``logs/NAME``."""
+        return f"baselines-{self.arguments.out.stem}-{method}-{plan.labels}" + ("-small" if val == "small" else "")
 
     def cell(self, plan: Plan, method: str, val: str, seed: int, options: Options) -> dict[str, Any]:
         """The columns that identify a run in the CSV."""
@@ -264,7 +268,7 @@ def fill(cells: Cells, results: Results, plans: list[Plan], vals: list[str], met
     """Run every cell of these methods (None: all) that the CSV lacks; returns the tested ones that ended sick.
 
     Raises:
-        UserError: before anything runs, if a method starts from a pretraining and there is none.
+        UserError: before anything runs, if a method starts from a pretraining and there is none, or can't name a run.
     """
     rows = [
         (plan, method, val)
@@ -272,7 +276,9 @@ def fill(cells: Cells, results: Results, plans: list[Plan], vals: list[str], met
         for method in plan.grids
         if (methods is None or method in methods) and not (val == "small" and plan.small_val is None)
     ]
-    for plan, method, _ in rows:
+    for plan, method, val in rows:
+        if not method.startswith("tfidf"):
+            run_name(None, cells.name(plan, method, val))
         for options in plan.grids[method]:
             cells.start(method, options)
     cells.methods = [method for _, method, _ in rows]

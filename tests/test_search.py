@@ -391,6 +391,13 @@ all: {seeds: 1, search_seeds: 1, scratch: {model.optimizer.lr: [0.1]}, pretraine
     assert len(filled(tmp_path, search=search, init_from=None, methods=["scratch"])) == 1
 
 
+def test_a_method_that_can_not_name_a_run_is_told_before_others_run(runs: list[dict[str, Any]], tmp_path: Path) -> None:
+    search = SEARCH.replace("scratch:", "from scratch:")
+    with pytest.raises(UserError, match="--name baselines-out-from scratch-7: use letters, digits"):
+        filled(tmp_path, search=search)
+    assert runs == []
+
+
 def test_methods_of_an_own_objective_term_encoder_and_metric_are_trained_and_tested(
     files: Files, tmp_path: Path, example: Callable[[str], None]
 ) -> None:
