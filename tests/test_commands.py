@@ -72,6 +72,35 @@ def test_the_size_of_a_process_is_its_own_and_not_that_of_the_one_that_starts_it
     assert 30 << 20 < size < len(here)
 
 
+def test_the_size_of_a_saved_checkpoint_is_that_of_this_run(
+    script: Callable[[Path], ModuleType],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    module = script(ROOT / "scripts" / "bench" / "checkpoints.py")
+    monkeypatch.chdir(tmp_path)
+
+    def fit(arguments: list[str]) -> int:
+        (flag,) = (argument for argument in arguments if argument.startswith("--run_dir="))
+        write(Path(flag.partition("=")[2]), 2)
+        module.Trainer.fit(None)
+        module.LastCheckpoint.save(None, None)
+        return 0
+
+    def write(run: Path, size: int) -> None:
+        (run / "checkpoints").mkdir(parents=True)
+        (run / "checkpoints" / "last.ckpt").write_bytes(b"1" * (size << 20))
+
+    write(Path("logs/bench-checkpoints/version_0"), 5)  # of a larger model, earlier
+    monkeypatch.setattr(module, "lit_sft", fit)
+    monkeypatch.setattr(module.Trainer, "fit", lambda trainer: None)
+    monkeypatch.setattr(module.LastCheckpoint, "save", lambda callback, trainer: None)
+    monkeypatch.setattr(sys, "argv", ["checkpoints.py"])
+    module.main()
+    assert ", 1 saves of 2 MiB, " in capsys.readouterr().out
+
+
 def parse_script(name: str, module: ModuleType, arguments: list[str]) -> None:
     """What a script does first with its arguments."""
     if name == "scripts/contamination.py":

@@ -12,13 +12,13 @@ from __future__ import annotations
 import argparse
 import time
 from functools import wraps
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
 
 from lit_sft.callbacks import LastCheckpoint
 from lit_sft.main import main as lit_sft
+from lit_sft.runs import new_run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,10 +51,11 @@ def main() -> None:
     Trainer.fit = timed_fit  # type: ignore[method-assign]
     seconds = int(60 * arguments.minutes)
     limit = f"--trainer.max_time=00:{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-    code = lit_sft(["fit", "--config", arguments.config, "--name", "bench-checkpoints", limit])
+    folder = new_run("bench-checkpoints")
+    code = lit_sft(["fit", "--config", arguments.config, f"--run_dir={folder}", limit])
     if code:
         raise SystemExit(code)
-    size = max(path.stat().st_size for path in Path("logs/bench-checkpoints").rglob("last.ckpt")) / 2**20
+    size = (folder / "checkpoints" / "last.ckpt").stat().st_size / 2**20
     print(f"run {whole[0]:.0f} s, {len(saves)} saves of {size:.0f} MiB, {sum(saves) / len(saves):.2f} s each")
     print(f"saving took {100 * sum(saves) / whole[0]:.2f}% of the run")
 
