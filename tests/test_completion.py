@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_pairs import EOS, array_of
 from torch import Tensor
-from toy_network import build, encoded
+from toy_network import build, encoded, squares_of
 
 from lit_sft.data.pairs import PairBatch, PairDataset
 from lit_sft.models import LMHead, LSTMEncoder, Network
@@ -86,6 +86,19 @@ def test_what_a_prompt_says_counts_and_what_is_left_of_a_response_is_all_that_do
     cut = loss_of(Completion(), network, batch_of([([3, 4], [5, 6, 7])], longest=2))
     torch.testing.assert_close(cut.total, sum(slow(network, [([3, 4], [5, 6, 7])])[1][:2]) / 2)
     assert cut.weight == 2
+
+
+def test_penalties_are_those_of_prompts_and_responses() -> None:
+    network, rows = build().eval(), []
+    for prompt, response in PAIRS:
+        ids = torch.tensor([[EOS, *prompt, EOS, *response, EOS]])
+        masks, state = network.encoder.draw_masks(*ids.shape), network.encoder.initial_state(1)
+        rows.append(encoded(network.encoder, ids, torch.ones_like(ids), state, masks).hidden[0])
+    squares, changes = squares_of(rows)
+    loss = loss_of(Completion(activation_penalty=2.0, temporal_penalty=0.5), network, batch_of(PAIRS))
+    torch.testing.assert_close(loss.parts["activation_penalty"], 2.0 * squares)
+    torch.testing.assert_close(loss.parts["temporal_penalty"], 0.5 * changes)
+    torch.testing.assert_close(loss.total, loss.parts["completion"] + 2.0 * squares + 0.5 * changes)
 
 
 def test_an_empty_share_is_zero_with_gradients_of_zero() -> None:

@@ -1,6 +1,7 @@
 """A network of a few units and a batch for it, for the tests of objectives."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -49,6 +50,12 @@ def encoded(encoder: Encoder, ids: Tensor, mask: Tensor, state: LSTMState, masks
     """What the encoder makes of ids (batch, time)."""
     output: EncoderOutput = encoder(encoder.embed(ids, masks), mask, state, masks)
     return output
+
+
+def squares_of(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The means of AWD-LSTM's two penalties over documents (time, units): of the squares, and of those of changes."""
+    changes = [(after - before).square() for row in rows for before, after in pairwise(row)]
+    return torch.cat([row.flatten() for row in rows]).square().mean(), torch.cat(changes).mean()
 
 
 def loss_of(objective: Objective, network: Network, batch: Batch, state: LSTMState | None = None) -> Tensor:
