@@ -13,9 +13,9 @@ from torch import Tensor
 from toy_network import Batch, batch, build
 
 from lit_sft.models import ClassifierHead, Network, TwoWayEncoder
-from lit_sft.objectives import AT, VAT, EntMin, Mixed, Supervised, Term
+from lit_sft.objectives import AT, VAT, AuxiliaryLM, EntMin, Mixed, Supervised, Term
 from lit_sft.objectives import vat as vat_module
-from lit_sft.objectives.reading import Reading, random_unit
+from lit_sft.objectives.reading import Reading, random_unit, unit
 from lit_sft.objectives.term import Step
 
 
@@ -147,8 +147,41 @@ def test_mixed_is_the_weighted_sum_with_its_ramps(number: int) -> None:
     assert math.isclose(sum(share.item() for share, _ in found.shares), found.total.item())
 
 
-def test_the_diagnostics_are_shares_of_gradient_and_of_documents() -> None:
-    network, labeled, other = sharp().eval(), batch(), others()
+def share(whole: Batch, rank: int) -> Batch:
+    """Every other row: what one of two processes reads of a batch."""
+    names = ("input_ids", "attention_mask", "targets", "labels", "indices")
+    return Batch(**{name: getattr(whole, name)[rank::2] for name in names})
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_uneven_shares_weighted_by_what_they_are_means_over_make_up_the_whole(
+    multilabel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What several processes rest on. Some rows have no label, stand for no document, or have no target."""
+    monkeypatch.setattr(vat_module, "random_unit", lambda reach, like: unit(like.detach().cos(), reach))
+    network, labeled, stream = sharp(classifier={"multilabel": multilabel}).eval(), batch(), batch()
+    labeled.labels = torch.tensor([0, 1, -1, 2])
+    if multilabel:
+        labeled.labels = torch.tensor([[1, 0, 1], [0, 0, 0], [-1, -1, -1], [0, 1, 0]])
+    stream.targets[1] = -100
+    given = {"labeled": labeled, "unlabeled_documents": others(), "unlabeled": stream}
+    terms: list[Term] = [AT(norm=0.5), VAT(norm=0.8), EntMin(weight=2.0), AuxiliaryLM()]
+    mixed = Mixed(terms, diagnose_every=0, class_weights=[0.5, 2.0, 1.0])
+    ranks = [{kind: share(documents, rank) for kind, documents in given.items()} for rank in (0, 1)]
+    whole, one, two = (mixed(network, read, None).shares for read in (given, *ranks))
+    assert len(whole) == 5
+    for (loss, count), (loss_1, count_1), (loss_2, count_2) in zip(whole, one, two, strict=True):
+        assert count is not None
+        assert count_1 is not None
+        assert count_2 is not None
+        torch.testing.assert_close(count_1 + count_2, count)
+        torch.testing.assert_close((loss_1 * count_1 + loss_2 * count_2) / count, loss)
+        assert count_1 != count_2
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_diagnostics_are_shares_of_gradient_and_of_documents(classes: int) -> None:
+    network, labeled, other = sharp(classes).eval(), batch(classes), others(classes)
     mixed = Mixed([AT(norm=0.5), EntMin(weight=3.0)], diagnose_every=2)
     mixed.step = 5
     given = {"labeled": labeled, "unlabeled_documents": other}
@@ -162,7 +195,7 @@ def test_the_diagnostics_are_shares_of_gradient_and_of_documents() -> None:
         norms.append(math.sqrt(sum(g.square().sum().item() for g in gradients if g is not None)))
     assert measured["unlabeled_share"].item() == pytest.approx(norms[0] / sum(norms), rel=1e-5)
     choices = [p.argmax().item() for p in predicted(network, other)]
-    for number in range(3):
+    for number in range(classes):
         assert measured[f"predicted_{number}"].item() == pytest.approx(choices.count(number) / 3)
     mixed.step = 6
     assert mixed(network, given, None).measured == {}
