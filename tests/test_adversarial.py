@@ -109,6 +109,19 @@ def test_ats_direction_and_loss_are_autograd_written_out(classes: int, multilabe
     torch.testing.assert_close(AT(norm=0.7)(step), torch.stack(losses).mean())
 
 
+def test_above_frozen_token_vectors_ats_direction_and_loss_are_the_same() -> None:
+    network, documents = sharp().eval(), batch()
+    found = []
+    for trained in (True, False):
+        network.encoder.embedding.weight.requires_grad_(trained)
+        step = step_of(network, documents)
+        reading = step.reading("labeled")
+        assert reading.embeds.requires_grad is trained
+        found.append((AT(norm=0.7).towards(reading, step), AT(norm=0.7)(step)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def hessian(network: Network, document: Batch) -> tuple[Tensor, Tensor]:
     """Of KL(p(s) || p(s + r)) at r = 0, over the tokens that may move: (size, size); and the token vectors s."""
     vectors = network.encoder.embedding(document.input_ids).detach()

@@ -85,6 +85,20 @@ def test_the_direction_beats_chance_by_far() -> None:
     assert rise["adversarial"] > 3 * abs(rise["random"])
 
 
+def test_the_control_is_mle_at_vectors_moved_as_far_to_anywhere() -> None:
+    network, stream = build().eval(), batch()
+    torch.manual_seed(3)
+    loss = AdversarialMLE(norm=0.8, weight=0.5, direction="random")(network, {"unlabeled": stream}, None)
+    torch.manual_seed(3)
+    vectors = network.encoder.embedding(stream.input_ids)
+    move = torch.randn_like(vectors) * stream.attention_mask[..., None]
+    moved = vectors + 0.8 * move / move.square().sum((1, 2), keepdim=True).sqrt()
+    masks, state = network.draw_masks(4, 6), network.encoder.initial_state(4)
+    clean, expected = (network.lm_nll(stream, state, masks, x)[0].sum() / 20 for x in (vectors, moved))  # 20 targets
+    torch.testing.assert_close(loss.parts["adversarial_lm"], expected)
+    torch.testing.assert_close(loss.total, clean + 0.5 * expected)
+
+
 def test_under_bfloat16_the_direction_is_that_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     network, stream = build(lm={"tie_weights_up_to": 0, "adaptive_cutoffs": [4, 8]}).eval().float(), batch()
     directions = []

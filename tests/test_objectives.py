@@ -1,6 +1,8 @@
 """Objectives against formulas and slow loops."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from toy_network import batch, build, encoded, loss_of
 
 from lit_sft.models import Network
 from lit_sft.models.heads import class_probabilities, num_outputs
-from lit_sft.objectives import MLE, Objective, Supervised
+from lit_sft.objectives import MLE, AdversarialMLE, Objective, Supervised
 
 # maximum likelihood
 
@@ -46,7 +48,12 @@ def test_a_stream_batch_without_targets_gives_zero_and_gradients_of_zero(lm: dic
     assert all((gradient == 0).all() for gradient in gradients)
 
 
-def test_lanes_are_set_back_at_random_in_training_alone() -> None:
+@pytest.mark.parametrize(
+    ("make", "passes"),
+    [(MLE, 1), (partial(AdversarialMLE, norm=0.0), 2)],  # both its passes begin alike
+    ids=["MLE", "AdversarialMLE"],
+)
+def test_lanes_are_set_back_at_random_in_training_alone(make: Callable[..., MLE], passes: int) -> None:
     network = build(encoder={"embedding_dropout": 0.0, "hidden_dropout": 0.0, "output_dropout": 0.0})
     stream = batch()
     stream.first = False
@@ -66,12 +73,11 @@ def test_lanes_are_set_back_at_random_in_training_alone() -> None:
         drawn = torch.rand(4, 1).squeeze(1) < 0.5  # what is drawn first
         found.add(tuple(drawn.tolist()))
         torch.manual_seed(seed)
-        total = MLE(reset_probability=0.5)(network, {"unlabeled": stream}, carried).total
-        torch.testing.assert_close(total, torch.where(drawn, fresh, kept).sum() / count)
+        total = make(reset_probability=0.5)(network, {"unlabeled": stream}, carried).total
+        torch.testing.assert_close(total, passes * torch.where(drawn, fresh, kept).sum() / count)
     assert len(found) > 8
-    torch.testing.assert_close(
-        MLE(reset_probability=1.0)(network.eval(), {"unlabeled": stream}, carried).total, kept.sum() / count
-    )
+    evaluated = make(reset_probability=1.0)(network.eval(), {"unlabeled": stream}, carried).total
+    torch.testing.assert_close(evaluated, passes * kept.sum() / count)
 
 
 @pytest.mark.parametrize("p", [-0.1, 1.1])
