@@ -1,5 +1,6 @@
 """The LSTM encoder: padding, carried states, masks and their rates. (test_weight_dropout.py has it against a loop.)"""
 
+import math
 from typing import Any
 
 import pytest
@@ -95,13 +96,16 @@ def test_every_parameter_is_in_one_layer_group_from_the_bottom_up() -> None:
     assert sorted(flat) == sorted(map(id, encoder.parameters()))
 
 
-def test_start_weights_have_an_open_forget_gate_and_orthogonal_recurrence() -> None:
+def test_start_weights_have_an_open_forget_gate_orthogonal_recurrence_and_glorots_range_in_each_gate() -> None:
     encoder = LSTMEncoder(11, 5, 6)
     weights = dict(encoder.layers[0].named_parameters())
     bias = weights["bias_ih_l0"] + weights["bias_hh_l0"]
     assert bias.tolist() == [0.0] * 6 + [1.0] * 6 + [0.0] * 12
     for gate in weights["weight_hh_l0"].chunk(4):
         torch.testing.assert_close(gate @ gate.T, torch.eye(6))
+    ranges = [(gate, math.sqrt(6 / (5 + 6))) for gate in weights["weight_ih_l0"].chunk(4)]  # by inputs and units
+    for weight, bound in [*ranges, (encoder.embedding.weight, 0.1)]:
+        assert 0.8 * bound < weight.abs().max() <= bound
 
 
 def test_no_id_is_padding_by_itself_since_the_mask_says_what_is() -> None:

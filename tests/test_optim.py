@@ -9,6 +9,7 @@ from collections import Counter
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -43,7 +44,7 @@ def curve(schedule: Schedule, total: int) -> list[float]:
     return [schedule(step, total) for step in range(total)]
 
 
-@pytest.mark.parametrize(("warmup", "final", "total"), [(0.1, 0.0, 100), (0.25, 0.05, 41), (0.0, 0.2, 7)])
+@pytest.mark.parametrize(("warmup", "final", "total"), [(0.1, 0.0, 100), (0.25, 0.05, 43), (0.0, 0.2, 7)])
 def test_warmup_cosine_rises_linearly_and_falls_by_the_formula(warmup: float, final: float, total: int) -> None:
     rise = int(warmup * total)
     expected = [(step + 1) / (rise + 1) for step in range(rise)]
@@ -54,7 +55,7 @@ def test_warmup_cosine_rises_linearly_and_falls_by_the_formula(warmup: float, fi
     assert expected[-1] == pytest.approx(final)
 
 
-@pytest.mark.parametrize(("warmup", "total"), [(0.25, 100), (0.3, 37), (0.1, 11)])
+@pytest.mark.parametrize(("warmup", "total"), [(0.25, 100), (0.3, 39), (0.1, 11)])
 def test_one_cycle_equals_torch(warmup: float, total: int) -> None:
     start_div, final_div = 25.0, 1e5
     rise = int(warmup * total)
@@ -86,6 +87,13 @@ def test_slanted_triangular_is_equation_3(cut_frac: float, ratio: float, total: 
         p = t / cut if t < cut else 1 - (t - cut) / (cut * (1 / cut_frac - 1))
         expected.append((1 + p * (ratio - 1)) / ratio)
     assert curve(SlantedTriangular(cut_frac, ratio), total) == pytest.approx(expected, rel=1e-9)
+
+
+def test_slanted_triangular_peaks_at_the_whole_step_below_its_share_and_falls_evenly() -> None:
+    """Of 37 steps a tenth is 3.7, where the paper's own fall would go below the lowest rate."""
+    rates = curve(SlantedTriangular(0.1, 32.0), 37)
+    assert rates[:4] == pytest.approx(np.linspace(1 / 32, 1.0, 4).tolist())
+    assert rates[3:] == pytest.approx(np.linspace(1.0, 1 / 32, 35)[:-1].tolist())  # the lowest, one step behind the end
 
 
 @pytest.mark.parametrize(("start", "total"), [(1e-4, 200), (0.01, 7), (0.5, 2)])
