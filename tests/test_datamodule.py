@@ -96,6 +96,17 @@ def test_every_labeled_document_is_served_once_an_epoch_with_its_label(files: Fi
     assert orders[0] != orders[1]
 
 
+def test_unlabeled_documents_come_without_labels_and_in_an_order_of_their_own(files: Files, shared_cache: Path) -> None:
+    """The same documents in batches of the same sizes: those of one seed would be the labeled ones once more."""
+    data = ready(files, shared_cache, max_unlabeled_documents=16)
+    labeled, unlabeled = list(data.document_loader("train")), list(data.unlabeled_document_loader())
+    served = [[batch.indices.tolist() for batch in batches] for batches in (labeled, unlabeled)]
+    assert [sorted(i for batch in batches for i in batch) for batches in served] == [list(range(120))] * 2
+    assert sorted(map(len, served[0])) == sorted(map(len, served[1]))
+    assert len(set(map(frozenset, served[0])) & set(map(frozenset, served[1]))) < len(labeled) / 2
+    assert all((batch.labels == -1).all() for batch in unlabeled)
+
+
 def test_little_is_padding(files: Files, shared_cache: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = [(" ".join(["tide"] * int(n)), "ab"[i % 2]) for i, n in enumerate(rng.lognormal(4, 0.8, 1500).clip(3, 400))]
