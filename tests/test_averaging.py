@@ -73,6 +73,17 @@ def mean_of(all_weights: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([w[name].double() for w in all_weights]).mean(0).float() for name in all_weights[0]}
 
 
+def exponential(all_weights: list[dict[str, Tensor]], decay: float, start_step: int = 0) -> list[dict[str, Tensor]]:
+    """The moving average after each step, by its recursion; the weights themselves before it begins."""
+    mean, means = None, []
+    for step, now in enumerate(all_weights):
+        if step >= start_step:
+            share = max(1 - decay, 1 / (step - start_step + 1))  # at first all weights count alike
+            mean = now if mean is None else {n: (1 - share) * w + share * now[n] for n, w in mean.items()}
+        means.append(now if mean is None else mean)
+    return means
+
+
 def close(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert one.keys() == other.keys()
     for name, value in one.items():
@@ -176,12 +187,7 @@ def test_the_exponential_average_is_the_recursion_from_its_first_step_on(
     run = train(files, shared_cache, tmp_path / "run", ExponentialAveraging(0.7, start_step), max_epochs=1)
     watch = run["watch"]
     assert run["losses"] == plain["losses"]
-    mean, means = None, []
-    for step, now in enumerate(watch.weights):
-        if step >= start_step:
-            share = max(1 - 0.7, 1 / (step - start_step + 1))  # at first all weights count alike
-            mean = now if mean is None else {n: (1 - share) * w + share * now[n] for n, w in mean.items()}
-        means.append(now if mean is None else mean)
+    means = exponential(watch.weights, 0.7, start_step)
     close(weights(run["module"]), means[-1])
     assert watch.steps == [3, 6, 9]
     for step, loss in zip(watch.steps, watch.losses, strict=True):
@@ -189,6 +195,16 @@ def test_the_exponential_average_is_the_recursion_from_its_first_step_on(
     if start_step:  # Lightning issue 21724: until then the start weights would be validated and saved
         assert watch.losses[0] == plain["watch"].losses[0]
         assert watch.losses[1] != plain["watch"].losses[1]
+
+
+def test_a_step_of_several_batches_counts_once(files: Files, shared_cache: Path, tmp_path: Path) -> None:
+    averaging = ExponentialAveraging(0.7)
+    options: dict[str, Any] = {"accumulate_grad_batches": 2, "val_check_interval": 1.0, "max_epochs": 1}
+    run = train(files, shared_cache, tmp_path, averaging, **options)
+    steps = len(run["watch"].weights) - 1
+    assert steps == -(-len(run["losses"]) // 2) > 3
+    assert averaging.count == steps + 1
+    close(weights(run["module"]), exponential(run["watch"].weights, 0.7)[-1])
 
 
 def test_lightnings_own_average_validates_the_start_weights_before_its_start_step(
