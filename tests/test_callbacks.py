@@ -156,6 +156,23 @@ def test_throughput_is_measured_from_batch_to_batch_without_validation_and_savin
     assert throughput.seconds == 11 * 14  # 16 batches
 
 
+def test_a_resumed_run_counts_on_and_logs_its_own_steps_alone(
+    files: Files, shared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, before, now = Clock(), Throughput(), Throughput(warmup=2)
+    monkeypatch.setattr(throughput_module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    before.tokens, before.seconds = 10**6, 5.0
+    now.load_state_dict(before.state_dict())
+    data = data_of(files, shared_cache)
+    trainer = trainer_of(tmp_path, callbacks=[now, clock], log_every_n_steps=6)
+    trainer.fit(module_of("finetune"), data)
+    tokens = [batch.num_tokens for batch in data.document_loader("train")]
+    assert now.tokens == 10**6 + sum(tokens[2:])
+    assert now.seconds == 5.0 + 11 * 6
+    # logged once, at the end of the sixth step: three from batch to batch, and a second of the last
+    assert trainer.callback_metrics["perf/tokens_per_second"] == pytest.approx(sum(tokens[2:6]) / (3 * 11 + 1))
+
+
 def test_the_record_is_of_the_best_validation_and_not_of_the_last(
     files: Files, shared_cache: Path, tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ from sklearn import metrics as reference
 from torch import Tensor
 
 from lit_sft.evaluation.metrics import ClassificationMetrics, LanguageModelMetrics
+from lit_sft.evaluation.text_losses import TextLosses
 
 NAMES = ["a", "b", "c", "d"]
 
@@ -186,6 +187,14 @@ def test_a_uniform_model_has_the_perplexity_of_the_vocabulary_and_its_bits() -> 
     # one byte a token: 256 equally likely bytes cost 8 bits
     expected = {"loss": math.log(256), "perplexity": 256.0, "bits_per_byte": 8.0}
     assert figures.compute(1.0) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_perplexity_that_is_no_number_of_float64_is_a_large_one() -> None:
+    figures = LanguageModelMetrics()
+    figures.update(torch.full((1, 2), 1000.0), torch.zeros(1, 2, dtype=torch.int64))
+    assert figures.compute(0.0) == {"loss": 1000.0, "perplexity": math.exp(700)}
+    drawn = TextLosses(np.array([2000.0]), np.array([2]), 0.0).figures(np.ones((1, 1)))
+    assert drawn["perplexity"] == pytest.approx([math.exp(700)])
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

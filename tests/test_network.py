@@ -228,6 +228,18 @@ def test_the_gradient_is_that_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(run, embeds)
 
 
+def test_backprop_tokens_leaves_a_language_model_its_state_and_its_whole_gradient() -> None:
+    """That of the loss beside a classifier: the option is for whole documents, which begin without a state."""
+    network, stream, found = build().eval(), batch(), []
+    stream.first = False
+    state = MLE()(network, {"unlabeled": stream}, None).state
+    for tail in (None, 2):
+        network.backprop_tokens = tail
+        loss = MLE()(network, {"unlabeled": stream}, state).total
+        found.append([loss, *torch.autograd.grad(loss, list(network.encoder.parameters()))])
+    assert all(map(torch.equal, *found))
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_half_precision_stays_near_full_precision(tied: bool) -> None:
     network, example = build(tied=tied).float(), batch()
