@@ -406,7 +406,7 @@ def test_the_encoder_in_python_is_a_class_and_no_name(edited: Edited) -> None:
             loaded(path)
 
 
-def test_the_users_class_wins_over_the_checkpoints(trained: Trained, edited: Edited) -> None:
+def test_the_users_class_wins_over_the_checkpoints(edited: Edited) -> None:
     path = edited(lambda ours: ours["config"]["model"].update(encoder="theirs.Encoder"))
     for given in (LSTM, {"class_path": LSTM, "init_args": {}}):
         assert "encoder" not in stored_config(read_checkpoint(path), given)["model"]

@@ -392,7 +392,7 @@ def test_a_tokenizer_that_is_asked_for_beside_init_from_is_told_not_to_be_used(
     ],
 )
 def test_a_wrong_start_is_one_line_and_leaves_nothing(
-    flags: list[str], message: str, fit: Fit, trained: Trained, files: Files, cli: Command
+    flags: list[str], message: str, fit: Fit, trained: Trained
 ) -> None:
     from lit_sft.data.tokenization import Tokenizer
 

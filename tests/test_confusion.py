@@ -64,7 +64,7 @@ def test_of_many_labels_those_with_the_most_errors_are_shown() -> None:
     assert table.splitlines()[2] == "| b | 4 | 3 | 3 | 5 |"
 
 
-def test_a_test_keeps_the_matrix_of_its_documents(cli: Command, trained: Trained, tmp_path: Path, files: Files) -> None:
+def test_a_test_keeps_the_matrix_of_its_documents(cli: Command, trained: Trained, tmp_path: Path) -> None:
     run = Path(shutil.copytree(trained.finetune, tmp_path / "run"))
     assert cli("test", "--ckpt_path", run).code == 0
     rows = labeled_rows(10, 3)

@@ -228,7 +228,7 @@ def test_a_run_inherits_what_the_one_before_was_fed_with(planted: dict[str, str]
 
 
 def test_a_fit_tells_its_counts_keeps_them_and_hands_on_what_it_was_fed(
-    cli: Command, configs: Configs, planted: dict[str, str], files: Files
+    cli: Command, configs: Configs, planted: dict[str, str]
 ) -> None:
     flags = [f"--data.{name}={path}" for name, path in planted.items()]
     shown = cli("fit", "--config", configs.pretrain, *flags, "--run_dir", "lm")

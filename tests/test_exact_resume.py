@@ -327,7 +327,7 @@ def slowly() -> None:
 
 
 @pytest.mark.slow
-def test_the_pydocs_recipe_is_killed_twenty_times(tmp_path: Path) -> None:
+def test_the_pydocs_recipe_is_killed_twenty_times() -> None:
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "scripts/kill.py"], cwd=root, timeout=7200, check=False)
     assert done.returncode == 0

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import Command, Configs, Files, Fit, Trained, read, sentence
+from conftest import Command, Configs, Fit, Trained, read, sentence
 from refusals import one_line
 from torch import Tensor
 from toy_network import encoded
@@ -249,7 +249,7 @@ def weights_of(run: str | Path) -> tuple[Checkpoint, dict[str, Tensor]]:
 
 
 def test_a_run_extends_the_vocabulary_and_another_goes_on_from_it(
-    cli: Command, configs: Configs, general: Path, files: Files
+    cli: Command, configs: Configs, general: Path
 ) -> None:
     options = ["--config", configs.pretrain, f"--model.init_from={general}", *EXTEND]
     done = cli("fit", *options, "--model.optimizer.lr=0", "--run_dir=target")

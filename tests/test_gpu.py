@@ -145,7 +145,7 @@ def test_a_step_with_terms_never_waits_for_the_device(
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 def test_both_stages_train_in_every_precision_and_predict_on_a_cpu(
-    precision: str, cli: Command, configs: Configs, files: Files, tmp_path: Path
+    precision: str, cli: Command, configs: Configs, files: Files
 ) -> None:
     gpu = ("--trainer.accelerator=gpu", f"--trainer.precision={precision}", "--trainer.max_epochs=3")
     assert cli("fit", "--config", configs.pretrain, *gpu).code == 0

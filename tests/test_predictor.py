@@ -528,7 +528,7 @@ def test_missing_options_and_help(cli: Command, capsys: pytest.CaptureFixture[st
     assert cli("predict", "--help").code == 0
 
 
-def test_a_reader_that_has_had_enough_ends_it_quietly(trained: Trained, files: Files, tmp_path: Path) -> None:
+def test_a_reader_that_has_had_enough_ends_it_quietly(trained: Trained, tmp_path: Path) -> None:
     """``predict … --output - | head -n 1``: the pipe is closed while there is more to write."""
     texts = tmp_path / "many.txt"
     texts.write_text("the owl near the oak\n" * 5000)

@@ -108,7 +108,7 @@ def test_the_encoder_reads_every_document_once(
     assert [group["name"] for group in groups] == ["head", "head.bias"]
 
 
-def test_a_step_is_that_of_supervised_on_an_encoder_without_dropout(files: Files, shared_cache: Path) -> None:
+def test_a_step_is_that_of_supervised_on_an_encoder_without_dropout() -> None:
     """The same head masks; two classes and several labels a document too, and documents without any."""
     several = [[0, 1, 1], [0, 0, 0], [-1, -1, -1], [1, 0, 0]]
     for classes, labels in ((3, [0, 1, 2, 0]), (2, [0, 1, 1, -1]), (3, several)):
@@ -156,7 +156,7 @@ def test_two_processes_train_as_one_does(configs: Configs) -> None:
     assert ((one[1:] - one[:-1]) != 0).any(1).sum() > 10
 
 
-def test_from_a_pretraining_on_the_command_line(cli: Command, configs: Configs, trained: Trained, files: Files) -> None:
+def test_from_a_pretraining_on_the_command_line(cli: Command, configs: Configs, trained: Trained) -> None:
     options = ["--model.objective=Probe", f"--model.init_from={trained.pretrain}", "--trainer.max_epochs=2"]
     done = cli("fit", "--config", configs.finetune, *options, "--run_dir", "probed")
     assert done.code == 0, done.err

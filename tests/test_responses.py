@@ -212,7 +212,7 @@ def test_the_batch_size_of_streams_makes_no_other_test(run: Path, cli: Command, 
 
 
 def test_copies_of_test_prompts_are_left_out_whatever_they_were_answered_with(
-    files: Files, shared_cache: Path, tmp_path: Path
+    shared_cache: Path, tmp_path: Path
 ) -> None:
     """A response that no other prompt has is no class that would be lost."""
     rows = [{"text": f"the prompt number {i} of all", "response": f"response {i}"} for i in range(20)]

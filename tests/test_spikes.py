@@ -103,7 +103,7 @@ def test_the_other_batches_of_the_step_are_learned_from(
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_resumed_run_skips_what_the_unbroken_one_skips(
-    stage: str, data: TextDataModule, files: Files, shared_cache: Path, tmp_path: Path, told: list[str]
+    stage: str, files: Files, shared_cache: Path, tmp_path: Path, told: list[str]
 ) -> None:
     """The window is full, and a batch was skipped, before the cut; the spike to be found comes right after it."""
     runs, spikes = [], [7, 11]
@@ -188,7 +188,7 @@ def test_another_window_keeps_the_last_losses() -> None:
     assert list(now.spikes.losses) == [3.0, 4.0, 5.0]
 
 
-def test_several_processes_are_refused(tmp_path: Path) -> None:
+def test_several_processes_are_refused() -> None:
     class Trainer:
         world_size, barebones = 2, False
 

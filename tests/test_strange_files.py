@@ -127,9 +127,7 @@ def test_a_class_in_a_checkpoint_that_is_gone_on_with_or_started_from(
 
 
 @pytest.mark.parametrize("tag", ["object/apply:os.mkdir [sprung]", "name:evil.Encoder"])
-def test_a_config(
-    tag: str, evil: Path, trained: Trained, cli: Command, configs: Configs, files: Files, tmp_path: Path
-) -> None:
+def test_a_config(tag: str, evil: Path, trained: Trained, cli: Command, configs: Configs, tmp_path: Path) -> None:
     text = f"model: !!python/{tag}\n"
     config = tmp_path / "config.yaml"
     config.write_text(text)

@@ -151,9 +151,7 @@ def test_text_that_is_read_in_another_way_is_not_searched_for_copies(
     assert "exact" not in read(run / "test-test.json")["contamination"]
 
 
-def test_validation_documents_that_have_changed_are_not_the_runs(
-    cli: Command, configs: Configs, files: Files, tmp_path: Path
-) -> None:
+def test_validation_documents_that_have_changed_are_not_the_runs(cli: Command, configs: Configs, files: Files) -> None:
     for path in (files.train, files.val):
         shutil.copy(path, path.name)
     files_here = ("--data.labeled", "train.csv", "--data.val", "val.csv")
@@ -195,7 +193,7 @@ def test_other_validation_data_are_measured_whole(cli: Command, configs: Configs
         assert f"{count} val," in cli("validate", "--ckpt_path", run, "--data.val", files.test, *size).log
 
 
-def test_another_network_than_the_runs_is_refused(trained: Trained, cli: Command, tmp_path: Path) -> None:
+def test_another_network_than_the_runs_is_refused(trained: Trained, cli: Command) -> None:
     for command in ("test", "validate"):
         result = cli(command, "--ckpt_path", trained.finetune, "--model.pooling", "max")
         one_line(result, "which was trained with concat: leave model.pooling out")

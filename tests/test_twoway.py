@@ -247,9 +247,7 @@ def test_each_pretraining_goes_into_its_stack_to_the_bit(how: str, pair: Pair, c
     ]
 
 
-def test_predict_equals_test_and_needs_nothing_but_the_checkpoint(
-    pair: Pair, cli: Command, files: Files, tmp_path: Path
-) -> None:
+def test_predict_equals_test_and_needs_nothing_but_the_checkpoint(pair: Pair, cli: Command, files: Files) -> None:
     for run in ("forward", "backward"):
         shutil.copytree(getattr(pair, run), run)
     result = cli("fit", "--config", pair.finetune, "--model.init_from", "forward,backward", "--run_dir", "fine")
