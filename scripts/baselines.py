@@ -241,7 +241,7 @@ def search(cells: Cells, results: Results, plan: Plan, method: str, val: str) ->
     """
     if len(plan.grids[method]) == 1:
         return plan.grids[method][0]
-    scores = []
+    scores, figure = [], f"val_{cells.arguments.metric}"
     for options in plan.grids[method]:
         found = []
         for seed in range(plan.search_seeds):
@@ -249,7 +249,9 @@ def search(cells: Cells, results: Results, plan: Plan, method: str, val: str) ->
             row = results.find(False, **cell)
             if row is None:
                 row = results.add({**cell, **searched(cells, plan, method, val, seed, options)})
-            found.append(float(row[f"val_{cells.arguments.metric}"]))
+            if not row.get(figure):
+                raise UserError(f"{cells.arguments.out}: a line has no {figure}: another --metric, or a new --out")
+            found.append(float(row[figure]))
         scores.append(float(np.mean(found)))
     if np.isnan(scores).all():
         raise UserError(f"{method} with {plan.labels} labels: each point of its grid has a run that ended sick")

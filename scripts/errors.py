@@ -143,6 +143,8 @@ def main() -> None:
     file = predictions_file(options.run)
     if options.split == "val" and options.run.is_dir():
         file = file.with_name(VAL_FILE)
+    if options.split == "val" and file.name != VAL_FILE:
+        raise UserError(f"{file} isn't a {VAL_FILE}: for --split val give that file, or the run's folder")
     chosen = worst(read_predictions(file), options.top)
     for document in shown(chosen, places(data_of(file), "val" if file.name == VAL_FILE else "test")):
         print(json.dumps(document, ensure_ascii=False) if options.json else told(document))

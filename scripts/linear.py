@@ -20,7 +20,7 @@ from sklearn.preprocessing import Normalizer
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.data.tokens import TokenArray
 from lit_sft.data.words import WITHOUT_BLANKS
-from lit_sft.errors import UserError
+from lit_sft.errors import UserError, one_line
 from lit_sft.evaluation.predictions import FILE, Predictions
 from lit_sft.runs import RECORD, write_record
 
@@ -54,8 +54,11 @@ def linear_model(
     }
     model = LogisticRegression(C=options["C"], max_iter=1000, class_weight=options.get("class_weight"))
     texts = {split: [data.tokenizer.normalized(t) for t in chosen[split].texts] for split in ("train", *splits)}
-    to_features, of_train = fitted_features(data, options, texts["train"])
-    model.fit(of_train, chosen["train"].labels)
+    try:
+        to_features, of_train = fitted_features(data, options, texts["train"])
+        model.fit(of_train, chosen["train"].labels)
+    except ValueError as error:  # no word in any text, more components than words, or one class alone
+        raise UserError(f"TF-IDF + logistic regression with {options}: {one_line(error)}") from error
     figures = {}
     for split in splits:
         features, labels = to_features.transform(texts[split]), chosen[split].labels

@@ -73,6 +73,15 @@ def test_only_the_best_checkpoint_on_all_own_validation_data_leaves_predictions(
     assert len(read_predictions(run / VAL_FILE)) == 30
 
 
+def test_predictions_of_a_test_are_not_taken_for_those_of_a_validation(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run / "predictions.parquet").write_bytes(b"")
+    monkeypatch.setattr(sys, "argv", ["errors.py", str(run / "predictions.parquet"), "--split", "val"])
+    with pytest.raises(UserError, match=rf"predictions\.parquet isn't a {VAL_FILE}: for --split val give that file"):
+        errors.main()
+
+
 def test_a_row_is_that_of_the_file_with_its_blank_ones_and_all_that_hold_the_text(run: Path, cli: Command) -> None:
     texts = ["the owl", " ", "the oak\nnear the sea", "the sail", "", "the owl", "the whale"]
     write_csv(Path("new.csv"), [(text, "wood") for text in texts])

@@ -111,6 +111,8 @@ def test_the_linear_model_reads_the_low_shot_labels_of_the_network(data: TextDat
         assert label == data.label_names[int(data.train.labels[i])]
     assert linear_model(data, {"C": 10})["test_accuracy"] > 0.9
     assert set(linear_model(data, {"C": 10}, splits=("val",))) == {"val_macro_f1", "val_accuracy"}  # of a search
+    with pytest.raises(UserError, match=r"regression with .*'components': 9999.*: n_components\(9999\) must be"):
+        linear_model(data, {"C": 10, "components": 9999})
 
 
 def test_the_linear_models_words_are_scikit_learns_but_for_marks() -> None:

@@ -128,6 +128,11 @@ def test_the_metric_chooses(runs: list[dict[str, Any]], tmp_path: Path) -> None:
     rows = filled(tmp_path, metric="accuracy", labels=["7"], methods=["pretrained"])
     assert {json.loads(row["options"])["model.optimizer.lr"] for row in rows[4:]} == {0.1}
     assert {row["method"] for row in rows} == {"pretrained"}
+    lines = (tmp_path / "out.csv").read_text().splitlines()
+    assert "val_accuracy" in lines[0]
+    (tmp_path / "out.csv").write_text("\n".join([lines[0].replace("val_accuracy", "another"), *lines[1:]]) + "\n")
+    with pytest.raises(UserError, match="a line has no val_accuracy: another --metric, or a new --out"):
+        filled(tmp_path, metric="accuracy", labels=["7"], methods=["pretrained"])
 
 
 def test_a_cell_is_an_ordinary_run_of_its_method_labels_and_seed(runs: list[dict[str, Any]], tmp_path: Path) -> None:
