@@ -50,14 +50,15 @@ def costs(run: Path) -> dict[str, float]:
 
 def seconds_before(folder: Path) -> float | None:
     """Total seconds of the runs that a run started from, directly or indirectly; None if one no longer exists."""
-    total = 0.0
-    for name in names_in(read_config(folder).get("model", {}).get("init_from")):
-        start = Path(name).parent.parent  # of RUN/checkpoints/best.ckpt
-        earlier = seconds_before(start) if (start / "metrics.json").is_file() else None
-        if earlier is None:
-            return None
-        total += read_record(start)["seconds"] + earlier
-    return total
+    runs = [folder]
+    for run in runs:  # which grows meanwhile
+        for name in names_in(read_config(run).get("model", {}).get("init_from")):
+            start = Path(name).parent.parent  # of RUN/checkpoints/best.ckpt
+            if not (start / "metrics.json").is_file():
+                return None
+            if start not in runs:  # two models may have started from one
+                runs.append(start)
+    return float(sum(read_record(run)["seconds"] for run in runs[1:]))
 
 
 def rows_of(named: dict[str, str], reference: str) -> list[dict[str, Any]]:

@@ -437,6 +437,9 @@ def test_a_table_of_runs_has_errors_differences_and_what_they_cost(tmp_path: Pat
     assert linear["minus_low"] < 15 < linear["minus_high"]
     assert "seconds" not in linear
     assert seconds_before(tmp_path / "net/version_0") == 600.0
+    paths = [tmp_path / f"net/version_{seed}/checkpoints/best.ckpt" for seed in (0, 1)]
+    record(tmp_path / "both", 30.0, ",".join(map(str, paths)))
+    assert seconds_before(tmp_path / "both") == 60.0 + 120.0 + 600.0  # of the language model once
     (tmp_path / "lm/metrics.json").unlink()
     assert "pretrain_seconds" not in rows_of(named, "net")[0]
     unmeasured = read(tmp_path / "net/version_1/metrics.json") | {"val": {}}  # it ended before its first validation
