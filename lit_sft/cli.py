@@ -227,9 +227,9 @@ class LitCLI(LightningCLI):
             self.source = read_resumable(resolve(config.ckpt_path, "ckpt_path"))
         if self.source is not None:
             config.ckpt_path = str(self.source.path)
-            check_direction(config.model, config.data.direction, [Source.of(self.source)])
             data.adopt(self.source.adopted())
             check_resumable(self.source, config.clone(with_meta=False).as_dict(), data)
+            check_direction(config.model, config.data.direction, [Source.of(self.source)])
         else:
             self.source = start_from(config, data)
 

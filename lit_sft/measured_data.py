@@ -78,6 +78,24 @@ def holds_out_others(data: Any, before: dict[str, Any]) -> bool:
     return same_data(data, before, text) and not same_data(data, before, HELD_OUT)
 
 
+def holds_out_trained(data: Any, before: dict[str, Any]) -> bool:
+    """Whether a run that was trained with the data options ``before`` and goes on with these may validate on that text.
+
+    It may if other documents would be held out, or if ``val`` names training text. (Text that is new keeps the held-out
+    documents of the old where they are: they are drawn by their hashes.)
+    """
+    if not before or data["labeled"] in (PYDOCS, [PYDOCS]):
+        return False
+    if data["val"] and not same_data(data, before, ["val"]):
+        return not _sources(data, "val").isdisjoint(_sources(before, "labeled", "unlabeled"))
+    return not data["val"] and not same_data(data, before, ("val", "val_fraction", "split_seed"))
+
+
+def _sources(data: Any, *options: str) -> set[str]:
+    given = [_located(data[option]) for option in options]
+    return {source for value in given for source in (value if isinstance(value, list) else [value]) if source}
+
+
 def choose_measured(source: Checkpoint, config: Namespace, command: str, data: TextData) -> bool:
     """Return whether a model is evaluated on its run's own data; leave out training text that is not its run's.
 

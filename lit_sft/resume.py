@@ -14,7 +14,7 @@ from lit_sft.data.extension import EXTEND
 from lit_sft.data.textdata import TextData
 from lit_sft.data.tokenization import KINDS, Tokenizer
 from lit_sft.errors import UserError
-from lit_sft.measured_data import holds_out_others
+from lit_sft.measured_data import holds_out_trained
 from lit_sft.runs import RECORD
 from lit_sft.stored_options import class_path_of
 
@@ -25,8 +25,7 @@ TOKENIZER_OPTIONS = ("vocab_size", "lowercase", "min_frequency", "replace")
 def check_resumable(source: Checkpoint, config: dict[str, Any], run_data: TextData) -> None:
     """Raise a UserError if a checkpoint can't be resumed: it has another stage, tokenizer or optimizer class.
 
-    The same if it was trained on documents that would be held out now, or the reverse. Text that it hasn't seen is
-    only told.
+    The same if it would validate on documents that it was trained on. Text that it hasn't seen is only told.
 
     Args:
         source: the checkpoint.
@@ -55,10 +54,10 @@ def check_resumable(source: Checkpoint, config: dict[str, Any], run_data: TextDa
             f"that, or start a new run from its weights, --model.init_from {source.path}"
         )
     check_tokenizer(source, data["tokenizer"])
-    if holds_out_others(data, before):
+    if holds_out_trained(data, before):
         raise UserError(
-            f"--ckpt_path {source.path}: other documents would be held out than before, and it was trained on them: "
-            "leave data.val, data.val_fraction and data.split_seed as they were, or start a new run"
+            f"--ckpt_path {source.path}: it would validate on documents that it was trained on: leave data.val, "
+            "data.val_fraction and data.split_seed as they were, or start a new run"
         )
     trains_on_others = not run_data.provenance.is_as_before("train")
     if trains_on_others or not run_data.provenance.is_as_before("val"):

@@ -530,7 +530,7 @@ def test_a_named_checkpoint_goes_on_in_a_new_version(named: str, tuned: Path, fi
         (["--data.tokenizer", "word"], "--data.tokenizer word conflicts with"),
         (["--data.lowercase", "true"], "--data.lowercase True conflicts with"),
         (["--data.replace", '{"x": ""}'], "--data.replace {'x': ''} conflicts with"),
-        (["--data.val", "null"], "other documents would be held out than before"),
+        (["--data.val", "null"], "it would validate on documents that it was trained on"),
     ],
 )
 def test_a_conflict_on_resume_is_one_line_and_harms_nothing(

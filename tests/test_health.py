@@ -66,6 +66,16 @@ def is_finite(state: dict[str, Any]) -> bool:
 # ---- a loss or a gradient that isn't finite
 
 
+@pytest.mark.parametrize("same_module", [False, True])
+def test_the_error_of_a_fit_is_not_raised_in_the_next(same_module: bool, data: TextDataModule, tmp_path: Path) -> None:
+    health, module = Health(), module_of("pretrain", objective=planted("pretrain", [2], math.nan))
+    with pytest.raises(SickRun):
+        fit(module, data, tmp_path / "a", health, max_epochs=1)
+    again = module if same_module else module_of("pretrain")
+    fit(again, data, tmp_path / "b", health, max_epochs=1, num_sanity_val_steps=1)
+    assert is_finite(weights(again))
+
+
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("sick", ["loss", "norm of the gradient"])
 @pytest.mark.parametrize("stage", STAGES)

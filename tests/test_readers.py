@@ -244,6 +244,7 @@ UNCLEAR_FIRST = {
     "nothing but its number": ([{"id": 1}, {"id": 2, "body": "b"}], r"row 1: no 'body'; there: id$"),
     "another string": ([{"title": "t"}, {"title": "t", "body": "b"}], r"which column is the text\? .* title, body$"),
     "text in the second": ([{"title": "t"}, {"title": "t", "text": "b"}], r"row 1: no 'text'; there: title$"),
+    "mostly blank": ([{"n": 1, "body": "a"}, *[{"n": 2, "body": None, "label": "x"}] * 3], ["a", None, None, None]),
     "one row's remark": ([{"body": "a"}, {"body": "b"}, {"body": "c", "remark": "d"}], ["a", "b", "c"]),
     "a title that some lack": ([{"n": 0, "body": "a"}, {"n": 1, "title": "t", "body": "b"}], r"which column"),
 }

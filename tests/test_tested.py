@@ -18,6 +18,7 @@ from training import data_of, module_of, trainer_of
 from lit_sft.checkpoints import read_checkpoint
 from lit_sft.evaluation.metrics import ClassificationMetrics
 from lit_sft.evaluation.predictions import VAL_FILE, Predictions, read_predictions
+from lit_sft.measured_data import holds_out_trained
 
 COPIED = (0, 3, 4, 11, 25)  # of the 30 test documents
 
@@ -177,7 +178,27 @@ def test_no_others_are_held_out_than_in_the_run(flags: tuple[str, str], cli: Com
     one_line(cli("validate", "--ckpt_path", run, *flags), "other documents would be held out than in the run of")
     assert cli("validate", "--ckpt_path", run).code == 0
     further = ("fit", "--config", configs.finetune, "--data.val", "null", "--ckpt_path", run / "checkpoints/last.ckpt")
-    one_line(cli(*further, "--trainer.max_epochs", "3", *flags), "other documents would be held out than before")
+    one_line(
+        cli(*further, "--trainer.max_epochs", "3", *flags), "it would validate on documents that it was trained on"
+    )
+
+
+def test_a_run_goes_on_with_no_validation_data_that_it_was_trained_on() -> None:
+    held_out = {"labeled": ["a"], "unlabeled": ["u"], "val": None, "val_fraction": 0.1, "split_seed": 0}
+    given = held_out | {"val": ["v"]}
+    for before, now, refused in (
+        (held_out, {"labeled": ["a", "b"]}, False),  # what was held out stays so
+        (held_out, {"labeled": ["a", "b"], "val_fraction": 0.3}, True),
+        (held_out, {"val": ["v"]}, False),
+        (held_out, {"val": ["v", "u"]}, True),
+        (held_out, {"val": ["./a"]}, False),  # no such files: names are compared
+        (given, {}, False),
+        (given, {"val": None, "labeled": ["a", "v"]}, True),
+        (given, {"val": ["a"], "labeled": ["b"]}, True),
+        (given, {"val": None, "labeled": "pydocs"}, False),  # has validation data of its own
+    ):
+        assert holds_out_trained(before | now, before) is refused, (before, now)
+    assert not holds_out_trained(held_out, {})  # a checkpoint without options
 
 
 def test_what_a_run_validated_on_is_not_replaced_by_its_training_text(trained: Trained, cli: Command) -> None:

@@ -104,6 +104,7 @@ class Health(OfOneModule, Watcher):
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         super().setup(trainer, module, stage)
+        self._unread, self._error = [], None  # of a fit before, which may have ended by it
         if stage == "fit" and self.skip_spikes and trainer.world_size > 1:
             raise UserError("--health.skip_spikes works in one process only: each would decide for itself")
         if stage == "fit" and trainer.barebones and self.collapse_patience and module.stage == "finetune":
@@ -113,7 +114,6 @@ class Health(OfOneModule, Watcher):
             )
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._unread, self._error = [], None
         check_interval(trainer)
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:

@@ -45,16 +45,18 @@ def _peeked(records: Iterator[tuple[int, Record | None]], options: RowOptions) -
     needed = {options.text_column or "text"}
     if options.response_column or options.labels:
         needed.add(options.response_column or options.label_column or "label")
-    if peeked and not needed <= (peeked[-1][1] or {}).keys():  # even the first row may lack its text or label
+    if peeked and not needed <= (peeked[-1][1] or {}).keys():  # its text may be null, its label missing
         peeked += itertools.islice(records, PEEKED_ROWS)
     return peeked
 
 
 def _columns(records: list[Record], options: RowOptions) -> tuple[str, str | None]:
-    """Choose the columns; only one that at least half of the rows have a string in can be the text unasked."""
+    """Choose the columns; unasked, only one can be the text that half of the rows with any string have one in."""
     names = list(dict.fromkeys(key for record in records for key in record))
-    strings = Counter(key for record in records for key, value in record.items() if isinstance(value, str))
-    return choose_columns(names, lambda name: 2 * strings[name] >= len(records), options)
+    label = options.response_column or options.label_column or "label"
+    found = [{key for key, value in one.items() if isinstance(value, str) and key != label} for one in records]
+    strings, rows = Counter(key for keys in found for key in keys), sum(map(bool, found))
+    return choose_columns(names, lambda name: strings[name] > 0 and 2 * strings[name] >= rows, options)
 
 
 def _records(stream: BinaryIO, options: RowOptions) -> Iterator[tuple[int, Record | None]]:

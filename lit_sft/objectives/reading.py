@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_sft.models.encoder import EncoderOutput, detach_state
+from lit_sft.models.encoder import EncoderOutput
 from lit_sft.models.heads import at_least_float32
 from lit_sft.models.network import Masks, Network
 from lit_sft.models.twoway import TwoWayEncoder
@@ -45,8 +45,7 @@ class Reading:
 
         `embeds` keep their graph, which is small: gradients of perturbed passes go through it to the token vectors.
         """
-        hidden, state, raw = self.encoded
-        self.encoded = EncoderOutput(hidden.detach(), detach_state(state), None if raw is None else raw.detach())
+        self.encoded = EncoderOutput(self.encoded.hidden.detach(), (), None)
         self.logits = self.logits.detach()
 
     def perturbed(self, perturbation: Tensor, exact: bool = False) -> Tensor:

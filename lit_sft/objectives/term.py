@@ -80,7 +80,8 @@ class Term(ABC):
 
     `batches`: the kinds of batches it needs in addition to "labeled"; `heads`: the heads it needs in addition to the
     classifier. `__init__` may set either, if they depend on options. `through_clean`: whether its gradient goes through
-    what `Step.reading` returns (apart from `embeds`); if no term's does, the memory of these passes is freed early.
+    what `Step.reading` returns (apart from `embeds`); if no term's does, the memory of these passes is freed early. A
+    subclass of AT or VAT that goes back through them sets it to True.
 
     Args:
         weight: at least 0.
