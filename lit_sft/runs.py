@@ -117,8 +117,8 @@ def held(folder: Path) -> Iterator[Path]:
         raise UserError(
             f"{folder}: another process is training in it: wait until that ends, or start a run of its own"
         ) from error
-    except (OSError, NotImplementedError):  # no locks there, or it can't be written, which is told later
-        pass
+    except (OSError, NotImplementedError):
+        pass  # a file system without locks; or one that can't be written to, as the first write of the run tells
     try:
         yield folder
     finally:

@@ -83,9 +83,9 @@ class Health(OfOneModule, Watcher):
     """
 
     def __init__(self, skip_spikes: float = 0.0, spike_window: int = 100, collapse_patience: int = 3) -> None:
-        given = {"skip_spikes": skip_spikes, "spike_window": spike_window, "collapse_patience": collapse_patience}
-        for name, value in given.items():
-            if not value >= (least := 2 if name == "spike_window" else 0):
+        at_least = {"skip_spikes": (skip_spikes, 0), "spike_window": (spike_window, 2)}
+        for name, (value, least) in (at_least | {"collapse_patience": (collapse_patience, 0)}).items():
+            if not value >= least:
                 raise ValueError(f"health.{name}={value} must be at least {least}")
         self.skip_spikes, self.collapse_patience = skip_spikes, collapse_patience
         self.spikes = SpikeFilter(skip_spikes, spike_window)
