@@ -151,8 +151,11 @@ def test_vats_direction_is_the_dominant_eigenvector_of_the_hessian(classes: int)
         assert (towards[row, length - 1 :] == 0).all()
 
 
-def test_one_power_step_is_the_hessian_times_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    network, documents = sharp().eval(), batch()
+@pytest.mark.parametrize(("classes", "tolerance"), [(2, 1e-9), (3, 2e-3)])  # of two classes it is exact
+def test_one_power_step_is_the_hessian_times_the_start(
+    classes: int, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, documents = sharp(classes).eval(), batch(classes)
     reading = step_of(network, documents).reading("labeled")
     start = random_unit(reading.reach, reading.embeds)
     monkeypatch.setattr(vat_module, "random_unit", lambda reach, like: start)
@@ -161,7 +164,8 @@ def test_one_power_step_is_the_hessian_times_the_start(monkeypatch: pytest.Monke
         matrix, _ = hessian(network, alone(documents, row))
         length = int(documents.attention_mask[row].sum())
         by_hand = matrix @ start[row, : length - 1].flatten()
-        torch.testing.assert_close(towards[row, : length - 1].flatten(), by_hand / by_hand.norm(), atol=2e-3, rtol=2e-3)
+        expected = by_hand / by_hand.norm()
+        torch.testing.assert_close(towards[row, : length - 1].flatten(), expected, atol=tolerance, rtol=tolerance)
 
 
 def test_vats_loss_is_half_the_quadratic_form_for_a_small_norm() -> None:
@@ -286,11 +290,12 @@ def test_float16_alone_is_too_narrow_for_gradients() -> None:
     assert not is_float16(reading.embeds)
 
 
-def test_directions_are_those_of_float32_under_bfloat16() -> None:
-    network, documents = sharp().float(), batch()
+@pytest.mark.parametrize("classes", CLASSES)
+def test_directions_are_those_of_float32_under_bfloat16(classes: int) -> None:
+    network, documents = sharp(classes).float(), batch(classes)
     documents.input_ids = torch.randint(1, 12, (4, 60))
     documents.attention_mask = torch.ones(4, 60)
-    exact = sharp()
+    exact = sharp(classes)
     exact.load_state_dict({k: v.double() for k, v in network.state_dict().items()})
 
     def directions(net: Network, autocast: bool) -> list[Tensor]:
@@ -301,18 +306,20 @@ def test_directions_are_those_of_float32_under_bfloat16() -> None:
             assert (reading.encoded.hidden.dtype == torch.bfloat16) == autocast
             return [AT().towards(reading, step), VAT(xi=0.01).towards(reading)]
 
-    bounds = (0.97, 0.999)  # AT's is a gradient of the pass in bfloat16 itself, VAT's a small difference
+    # a gradient of the pass in bfloat16 itself, except VAT's of three classes, which is a small difference
+    bounds = (0.97, 0.97 if classes == 2 else 0.999)
     for lower, reference, bound in zip(directions(network, True), directions(network, False), bounds, strict=True):
         assert F.cosine_similarity(lower.flatten(1), reference.flatten(1)).min() > bound
     for single, double in zip(directions(network, False)[:1], directions(exact, False)[:1], strict=True):
         assert F.cosine_similarity(single.double().flatten(1), double.flatten(1)).min() > 0.9999
 
 
-def test_under_float16_gradients_of_a_sure_prediction_are_those_of_float32() -> None:
+@pytest.mark.parametrize("classes", CLASSES)
+def test_under_float16_gradients_of_a_sure_prediction_are_those_of_float32(classes: int) -> None:
     """The passes are exact there; cast to float16, most of the backward pass of a loss of 6e-7 would be zeros."""
-    network, documents = sharp().float().eval(), batch()
+    network, documents = sharp(classes).float().eval(), batch(classes)
     with torch.no_grad():
-        network.classifier.linear.bias[0] += 15.0  # type: ignore[union-attr]
+        network.classifier.linear.bias[0] += -15.0 if classes == 2 else 15.0  # type: ignore[union-attr]
     documents.labels = torch.zeros(4, dtype=torch.int64)
     reading = Reading.of(network, documents)
     found: dict[bool, list[Tensor]] = {}

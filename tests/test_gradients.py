@@ -107,19 +107,20 @@ def test_a_step_of_the_adversarial_lm_has_the_gradients_of_two_backward_passes(
 
 
 @pytest.mark.parametrize(
-    ("objective", "autocast", "expected"),
+    ("objective", "classes", "autocast", "expected"),
     [
-        (Mixed([AT()], diagnose_every=0), False, [1, 1]),
-        (AdversarialMLE(activation_penalty=1.0, temporal_penalty=1.0), False, [1, 1]),
-        (Mixed([VAT(unlabeled=False)], diagnose_every=0), False, [1, 1, 1]),
-        (Mixed([VAT(unlabeled=False)], diagnose_every=0), True, [1, 0, 1, 1]),  # one pass more, in float32
+        (Mixed([AT()], diagnose_every=0), 3, False, [1, 1]),
+        (AdversarialMLE(activation_penalty=1.0, temporal_penalty=1.0), 3, False, [1, 1]),
+        (Mixed([VAT(unlabeled=False)], diagnose_every=0), 3, False, [1, 1, 1]),
+        (Mixed([VAT(unlabeled=False)], diagnose_every=0), 3, True, [1, 0, 1, 1]),  # one pass more, in float32
+        (Mixed([VAT(unlabeled=False)], diagnose_every=0), 2, True, [1, 1, 1]),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Objective) else str(value),
 )
 def test_a_step_takes_as_many_passes_as_the_readme_says_and_each_goes_back_once(
-    objective: Objective, autocast: bool, expected: list[int], monkeypatch: pytest.MonkeyPatch
+    objective: Objective, classes: int, autocast: bool, expected: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network, back, encode = build().float().train(), [], Network.encode
+    network, back, encode = build(classes).float().train(), [], Network.encode
 
     def counted(self: Network, *given: Any) -> EncoderOutput:
         encoded, number = encode(self, *given), len(back)
@@ -134,7 +135,7 @@ def test_a_step_takes_as_many_passes_as_the_readme_says_and_each_goes_back_once(
 
     monkeypatch.setattr(Network, "encode", counted)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        found(objective, network, batch())
+        found(objective, network, batch(classes))
     assert back == expected
 
 

@@ -84,7 +84,8 @@ def kl_at(network: Network, document: Batch, move: Tensor) -> Tensor:
 def test_the_ratio_that_vat_logs_is_that_of_two_sums_over_documents(
     classes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both random draws, the iteration's start and the move to compare with, are given."""
+    """Both random draws, the iteration's start and the move to compare with, are given; two classes need no xi."""
+    xi = 1e-5 if classes == 2 else 0.1
     network, labeled, other = sharp(classes).eval(), batch(classes), others(classes)
     step = step_of(network, labeled, other, diagnose=True)
     readings = [step.reading("labeled"), step.reading("unlabeled_documents")]
@@ -99,14 +100,14 @@ def test_the_ratio_that_vat_logs_is_that_of_two_sums_over_documents(
                 continue
             document = alone(documents, row)
             length = document.input_ids.shape[1]
-            near = (0.1 * start[row : row + 1, :length]).requires_grad_()
+            near = (xi * start[row : row + 1, :length]).requires_grad_()
             (direction,) = torch.autograd.grad(kl_at(network, document, near), near)
             direction[:, -1] = 0.0  # the document's end stays
             ours += kl_at(network, document, 0.8 * direction / direction.norm()).item()
             by_chance += kl_at(network, document, 0.8 * move[row : row + 1, :length]).item()
             counted += 1
     assert counted == 7
-    assert step.measured["vat_kl_ratio"].item() == pytest.approx(ours / by_chance, rel=1e-9)
+    assert step.measured["vat_kl_ratio"].item() == pytest.approx(ours / by_chance, rel=1e-4 if classes == 2 else 1e-9)
     assert ours > 2 * by_chance
 
 

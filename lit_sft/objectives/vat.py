@@ -8,7 +8,7 @@ from torch import Tensor
 from lit_sft.models.network import Network
 from lit_sft.objectives.at import Direction
 from lit_sft.objectives.divergence import kl_divergence
-from lit_sft.objectives.gradients import gradients
+from lit_sft.objectives.gradients import gradients, is_float16
 from lit_sft.objectives.reading import Reading, mean_over, random_unit, unit
 from lit_sft.objectives.term import DOCUMENTS, LABELED, Step, Term
 
@@ -23,6 +23,11 @@ class VAT(Term):
 
     The direction is computed without autocast: with an xi this small, the KL is between two nearly equal predictions,
     and bfloat16 can't resolve it. (TensorFloat-32, which cuDNN uses by default, is precise enough at an xi of 0.1.)
+
+    For two classes the direction needs no iteration. The Hessian for their single logit z is p (1 - p) g g^T, with g
+    the gradient of z at s, so that any start ends at +-g / ||g|| after one step; the sign is that of its product with
+    the start. This g isn't a small difference, so the training precision is enough, and xi and power_steps have no
+    effect. (The gradient of the supervised loss is a multiple of g as well: `AT`'s direction differs in the sign only.)
 
     With `diagnose`, "vat_kl_ratio" is logged: the KL at r over the KL at a random move of the same norm. Near 1, the
     direction is no better than chance. Since the KL grows with the square of the move, the ratio for a correct
@@ -79,6 +84,12 @@ class VAT(Term):
         direction = random_unit(reading.reach, reading.embeds)
         if self.direction == "random":
             return direction
+        if reading.logits.shape[-1] == 1:
+            moved = torch.zeros_like(reading.embeds, requires_grad=True)
+            logits = reading.perturbed(moved, exact=is_float16(moved))  # in float16, small gradients underflow
+            (gradient,) = gradients(logits.sum(), [moved])
+            slope = unit(gradient, reading.reach)
+            return slope * (slope * direction).sum((1, 2), keepdim=True).sign()
         clean = reading.exact_logits()
         for _ in range(self.power_steps):
             moved = (self.xi * direction).requires_grad_()
