@@ -152,17 +152,18 @@ def is_whole(trainer: Namespace, command: str) -> bool:
 
 
 def same_data(data: Any, other: dict[str, Any], options: Iterable[str]) -> bool:
-    """Whether these data options have the same values in both mappings; different spellings of a path are equal."""
+    """Whether these data options have the same values in both mappings, however paths and lists of one are written."""
     pairs = [[ADDED.get(k) if one.get(k) is None else one.get(k) for one in (data, other)] for k in options]
     return all(_located(one) == _located(two) for one, two in pairs)
 
 
 def _located(value: Any) -> Any:
-    """Make paths absolute, so that different spellings are equal, and keys strings, as in JSON; keep other values."""
+    """Make different spellings equal: paths absolute, a list of one its value, and keys strings, as in JSON."""
     if isinstance(value, dict):
         return {str(key): name for key, name in value.items()}
     if isinstance(value, list):
-        return [_located(v) for v in value]
+        located = [_located(v) for v in value]
+        return located[0] if len(located) == 1 else located
     if isinstance(value, str):
         with contextlib.suppress(OSError):  # no permission for its folder, or too long for a path
             return str(Path(value).resolve()) if Path(value).exists() else value

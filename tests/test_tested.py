@@ -18,7 +18,7 @@ from training import data_of, module_of, trainer_of
 from lit_sft.checkpoints import read_checkpoint
 from lit_sft.evaluation.metrics import ClassificationMetrics
 from lit_sft.evaluation.predictions import VAL_FILE, Predictions, read_predictions
-from lit_sft.measured_data import holds_out_trained
+from lit_sft.measured_data import holds_out_others, holds_out_trained, same_data
 
 COPIED = (0, 3, 4, 11, 25)  # of the 30 test documents
 
@@ -169,6 +169,13 @@ def test_validation_documents_that_have_changed_are_not_the_runs(cli: Command, c
     with pytest.warns(UserWarning, match="this validate is of other data"):
         assert "no predictions are written" in cli("validate", "--ckpt_path", run).log
     assert (run / VAL_FILE).read_bytes() == before
+
+
+def test_one_source_is_the_same_with_and_without_a_list() -> None:
+    before = {"labeled": "a", "unlabeled": None, "val": None, "val_fraction": 0.1, "split_seed": 0}
+    assert same_data({"labeled": ["a"]}, before, ["labeled"])
+    assert not same_data({"labeled": ["a", "b"]}, before, ["labeled"])
+    assert holds_out_others(before | {"labeled": ["a"], "val_fraction": 0.3}, before)
 
 
 @pytest.mark.parametrize("flags", [("--data.split_seed", "1"), ("--data.val_fraction", "0.3")])
