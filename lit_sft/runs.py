@@ -104,14 +104,14 @@ def held(folder: Path) -> Iterator[Path]:
     """The same folder; within this context no other process can train in it.
 
     Of a run's processes the first one holds it. The lock ends with that process, however it ends. A file system
-    without locks protects nothing.
+    without locks protects nothing. A folder that isn't there is not made.
 
     Raises:
         UserError: another process trains in it.
     """
     lock = FileLock(folder / ".lock", timeout=0, fallback_to_soft=False)  # a file alone would outlive a killed process
     try:
-        if _is_first():
+        if _is_first() and folder.is_dir():
             lock.acquire()
     except Timeout as error:
         raise UserError(

@@ -456,6 +456,11 @@ def test_two_processes_do_not_train_in_one_folder(more: list[str], fit: Fit, tra
     assert fit("--run_dir", "run", *more).code == 0
 
 
+def test_a_folder_with_nothing_to_resume_is_not_made(fit: Fit) -> None:
+    one_line(fit("--run_dir", "typo/run", "--ckpt_path", "last"), "--ckpt_path last: nothing to resume in typo/run")
+    assert not Path("typo").exists()
+
+
 @pytest.mark.parametrize("there", [[], ["out"], ["out", "out/run"]], ids=len)
 def test_a_mistake_takes_back_the_folders_that_it_made_and_no_others(there: list[str], fit: Fit) -> None:
     for name in there:
