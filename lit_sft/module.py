@@ -246,7 +246,7 @@ class LitSFT(EvaluationSteps, StepRates):
         steps = steps_of_fit(batches, *limits)
         if steps == 0 and self.schedule.needs_total:
             kind = type(self.schedule).__name__
-            raise UserError(f"{kind} needs the number of steps: set --trainer.max_epochs or --trainer.max_steps")
+            raise UserError(f"{kind} needs a number of steps above 0: set --trainer.max_epochs or --trainer.max_steps")
         return steps
 
     def on_train_start(self) -> None:

@@ -80,6 +80,7 @@ class OneCycle(Schedule):
 
     def __init__(self, warmup: float = 0.25, start_div: float = 25.0, final_div: float = 1e5) -> None:
         _check_share("warmup", warmup)
+        _check_divisors(start_div=start_div, final_div=final_div)
         self.warmup, self.start_div, self.final_div = warmup, start_div, final_div
 
     def factor(self, step: int, total_steps: int) -> float:
@@ -99,6 +100,7 @@ class SlantedTriangular(Schedule):
 
     def __init__(self, cut_frac: float = 0.1, ratio: float = 32.0) -> None:
         _check_share("cut_frac", cut_frac)
+        _check_divisors(ratio=ratio)
         self.cut_frac, self.ratio = cut_frac, ratio
 
     def factor(self, step: int, total_steps: int) -> float:
@@ -136,6 +138,12 @@ def _check_share(name: str, value: float) -> None:
         raise ValueError(f"{name} is a share of the steps, from 0 to below 1, not {value}")
 
 
+def _check_divisors(**given: float) -> None:
+    for name, value in given.items():
+        if value <= 0:
+            raise ValueError(f"{name} divides a rate: it is above 0, not {value}")
+
+
 def build_optimizer(
     factory: Callable[[list[dict[str, Any]]], Optimizer], layers: list[list[nn.Parameter]], decay: float
 ) -> Optimizer:
@@ -151,9 +159,8 @@ def build_optimizer(
     optimizer = factory(parameter_groups(layers, decay))
     for group in optimizer.param_groups:  # the rate, an option or a default of the optimizer, is known only now
         group["lr"] = group["lr"] * group.pop("lr_factor")
-        group |= {
-            name: value.item() for name, value in group.items() if isinstance(value, np.generic)
-        }  # can't be saved
+        # A checkpoint can't hold NumPy's numbers.
+        group |= {name: value.item() for name, value in group.items() if isinstance(value, np.generic)}
     return fuse(optimizer)
 
 

@@ -148,9 +148,12 @@ def test_the_number_of_steps_is_known_beforehand(
     assert set(seen.rates) == set(rates)
 
 
-def test_a_fit_without_an_end_is_refused_when_the_schedule_needs_one(data: TextDataModule, tmp_path: Path) -> None:
-    trainer = trainer_of(tmp_path, max_epochs=-1)
-    with pytest.raises(UserError, match=r"OneCycle needs the number of steps: set --trainer\.max_epochs"):
+@pytest.mark.parametrize("epochs", [-1, 0])
+def test_a_fit_without_an_end_or_steps_is_refused_when_the_schedule_needs_them(
+    epochs: int, data: TextDataModule, tmp_path: Path
+) -> None:
+    trainer = trainer_of(tmp_path, max_epochs=epochs)
+    with pytest.raises(UserError, match=r"OneCycle needs a number of steps above 0: set --trainer\.max_epochs"):
         trainer.fit(module_of("finetune", schedule=OneCycle()), datamodule=data)
 
 

@@ -141,6 +141,12 @@ def test_a_share_out_of_range_is_rejected(make: Any, value: float) -> None:
         make(value)
 
 
+@pytest.mark.parametrize("name", ["start_div", "final_div", "ratio"])
+def test_no_rate_is_divided_by_zero(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} divides a rate: it is above 0, not 0"):
+        (SlantedTriangular if name == "ratio" else OneCycle)(**{name: 0})
+
+
 def network(tied: bool = True) -> Network:
     torch.manual_seed(0)
     encoder = LSTMEncoder(30, embedding_size=6, hidden_size=8, num_layers=2)
