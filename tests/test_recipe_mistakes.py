@@ -9,7 +9,7 @@ from refusals import one_line
 
 from lit_sft.errors import UserError
 from lit_sft.recipes import run as recipes
-from lit_sft.recipes.file import recipe_in
+from lit_sft.recipes.file import Stage, recipe_in
 
 RUN = Path("logs/tiny/version_0")
 
@@ -163,6 +163,7 @@ def test_a_run_that_a_signal_ends_before_its_first_stage_has_begun_is_gone_on_wi
         ("stages: [{name: run_dir}]", "not 'run_dir'"),
         ("stages: [{name: 3}]", "not 3"),
         ("stages: [{name: a}]\ndata: {}", "has the keys stages and test only, not data"),
+        ("stages: [{name: a}]\non: 1\ndata: {}", "has the keys stages and test only, not True, data"),
         ("stages: [{name: a, init_from: b}, {name: b}]", "init_from of stage a names no earlier stage: 'b'"),
         ("stages: [{name: a, config: absent.yaml}]", "absent.yaml: no such file"),
         ("stages: [", "not valid YAML"),
@@ -175,6 +176,14 @@ def test_a_mistake_in_the_recipe_is_named(content: str, message: str, tmp_path: 
     with pytest.raises(UserError, match=message.replace("[", r"\[")) as error:
         recipe_in(["fit", "--config", str(path)])
     assert "recipe.yaml" in str(error.value) or "absent.yaml" in str(error.value)
+
+
+@pytest.mark.parametrize("stage", ["{name: a}", "{name: a, config: }", "{name: a, config: []}"])
+def test_a_stage_may_have_no_config(stage: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(f"stages: [{stage}]")
+    recipe = recipe_in(["fit", "--config", str(tmp_path / "recipe.yaml")])
+    assert recipe is not None
+    assert recipe.stages == [Stage("a", [{}], [])]
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def recipe_in(arguments: list[str]) -> Recipe | None:
     path, *more = recipes
     if more:
         raise UserError(f"--config {path} and {more[0]}: two recipes at once")
-    if extra := ", ".join(sorted(set(contents[path]) - KEYS)):
+    if extra := ", ".join(sorted(map(str, set(contents[path]) - KEYS))):
         raise UserError(f"{path}: a recipe has the keys stages and test only, not {extra}; these belong into a stage")
     content, others = contents[path], [p for p in configs if p != path]
     stages = _stages(path, content["stages"])
@@ -131,7 +131,7 @@ def _stages(path: Path, listed: Any) -> list[Stage]:
         for one in start:
             if one not in earlier:
                 raise UserError(f"{path}: init_from of stage {name} names no earlier stage: {one!r}")
-        configs = item.get("config", [])
+        configs = item.get("config") or []
         files = [path.parent / str(file) for file in (configs if isinstance(configs, list) else [configs])]
         for file in files:
             read_config_file(file)
