@@ -22,8 +22,8 @@ from lit_sft.evaluation.thresholds import column_order
 from lit_sft.measured_data import TESTED
 from lit_sft.options import values_of, without
 from lit_sft.runs import numbered, package_versions, run_name, told, write_record
-from lit_sft.stored_network import encoder_name
-from lit_sft.stored_options import objective_of, own_encoder
+from lit_sft.stored_network import has_own_encoder
+from lit_sft.stored_options import objective_of
 from lit_sft.written_results import logged_figures, read_in_part
 
 
@@ -144,7 +144,7 @@ def _checked_members(checkpoints: Sequence[str]) -> list[bool]:
             kind = "a pretraining checkpoint" if one.stage == "pretrain" else "a model that answers prompts"
             raise UserError(f"{one.path}: {kind} can't classify: an ensemble needs fine-tuned classifiers")
         column_order(found[0].label_names, one.label_names)
-    return [own_encoder(encoder_name(one)) is not None for one in found]
+    return [has_own_encoder(one) for one in found]
 
 
 def _figures(predictions: Predictions, thresholds: list[float] | None) -> tuple[dict[str, float], dict[str, Any]]:

@@ -19,8 +19,7 @@ from lit_sft.errors import UserError, first_line
 from lit_sft.evaluation.thresholds import column_order, mean_thresholds
 from lit_sft.models import Encoder, Network
 from lit_sft.models.generation import respond
-from lit_sft.stored_network import encoder_name, stored_blueprint, stored_network
-from lit_sft.stored_options import own_encoder
+from lit_sft.stored_network import has_own_encoder, stored_blueprint, stored_network
 from lit_sft.text_classifier import TEXTS_AT_ONCE, TextClassifier, in_chunks
 
 TOKENS_AT_ONCE = 16_384
@@ -49,17 +48,7 @@ class Predictor(TextClassifier):
         self.responds = checkpoint.stage == "finetune" and network.classifier is None
         self.max_new_tokens = data.get("max_response_length") or 200
         self.num_beams = checkpoint.num_beams
-        self._label_names, self._thresholds = list(checkpoint.label_names), checkpoint.thresholds
-
-    @property
-    def label_names(self) -> list[str]:
-        """The classes, in the order of the model's outputs."""
-        return self._label_names
-
-    @property
-    def thresholds(self) -> list[float] | None:
-        """The thresholds that were chosen in validation."""
-        return self._thresholds
+        self.label_names, self.thresholds = list(checkpoint.label_names), checkpoint.thresholds
 
     def probabilities(self, texts: Iterable[str | None]) -> Iterator[Tensor | None]:
         """As in the base class.
@@ -185,19 +174,11 @@ class Ensemble(TextClassifier):
         if other := [member for member in members if member.network.classifier is None]:
             kind = "a model that answers prompts" if other[0].responds else "a pretraining checkpoint"
             raise UserError(f"{kind} can't classify: an ensemble is of fine-tuned classifiers")
-        self._columns = [column_order(members[0].label_names, member.label_names) for member in members]
+        self.label_names = self.members[0].label_names
+        self._columns = [column_order(self.label_names, member.label_names) for member in members]
         if len({member.thresholds is None for member in members}) > 1:
             raise UserError("an ensemble is of models with one label a document, or of models with any number")
-
-    @property
-    def label_names(self) -> list[str]:
-        """The classes, in the order of the first model."""
-        return self.members[0].label_names
-
-    @property
-    def thresholds(self) -> list[float] | None:
-        """The means of the models' thresholds; None if a document has one label."""
-        return mean_thresholds([m.thresholds for m in self.members], self._columns)
+        self.thresholds = mean_thresholds([member.thresholds for member in members], self._columns)
 
     def probabilities(self, texts: Iterable[str | None]) -> Iterator[Tensor | None]:
         """The mean of the models' probabilities, as in the base class."""
@@ -246,8 +227,7 @@ def load(
         if not run_or_checkpoint:
             raise UserError("load needs one checkpoint at least")
         members = [read_checkpoint(resolve(member, "ckpt_path")) for member in run_or_checkpoint]
-        ours = [own_encoder(encoder_name(member)) is not None for member in members]
-        return Ensemble([_load(m, None if own else encoder, device) for m, own in zip(members, ours, strict=True)])
+        return Ensemble([_load(m, None if has_own_encoder(m) else encoder, device) for m in members])
     return _load(read_checkpoint(resolve(run_or_checkpoint, "ckpt_path")), encoder, device)
 
 

@@ -42,7 +42,7 @@ def stored_blueprint(checkpoint: Checkpoint, encoder: Callable[..., Encoder] | N
     own: dict[str, Any] = {}
     if isinstance(encoder, partial) and not encoder.args:
         kind, own = encoder.func, encoder.keywords
-    named = {"class_path": encoder_name(checkpoint) if isinstance(kind, type) else "a function", "init_args": own}
+    named = {"class_path": _encoder_name(checkpoint) if isinstance(kind, type) else "a function", "init_args": own}
     # "a function" equals no class path, so that the checkpoint's encoder is left out, together with its options
     options = stored_config(checkpoint, None if encoder is None else named, metrics=False)["model"]
     spec = options.get("encoder")
@@ -100,6 +100,10 @@ def stored_network(checkpoint: Checkpoint, blueprint: Blueprint, objective: Obje
     return network
 
 
-def encoder_name(checkpoint: Checkpoint) -> str:
-    """Return the class path of a checkpoint's encoder."""
+def has_own_encoder(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint's encoder is one of this package, so that the user need not give its class."""
+    return own_encoder(_encoder_name(checkpoint)) is not None
+
+
+def _encoder_name(checkpoint: Checkpoint) -> str:
     return str(class_path_of(checkpoint.options("model").get("encoder")))

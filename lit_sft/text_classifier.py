@@ -16,17 +16,15 @@ CHARACTERS_AT_ONCE = 16 << 20  # a chunk ends earlier if its texts have this man
 
 
 class TextClassifier(ABC):
-    """The interface of what :func:`load` returns: texts in, labels and probabilities out."""
+    """The interface of what :func:`load` returns: texts in, labels and probabilities out.
 
-    @property
-    @abstractmethod
-    def label_names(self) -> list[str]:
-        """The classes, in the order of the probabilities."""
+    Attributes:
+        label_names: the classes, in the order of the probabilities.
+        thresholds: the probability from which each label is predicted; None if a document has one label.
+    """
 
-    @property
-    @abstractmethod
-    def thresholds(self) -> list[float] | None:
-        """The probability from which each label is predicted; None if a document has one label, the most probable."""
+    label_names: list[str]
+    thresholds: list[float] | None
 
     @abstractmethod
     def probabilities(self, texts: Iterable[str | None]) -> Iterator[Tensor | None]:
