@@ -13,6 +13,7 @@ A head of another kind than the checkpoint's starts fresh.
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -86,10 +87,7 @@ def cutoffs_of(weights: Weights) -> list[int] | None:
     sizes: list[int] = []
     while (name := f"{ADAPTIVE}tail.{len(sizes)}.1.weight") in weights:
         sizes.append(len(weights[name]))
-    cutoffs = [len(weights[f"{ADAPTIVE}head.weight"]) - len(sizes)]
-    for size in sizes:
-        cutoffs.append(cutoffs[-1] + size)
-    return cutoffs
+    return list(accumulate(sizes, initial=len(weights[f"{ADAPTIVE}head.weight"]) - len(sizes)))
 
 
 def keep_head(model: Any, source: Checkpoint, vocab_size: int) -> None:
@@ -148,9 +146,7 @@ def _remapped_adaptive(head: Weights, theirs: list[int], fresh: Weights, own: li
         inside = _within(places[own[number] : own[number + 1]], theirs[number], theirs[number + 1])
         found[f"{name}.0.weight"] = head[f"{name}.0.weight"]
         found[f"{name}.1.weight"] = taken(head[f"{name}.1.weight"], inside)
-    for number in range(clusters, len(own) - 1):
-        found |= {name: weight for name, weight in fresh.items() if name.startswith(f"{ADAPTIVE}tail.{number}.")}
-    return found
+    return fresh | found
 
 
 def _within(places: Tensor, low: int, high: int) -> Tensor:
