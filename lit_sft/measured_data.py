@@ -72,7 +72,7 @@ def check_measured(source: Checkpoint, config: Namespace, command: str) -> None:
 
 def holds_out_others(data: Any, before: dict[str, Any]) -> bool:
     """Whether these data options hold out other documents of the same text for validation than those of ``before``."""
-    if data["val"] or _has_own_splits(data):
+    if data["val"] or has_own_splits(data):
         return False
     text = ["labeled"] if data["labeled"] else ["labeled", "unlabeled"]
     return same_data(data, before, text) and not same_data(data, before, HELD_OUT)
@@ -84,14 +84,15 @@ def holds_out_trained(data: Any, before: dict[str, Any]) -> bool:
     It may if other documents would be held out, or if ``val`` names training text. (Text that is new keeps the held-out
     documents of the old where they are: they are drawn by their hashes.)
     """
-    if not before or _has_own_splits(data):
+    if not before or has_own_splits(data):
         return False
     if data["val"] and not same_data(data, before, ["val"]):
         return not _sources(data, "val").isdisjoint(_sources(before, "labeled", "unlabeled"))
     return not data["val"] and not same_data(data, before, ("val", "val_fraction", "split_seed"))
 
 
-def _has_own_splits(data: Any) -> bool:
+def has_own_splits(data: Any) -> bool:
+    """Whether these data options name a corpus with validation and test documents of its own."""
     return data["labeled"] in (PYDOCS, [PYDOCS])
 
 

@@ -32,8 +32,8 @@ from jsonargparse import Namespace
 from lit_sft.atomic import write_atomically
 from lit_sft.checkpoints import names_in, resolve, saved
 from lit_sft.cli import check
-from lit_sft.data.corpus_config import PYDOCS
 from lit_sft.errors import UserError, nearest
+from lit_sft.measured_data import has_own_splits
 from lit_sft.options import read_yaml, values_of
 from lit_sft.processes import launched, run_process
 from lit_sft.recipes.check import check_starts
@@ -105,7 +105,7 @@ def run_recipe(recipe: Recipe, arguments: list[str]) -> None:
         raise
     last = run.stages[-1]
     data = options_of[last.name].data
-    if recipe.test and not data.test and data.labeled not in (PYDOCS, [PYDOCS]):
+    if recipe.test and not data.test and not has_own_splits(data):
         print(f"== no test data: later, python -m lit_sft test --ckpt_path {run.folder} --data.test FILE", flush=True)
     elif recipe.test and "test" not in read_record(run.folder / last.name):
         print(f"== test of {run.folder / last.name}", flush=True)
