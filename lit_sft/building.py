@@ -129,9 +129,8 @@ def _plain(value: Any) -> Any:
 def check_stage(objective: Objective, stage: str) -> None:
     """Raise a UserError if the objective belongs to the other stage."""
     if objective.stage != stage:
-        kind = type(objective).__name__
-        hint = f"in a recipe, --STAGE.model.objective {kind} is for one stage"
-        raise UserError(f"model.stage {stage} doesn't go with model.objective {kind}; {hint}")
+        named = f"model.objective {type(objective).__name__}"
+        raise UserError(f"model.stage {stage} doesn't go with {named}; in a recipe, --STAGE.{named} is for one stage")
 
 
 def check_stage_and_labels(objective: Objective, stage: str, num_labels: int, multilabel: bool) -> None:

@@ -59,8 +59,7 @@ class Checkpoint:
 
     def options(self, group: Literal["data", "model"]) -> dict[str, Any]:
         """The run's options of a group; empty if the checkpoint has none."""
-        found: dict[str, Any] = self.config.get(group, {})
-        return found
+        return dict(self.config.get(group, {}))
 
     @property
     def direction(self) -> Direction:

@@ -80,7 +80,6 @@ class LitCLI(LightningCLI):
             raise
 
     def _run(self) -> None:
-        defaults = {"default_config_files": [str(DEFAULTS)], "exit_on_error": False}
         super().__init__(
             LitSFT,
             TextDataModule,
@@ -93,7 +92,7 @@ class LitCLI(LightningCLI):
                 "prog": "python -m lit_sft",
                 "exit_on_error": False,
                 "allow_abbrev": False,
-                **{name: dict(defaults) for name in self.subcommands()},
+                self.args[0]: {"default_config_files": [str(DEFAULTS)], "exit_on_error": False},
             },
             args=self.args,
         )

@@ -257,7 +257,7 @@ class LitSFT(EvaluationSteps, StepRates):
             self._state = tuple(tuple(t.to(self.device) for t in layer) for layer in self._state)
         go_on_drawing(self._random, self.trainer.global_rank)  # only now, since building the model draws
         self._random = None
-        self._watcher = Watcher.among(self.trainer.callbacks)  # type: ignore[attr-defined]
+        self._watcher = next((c for c in self.trainer.callbacks if isinstance(c, Watcher)), Watcher())  # type: ignore[attr-defined]
         scheduler = self.lr_schedulers()
         if not isinstance(scheduler, LambdaLR):
             raise UserError("LitSFT resumes and logs the schedule of its own: for another give model.schedule")

@@ -162,9 +162,9 @@ def _set_search(predictor: Predictor | Ensemble, options: argparse.Namespace) ->
     Raises:
         UserError: the model answers no prompts, or a number below 1.
     """
-    given = {name: getattr(options, name) for name in ("num_beams", "max_new_tokens")}
-    given = {name: value for name, value in given.items() if value is not None}
-    for name, value in given.items():
+    for name in ("num_beams", "max_new_tokens"):
+        if (value := getattr(options, name)) is None:
+            continue
         if not (isinstance(predictor, Predictor) and predictor.responds):
             raise UserError(f"--{name} is for a model that answers prompts")
         if value < 1:

@@ -32,5 +32,4 @@ def checked_data(trainer: Any) -> TextDataModule:
         )
     callbacks = [kind.__name__ for callback in trainer.callbacks for kind in type(callback).__mro__]
     check_everywhere(trainer.precision, trainer.reload_dataloaders_every_n_epochs, callbacks)
-    data: TextDataModule = trainer.datamodule
-    return data
+    return trainer.datamodule

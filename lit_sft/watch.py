@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import lightning as L
 from torch import Tensor
 from torch.optim import Optimizer
@@ -14,11 +12,6 @@ class Watcher:
 
     This is a separate file because the module imports no callback, and no callback imports the module.
     """
-
-    @staticmethod
-    def among(callbacks: Sequence[L.Callback]) -> Watcher:
-        """Return the first of a Trainer's callbacks that is a watcher, else a watcher that accepts everything."""
-        return next((one for one in callbacks if isinstance(one, Watcher)), Watcher())
 
     def accepts(self, trainer: L.Trainer, loss: Tensor) -> bool:
         """Whether to train on a batch with this loss; if not, the batch updates nothing.
