@@ -56,6 +56,13 @@ def test_a_folder_for_each_class(tmp_path: Path) -> None:
     ]
 
 
+def test_folders_for_several_labels(tmp_path: Path) -> None:
+    train = tree(tmp_path, {f"{name}/1.txt": name for name in ("a;b", "b", "unsup")})
+    rows, report = read(train, label_separator=";")
+    assert rows == [("a;b", ("a", "b")), ("b", ("b",))]
+    assert report.notes == [f"{train}/unsup: 1 files are left out (documents without a label)"]
+
+
 def test_label_names_choose_the_classes_and_others_are_left_out(tmp_path: Path) -> None:
     train = str(acl_imdb(tmp_path) / "train")
     test = str(tmp_path / "test")
@@ -123,7 +130,7 @@ def test_unlabeled_documents_of_a_folder(tmp_path: Path) -> None:
     rows, report = read(f"{train}/neg", labeled=False)
     assert [text for text, _ in rows] == ["bad 0", "bad 1", "bad 2", "two", "lines"]
     assert report.notes == [
-        f"{train}/neg: 4 text files are read as a document a line; with file:{train}/neg each is a document"
+        f"{train}/neg: 4 text files are read as a document a line; with file: before the folder each is a document"
     ]
     _, report = read(f"file:{train}", labeled=False)
     assert f"{train}: 1 files beside the subfolders are read too: urls_pos.txt" in report.notes
@@ -224,12 +231,21 @@ def test_what_desktops_and_notebooks_leave_in_a_folder_is_not_there(tmp_path: Pa
     assert found()[:3] != before[:3]
 
 
-def test_another_spelling_of_a_folder_is_the_same_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kind", "folder", "labels"), [("", "train", True), ("", "train/neg", False), ("file:", "train", False)]
+)
+def test_another_spelling_of_a_folder_is_the_same_text(
+    kind: str, folder: str, labels: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Provenance goes by these hashes: what another run has read is known again."""
     acl_imdb(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
-    spellings = ("data/train", "./data/train/", str(tmp_path / "data" / "train"), "data/test")
-    first, *same, other = (source_digest(name, RowOptions("", labels=True), None, "train") for name in spellings)
+
+    def digest(path: str) -> str:
+        return source_digest(kind + path, RowOptions("", labels=labels), None, "train")
+
+    spellings = (f"data/{folder}", f"./data/{folder}/", str(tmp_path / "data" / folder), "data/test")
+    first, *same, other = map(digest, spellings)
     assert same == [first, first]
-    (tmp_path / "data" / "train" / "pos" / "0_9.txt").rename(tmp_path / "data" / "train" / "pos" / "zero.txt")
-    assert len({first, other, source_digest("data/train", RowOptions("", labels=True), None, "train")}) == 3
+    (tmp_path / "data" / "train" / "neg" / "0_1.txt").rename(tmp_path / "data" / "train" / "neg" / "zero.txt")
+    assert len({first, other, digest(f"data/{folder}")}) == 3

@@ -42,7 +42,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Parts:
-    """The files of a source in the order of reading, and notes about the others."""
+    """The files of a source in the order of reading, and notes about the others.
+
+    A note names the folder at its start and nowhere else: without it, a note is the same for each spelling of the path.
+    """
 
     files: list[Part]
     notes: list[str] = field(default_factory=list)
@@ -138,8 +141,7 @@ def _class_parts(
     for name, paths in by_class.items():
         folder = f"{source.place}/{name}"
         label = label_of(name, 0, replace(options, name=folder))
-        unknown = (label not in classes) if classes is not None else name == UNLABELED
-        if unknown and isinstance(label, str):
+        if name == UNLABELED if classes is None else isinstance(label, str) and label not in classes:
             why = "data.label_names lacks it" if classes is not None else "documents without a label"
             notes.append(f"{folder}: {len(paths)} files are left out ({why})")
             continue
@@ -172,7 +174,7 @@ def _plain_parts(source: Source, found: list[PurePath]) -> Parts:
         raise UserError(f"{source.place}: no file in it that can be read; {known}")
     kinds = [source.kind or format_of(path) or "" for path in wanted]
     if source.kind is None and (lines := kinds.count("txt")):
-        how = f"a document a line; with file:{source.place} each is a document"
+        how = "a document a line; with file: before the folder each is a document"
         notes.append(f"{source.place}: {lines} text files are read as {how}")
     named = zip(wanted, kinds, strict=True)
     return Parts([Part(source.path / path, f"{source.place}/{path}", kind) for path, kind in named], notes)
