@@ -140,6 +140,17 @@ def test_labels_other_than_the_adopted_ones_are_refused(files: Files, shared_cac
         data.setup()
 
 
+def test_data_to_measure_on_are_not_trained_on(files: Files, shared_cache: Path) -> None:
+    data = data_of(files, shared_cache)
+    data.adopt(Adopted(ready(files, shared_cache).tokenizer, ["sea", "sky", "wood"]))
+    data.read_only("val")
+    data.prepare_data()
+    data.setup()
+    assert len(list(data.document_loader("val"))) > 0
+    with pytest.raises(UserError, match=r"there are no train documents: set --data\.labeled"):
+        data.document_loader("train")
+
+
 def test_a_corpus_without_labels_pretrains_and_says_so_when_fine_tuned(
     files: Files, shared_cache: Path, tmp_path: Path
 ) -> None:

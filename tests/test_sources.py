@@ -82,6 +82,8 @@ def test_an_unknown_suffix_is_told_how_to_name_the_format(name: str, tmp_path: P
 
 def test_a_format_that_is_misspelt_is_told_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # a file of the user's may have a nearer name
+    with pytest.raises(UserError, match=r"nothing:a\.csv: no such file \(formats before a colon: .*, hf\)$"):
+        list(iter_rows("nothing:a.csv"))
     with pytest.raises(UserError, match=r"cvs:a\.csv: no such file .*did you mean csv\?"):
         iter_rows("cvs:a.csv")
 

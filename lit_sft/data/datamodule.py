@@ -280,8 +280,8 @@ class TextDataModule(TextData, L.LightningDataModule):
 
     def _check_not_empty(self, array: TokenArray, split: Split) -> None:
         if len(array) == 0:
-            option = "--data.val_fraction" if split == "val" else f"--data.{split}"
-            raise UserError(f"there are no {split} documents: set {option}")
+            option = {"train": "labeled", "val": "val_fraction", "test": "test"}[split]
+            raise UserError(f"there are no {split} documents: set --data.{option}")
 
     def _loader(self, dataset: StreamDataset | DocumentDataset) -> StatefulLoader:
         if self.trainer is not None and self.trainer.world_size > 1:

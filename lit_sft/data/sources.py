@@ -126,5 +126,5 @@ def _near(path: Path, name: str) -> str:
     if near:
         return f"; did you mean {near[0]!r}?"
     prefix, colon, _ = name.partition(":")
-    hint = nearest(prefix, (*FORMATS, HUB)) if colon else ""
-    return f" (formats before a colon: {', '.join((*FORMATS, HUB))}; {hint.strip()})" if colon else ""
+    hint = nearest(prefix, (*FORMATS, HUB)).strip()
+    return f" (formats before a colon: {', '.join((*FORMATS, HUB))}{hint and f'; {hint}'})" if colon else ""
