@@ -8,9 +8,8 @@ take some 20 times the size of the text. A chunk ends with a document: one of 10
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
 
 import numpy as np
 
@@ -19,14 +18,22 @@ from lit_sft.data.tokenization import Tokenizer
 CHUNK_TEXTS = 8192
 CHUNK_CHARACTERS = 2 << 20
 AT_ONCE = 2
-T = TypeVar("T")
-R = TypeVar("R")
-Packed = Generator[tuple[np.ndarray, np.ndarray], None, None]
+Packed = tuple[np.ndarray, np.ndarray]
 
 
-def encoded(texts: Iterable[str], tokenizer: Tokenizer, dtype: np.dtype) -> Packed:
+def encoded(texts: Iterable[str], tokenizer: Tokenizer, dtype: np.dtype) -> Generator[Packed, None, None]:
     """For each chunk, in order, the concatenated ids of its texts, (tokens,), and their lengths, int64 (texts,)."""
-    return _ahead(lambda chunk: tokenizer.encode_packed(chunk, dtype), chunks(texts))
+    running: deque[Future[Packed]] = deque()
+    workers = ThreadPoolExecutor(AT_ONCE)
+    try:
+        for chunk in chunks(texts):
+            running.append(workers.submit(tokenizer.encode_packed, chunk, dtype))
+            if len(running) > AT_ONCE:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+    finally:  # what was begun ends first: an interrupted run must not leave a thread behind
+        workers.shutdown(cancel_futures=True)
 
 
 def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -41,18 +48,3 @@ def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
         size += len(text)
     if chunk:
         yield chunk
-
-
-def _ahead(call: Callable[[T], R], items: Iterable[T]) -> Generator[R, None, None]:
-    """Yield ``call(item)`` for each item in order; up to ``AT_ONCE`` later calls run while a result is used."""
-    running: deque[Future[R]] = deque()
-    workers = ThreadPoolExecutor(AT_ONCE)
-    try:
-        for item in items:
-            running.append(workers.submit(call, item))
-            if len(running) > AT_ONCE:
-                yield running.popleft().result()
-        while running:
-            yield running.popleft().result()
-    finally:  # what was begun ends first: an interrupted run must not leave a thread behind
-        workers.shutdown(cancel_futures=True)
