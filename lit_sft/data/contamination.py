@@ -52,8 +52,8 @@ class Gate:
         return exact, np.logical_or.reduce([side.near for side in sides]) & ~exact
 
     def passed(
-        self, train: Documents, unlabeled: Documents, val: Documents | None, labeled: bool
-    ) -> tuple[Documents, Documents, Documents | None]:
+        self, train: Documents, unlabeled: Documents, val: Documents, labeled: bool
+    ) -> tuple[Documents, Documents, Documents]:
         """The documents that pass the gate: all of them or, if copies are to be removed, those that are not copies.
 
         ``labeled``: whether the labels of ``train`` are classes and not responses.
@@ -66,14 +66,14 @@ class Gate:
         kept = _without(train, self.train.others), _without(unlabeled, self.unlabeled.others)
         if not len(kept[0]) + len(kept[1]):
             raise UserError("data.remove_test_copies: every training document is a copy of a test document")
-        if val is not None and self.val.others.all():
+        if len(val) and self.val.others.all():
             raise UserError("data.remove_test_copies: every validation document is a copy of a test document")
         lost = count_labels(train).keys() - count_labels(kept[0]).keys() if labeled else set()
         if names := ", ".join(map(repr, sorted(lost))):
             raise UserError(
                 f"data.remove_test_copies: every document of the label {names} is a copy of a test document"
             )
-        return *kept, None if val is None else _without(val, self.val.others)
+        return *kept, _without(val, self.val.others)
 
     def report(self) -> dict[str, Any]:
         """The counts as plain values.
@@ -130,27 +130,26 @@ def told(report: dict[str, Any]) -> str:
 def through_gate(
     train: Documents,
     unlabeled: Documents,
-    val: Documents | None,
+    val: Documents,
     test: Documents,
     table: KeyTable,
     *,
     remove: bool,
     labeled: bool = True,
-) -> tuple[Documents, Documents, Documents | None, Gate]:
+) -> tuple[Documents, Documents, Documents, Gate]:
     """Return the labeled, unlabeled and validation documents that pass the gate, and what it found in those given.
 
-    ``val``: None if it has yet to be held out. The keys of all documents are added to ``table``. ``remove``: whether
+    ``val``: empty if it has yet to be held out. The keys of all documents are added to ``table``. ``remove``: whether
     copies are removed; ``labeled``: see :meth:`Gate.passed`.
 
     Raises:
         UserError: see :meth:`Gate.passed`.
     """
     finder = CopyFinder(test.texts)
-    checked = val or Documents([])
-    found = [finder.find(documents.texts) for documents in (train, unlabeled, checked)]
+    found = [finder.find(documents.texts) for documents in (train, unlabeled, val)]
     gate = Gate(found[0], found[1], found[2], finder.exactly, remove)
     table.add(test.texts, finder.keys)
-    for documents, copies in zip((train, unlabeled, checked), found, strict=True):
+    for documents, copies in zip((train, unlabeled, val), found, strict=True):
         table.add(documents.texts, copies.keys)
     return *gate.passed(train, unlabeled, val, labeled), gate
 

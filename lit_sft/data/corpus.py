@@ -76,11 +76,14 @@ def load_corpus(config: CorpusConfig, cache_dir: Path, gated: bool = True) -> Co
         return _measured_corpus(config, config.only, file)
     if not config.labeled and not config.unlabeled:
         raise UserError("no training text: give --data.labeled or --data.unlabeled a file, or 'pydocs'")
-    if config.pairs:
-        return _pairs_corpus(config, file, gated)
-    if config.labeled:
+    if config.pairs and not config.labeled:
+        raise UserError("data.response_column: give --data.labeled a file of prompts and responses")
+    if config.labeled and not config.pairs:
         return _labeled_corpus(config, cache_dir, file, gated)
-    return _unlabeled_corpus(config, file, gated)
+    notes: list[str] = []  # no document has a class: text for language modelling alone, or prompts with responses
+    options = ("labeled", "val", "test", "unlabeled")
+    train, val, test, extra = (_read(config, option, notes, file, labeled=config.pairs) for option in options)
+    return _made(config, train, val, test, extra, [], notes, gated)
 
 
 def _text_file(cache_dir: Path, gated: bool) -> TextFile:
@@ -105,56 +108,40 @@ def _labeled_corpus(config: CorpusConfig, cache_dir: Path, file: TextFile, gated
         notes += alike_labels(count_labels(train))
     names = _label_names(config, train)
     known = config.label_names or {name: name for name in names}  # in val and test, too
-    val = _read(config, "val", notes, file, known) if config.val else docs.val if docs else None
-    test = _read(config, "test", notes, file, known) if config.test else docs.test if docs else Documents([], [])
+    val, test = (_read(config, option, notes, file, known) for option in ("val", "test"))
+    if docs:
+        val, test = val or docs.val, test or docs.test
     _check_kind(f"data.val {', '.join(config.val)}", val, train)
     _check_kind(f"data.test {', '.join(config.test)}", test, train)
-    extra = docs.comments if docs and PYDOCS in config.unlabeled else Documents([])
-    if others := [source for source in config.unlabeled if docs is None or source != PYDOCS]:
-        extra = extra + _read(replace(config, unlabeled=others), "unlabeled", notes, file)
+    others = [source for source in config.unlabeled if docs is None or source != PYDOCS]
+    extra = _read(replace(config, unlabeled=others), "unlabeled", notes, file)
+    if docs and PYDOCS in config.unlabeled:
+        extra = docs.comments + extra
     return _made(config, train, val, test, extra, names, notes, gated)
-
-
-def _pairs_corpus(config: CorpusConfig, file: TextFile, gated: bool) -> Corpus:
-    """Prompts with their responses: splits and copies are determined by the prompts alone."""
-    if not config.labeled:
-        raise UserError("data.response_column: give --data.labeled a file of prompts and responses")
-    notes: list[str] = []
-    train = _read(config, "labeled", notes, file)
-    val = _read(config, "val", notes, file) if config.val else None
-    test = _read(config, "test", notes, file) if config.test else Documents([], [])
-    extra = _read(config, "unlabeled", notes, file) if config.unlabeled else Documents([])
-    return _made(config, train, val, test, extra, [], notes, gated)
-
-
-def _unlabeled_corpus(config: CorpusConfig, file: TextFile, gated: bool) -> Corpus:
-    """For language modelling alone: no document has a label."""
-    notes: list[str] = []
-    text = _read(config, "unlabeled", notes, file)
-    val = _read(config, "val", notes, file, labeled=False) if config.val else None
-    test = _read(config, "test", notes, file, labeled=False) if config.test else Documents([])
-    return _made(config, Documents([]), val, test, text, [], notes, gated)
 
 
 def _made(
     config: CorpusConfig,
     train: Documents,
-    val: Documents | None,
+    val: Documents,
     test: Documents,
     extra: Documents,
     names: list[str],
     notes: list[str],
     gated: bool,
 ) -> Corpus:
-    """Make the corpus: pass the gate, hold out validation data, then leave their copies out of the unlabeled text."""
+    """Make the corpus: pass the gate, hold out validation data, then leave their copies out of the unlabeled text.
+
+    Of prompts with responses, the prompts alone decide on splits and copies.
+    """
     table, gate, supervised = KeyTable(), None, bool(names) or config.pairs
     if gated and len(test):
         train, extra, val, gate = through_gate(
             train, extra, val, test, table, remove=config.remove_test_copies, labeled=not config.pairs
         )
-    if val is None and supervised:
+    if not val and supervised:
         train, val = hold_out(train, config.val_fraction, config.split_seed, by_label=not config.pairs)
-    elif val is None:
+    elif not val:
         extra, val = hold_out(extra, config.val_fraction, config.split_seed)
     if gated:
         extra = without_copies(extra, val, notes, table)
@@ -176,10 +163,8 @@ def _measured_corpus(config: CorpusConfig, split: Literal["val", "test"], file: 
     return Corpus(nothing, val, test, Documents([]), names, notes, pairs=config.pairs)
 
 
-def _check_kind(name: str, documents: Documents | None, before: Documents | None) -> None:
+def _check_kind(name: str, documents: Documents, before: Documents) -> None:
     """Raise a UserError if only one of two sources has any number of labels per document, and the other one label."""
-    if before is None or documents is None:
-        return
     if before.labels and documents.labels and before.multilabel != documents.multilabel:
         has, others = ("any number of labels", "one") if documents.multilabel else ("one label", "any number")
         raise UserError(
@@ -189,14 +174,14 @@ def _check_kind(name: str, documents: Documents | None, before: Documents | None
 
 def _read(
     config: CorpusConfig,
-    option: Literal["labeled", "unlabeled", "val", "test"],
+    option: str,
     notes: list[str],
     file: TextFile,
     known: dict[str, str] | None = None,
     labeled: bool = True,
 ) -> Documents:
-    """The documents of all sources given to one option; what was left out is noted."""
-    total: Documents | None = None
+    """The documents of all sources given to one option, if any; what was left out is noted."""
+    total = Documents([], [])
     for source in getattr(config, option):
         if source == PYDOCS:
             raise UserError(_misplaced_pydocs(config, option))
@@ -213,8 +198,7 @@ def _read(
         if report.blank:
             notes.append(f"{source}: {report.blank} of {report.rows} texts are blank and were left out")
         _check_kind(source, documents, total)
-        total = documents if total is None else total + documents
-    assert total is not None, option
+        total = total + documents
     return total
 
 
