@@ -19,8 +19,7 @@ from typing import Any, BinaryIO, TextIO, cast
 from jsonargparse import ArgumentParser
 
 from lit_sft.checkpoints import names_in
-from lit_sft.data.formats import STREAM_ROWS
-from lit_sft.data.readers import iter_rows
+from lit_sft.data.readers import STREAM_ROWS, iter_rows
 from lit_sft.errors import UserError, nearest
 from lit_sft.options import explain, without
 from lit_sft.predictor import Ensemble, Predictor, load

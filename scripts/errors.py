@@ -25,9 +25,8 @@ from one_line import in_one_line
 from lit_sft.checkpoints import read_config
 from lit_sft.data.corpus_config import HUB_SPLITS, PYDOCS
 from lit_sft.data.datamodule import TextDataModule
-from lit_sft.data.formats import row_options
 from lit_sft.data.pydocs import corpus_file, load_pydocs
-from lit_sft.data.readers import iter_rows, open_source
+from lit_sft.data.readers import iter_rows, open_source, row_options
 from lit_sft.data.texts import text_key
 from lit_sft.errors import UserError
 from lit_sft.evaluation.predictions import FILE, VAL_FILE, Predictions, read_predictions

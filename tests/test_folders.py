@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from lit_sft.data.corpus import load_corpus
-from lit_sft.data.corpus_config import CorpusConfig
-from lit_sft.data.digests import source_digest
+from lit_sft.data.corpus_config import CorpusConfig, source_digest
 from lit_sft.data.readers import ReadReport, read_documents
 from lit_sft.data.rows import RowOptions
 from lit_sft.errors import UserError

@@ -5,18 +5,36 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Unpack
+from typing import Any, BinaryIO, NamedTuple, TypeVar, Unpack
 
+from lit_sft.data.columnar import parquet_rows
+from lit_sft.data.csvfiles import csv_rows, tsv_rows
 from lit_sft.data.documents import Documents
 from lit_sft.data.folders import Parts, parts_of
-from lit_sft.data.formats import check_labels, format_rows, not_empty, row_options
 from lit_sft.data.hub import hub_rows, open_hub
+from lit_sft.data.jsonfiles import json_rows
+from lit_sft.data.label_fields import check_label_options
+from lit_sft.data.labels import names_of
+from lit_sft.data.lines import fasttext_rows, file_rows, label_text_rows, text_rows, wikitext_rows
 from lit_sft.data.rows import Label, ReadOptions, Row, RowOptions
-from lit_sft.data.sources import FORMATS, HUB, check_file, file_format, parse_source
+from lit_sft.data.sources import FORMATS, HUB, WITHOUT_LABELS, check_file, file_format, parse_source
+from lit_sft.data.textfiles import open_bytes
 from lit_sft.data.texts import TextFile
 from lit_sft.errors import UserError
 
+STREAM_ROWS = {
+    "txt": text_rows,
+    "csv": csv_rows,
+    "tsv": tsv_rows,
+    "jsonl": json_rows,
+    "file": file_rows,
+    "label_text": label_text_rows,
+    "fasttext": fasttext_rows,
+    "wikitext": wikitext_rows,
+}
+WITH_COLUMNS = ("csv", "jsonl", "parquet", "tsv")
 SHOWN = 8  # labels in a message
+T = TypeVar("T")
 
 
 def iter_rows(
@@ -64,8 +82,8 @@ def iter_rows(
 
 
 def _rows(source: Path | BinaryIO, kind: str, options: RowOptions) -> Iterator[Row]:
-    check_labels(kind, options)
-    return not_empty(format_rows(source, kind, options), options.name)
+    _check_labels(kind, options)
+    return _not_empty(_format_rows(source, kind, options), options.name)
 
 
 def _stream_name(stream: object) -> str:
@@ -158,17 +176,17 @@ def open_source(
     parsed = parse_source(source)
     if parsed.kind == HUB:
         rows = hub_rows(open_hub(parsed, split), options)
-        return not_empty(((row, options) for row in rows), parsed.name), []
+        return _not_empty(((row, options) for row in rows), parsed.name), []
     parts = parts_of(parsed, options, classes)
-    return not_empty(_part_rows(parts, options), parsed.place), parts.notes
+    return _not_empty(_part_rows(parts, options), parsed.place), parts.notes
 
 
 def _part_rows(parts: Parts, options: RowOptions) -> Iterator[tuple[Row, RowOptions]]:
     for part in parts.files:
         own = replace(options, name=part.name)
         if part.label is None:
-            check_labels(part.kind, own)
-        for row in format_rows(part.path, part.kind, own):
+            _check_labels(part.kind, own)
+        for row in _format_rows(part.path, part.kind, own):
             yield (row if part.label is None else row._replace(label=part.label)), own
 
 
@@ -182,7 +200,7 @@ def _named(row: Row, label_names: dict[str, str] | None, options: RowOptions) ->
         raise options.error(row.number, "no label; rows without a label belong in data.unlabeled")
     if label_names is None:
         return row.label
-    parts = (row.label,) if isinstance(row.label, str) else row.label
+    parts = names_of(row.label)
     for part in parts:
         if part not in label_names:
             known = [*label_names][:SHOWN] + ["…"] * (len(label_names) > SHOWN)
@@ -190,3 +208,54 @@ def _named(row: Row, label_names: dict[str, str] | None, options: RowOptions) ->
             raise options.error(row.number, f"label {part!r} is not among {', '.join(known)} ({where})")
     found = tuple(dict.fromkeys(label_names[part] for part in parts))
     return found[0] if isinstance(row.label, str) else found
+
+
+def row_options(name: str, labels: bool | None, **options: Unpack[ReadOptions]) -> RowOptions:
+    """Checked options for the rows of the source ``name``.
+
+    Raises:
+        UserError: an unknown encoding, an invalid regular expression, or an empty separator.
+    """
+    encoding = options.get("encoding", "utf-8")
+    try:
+        "a".encode(encoding)  # text encodings only: looking "hex" up would succeed
+    except (LookupError, UnicodeError):
+        raise UserError(f"{name}: unknown encoding {encoding!r}; try utf-8, utf-16, latin-1 or cp1252") from None
+    checked = RowOptions(name, labels=labels, **options)
+    check_label_options(checked.separator, checked.label_pattern, checked.label_separator)
+    return checked
+
+
+def _check_labels(kind: str, options: RowOptions) -> None:
+    """Raise a UserError if labels or responses are required, but the format has none."""
+    if options.labels and options.response_column is not None and kind not in WITH_COLUMNS:
+        known = ", ".join(sorted(WITH_COLUMNS))
+        raise UserError(
+            f"{options.name}: response_column is for files with columns ({known}), and this is {kind}: for a language "
+            "model to read plain text, --data.response_column null"
+        )
+    if options.labels and kind in WITHOUT_LABELS:
+        raise UserError(
+            f"{options.name}: plain text has no labels; give a file with a label column, lines of LABEL and text "
+            "(label_text:FILE), or a folder for each class"
+        )
+
+
+def _format_rows(source: Path | BinaryIO, kind: str, options: RowOptions) -> Iterator[Row]:
+    """The rows of a file, or of an open stream, in a format of :data:`lit_sft.data.sources.FORMATS`."""
+    if not isinstance(source, Path):
+        yield from STREAM_ROWS[kind](source, options)
+    elif kind == "parquet":
+        yield from parquet_rows(source, options)
+    else:
+        with open_bytes(source, options.name) as stream:
+            yield from STREAM_ROWS[kind](stream, options)
+
+
+def _not_empty(rows: Iterator[T], name: str) -> Iterator[T]:
+    """Pass the rows on; raise a UserError if there are none."""
+    first = next(rows, None)
+    if first is None:
+        raise UserError(f"{name} is empty: it has no rows")
+    yield first
+    yield from rows
