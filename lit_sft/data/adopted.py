@@ -45,12 +45,7 @@ class Adopted:
                 "map them with --data.label_names"
             )
         if self.label_names and self.multilabel not in (None, multilabel):
-            raise UserError(_other_kind(multilabel))
-
-
-def _other_kind(multilabel: bool) -> str:
-    if multilabel:
-        return "the data have any number of labels a document, and the checkpoint was trained with one"
-    return (
-        "the data have one label a document, and the checkpoint was trained with any number: set data.label_separator"
-    )
+            have, trained = "any number of labels", "one"
+            if not multilabel:
+                have, trained = "one label", "any number: set data.label_separator"
+            raise UserError(f"the data have {have} a document, and the checkpoint was trained with {trained}")

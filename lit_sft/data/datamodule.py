@@ -114,8 +114,7 @@ class TextDataModule(TextData, L.LightningDataModule):
 
     def stream_loader(self, split: Split) -> StatefulLoader:
         """Contiguous streams of the split's text; ``train`` is all unlabeled text, documents reshuffled each epoch."""
-        array = self.prepared.unlabeled if split == "train" else self._array(split)
-        self._check_not_empty(array, split)
+        array = _not_empty(self.prepared.unlabeled if split == "train" else self._array(split), split)
         shuffle = self._is_shuffled(split)
         streams = StreamDataset(
             array,
@@ -132,29 +131,24 @@ class TextDataModule(TextData, L.LightningDataModule):
 
     def document_loader(self, split: Split) -> StatefulLoader:
         """Length-bucketed batches of the split's labeled documents, shuffled in training only."""
-        array = self._array(split)
-        self._check_not_empty(array, split)
         if not self.label_names:
             raise UserError("fine-tuning needs labels: give --data.labeled a file with a label column")
-        return self._split_loader(array, split)
+        return self._split_loader(split, DocumentDataset)
 
     def unlabeled_document_loader(self) -> StatefulLoader:
         """Length-bucketed batches of all training text, its labels left out, in an order of their own."""
-        array = self.prepared.unlabeled
-        self._check_not_empty(array, "train")
-        shuffle = self._is_shuffled("train")
-        return self._loader(self._documents(array, self.max_unlabeled_documents, shuffle, apart=True))
+        array, shuffle = _not_empty(self.prepared.unlabeled, "train"), self._is_shuffled("train")
+        return self._loader(self._documents(array, self.max_unlabeled_documents, shuffle, seed=self.seed + APART))
 
     def pair_loader(self, split: Split) -> StatefulLoader:
         """Length-bucketed batches of the split's prompts with their responses, shuffled in training only."""
         check_answering(self.corpus_config.pairs, self.direction)
-        array = self._array(split)
-        self._check_not_empty(array, split)
-        return self._split_loader(array, split, partial(PairDataset, max_response_length=self.max_response_length))
+        return self._split_loader(split, partial(PairDataset, max_response_length=self.max_response_length))
 
-    def _split_loader(self, array: TokenArray, split: Split, kind: MakesDocuments = DocumentDataset) -> StatefulLoader:
+    def _split_loader(self, split: Split, kind: MakesDocuments) -> StatefulLoader:
+        array, shuffle = _not_empty(self._array(split), split), self._is_shuffled(split)
         most = self.max_documents if split == "train" else self.max_tokens  # evaluation has no such cap
-        return self._loader(self._documents(array, most, self._is_shuffled(split), kind=kind))
+        return self._loader(self._documents(array, most, shuffle, kind=kind))
 
     def train_documents(self) -> Iterator[DocumentBatch]:
         """Every training document once, in batches that are the same at each call and in each process."""
@@ -166,10 +160,9 @@ class TextDataModule(TextData, L.LightningDataModule):
         array: TokenArray,
         max_documents: int,
         shuffle: bool,
-        apart: bool = False,
+        seed: int | None = None,
         kind: MakesDocuments = DocumentDataset,
     ) -> DocumentDataset:
-        """``apart``: in an order that is independent of that of the labeled documents."""
         return kind(
             array,
             eos_id=self.tokenizer.eos_id,
@@ -178,7 +171,7 @@ class TextDataModule(TextData, L.LightningDataModule):
             truncation=self.truncation,
             max_tokens=self.max_tokens,
             max_documents=max_documents,
-            seed=self.seed + (APART if apart else 0),
+            seed=self.seed if seed is None else seed,
             shuffle=shuffle,
             direction=self.direction,
         )
@@ -278,11 +271,6 @@ class TextDataModule(TextData, L.LightningDataModule):
         repeats = self.trainer is not None and bool(self.trainer.overfit_batches)  # type: ignore[attr-defined]
         return split == "train" and not repeats
 
-    def _check_not_empty(self, array: TokenArray, split: Split) -> None:
-        if len(array) == 0:
-            option = {"train": "labeled", "val": "val_fraction", "test": "test"}[split]
-            raise UserError(f"there are no {split} documents: set --data.{option}")
-
     def _loader(self, dataset: StreamDataset | DocumentDataset) -> StatefulLoader:
         if self.trainer is not None and self.trainer.world_size > 1:
             dataset.shard(self.trainer.global_rank, self.trainer.world_size)
@@ -295,3 +283,10 @@ class TextDataModule(TextData, L.LightningDataModule):
 
     def _epoch_ends_here(self) -> bool:
         return self.trainer is not None and self.trainer.is_last_batch
+
+
+def _not_empty(array: TokenArray, split: Split) -> TokenArray:
+    if len(array) == 0:
+        option = {"train": "labeled", "val": "val_fraction", "test": "test"}[split]
+        raise UserError(f"there are no {split} documents: set --data.{option}")
+    return array

@@ -74,7 +74,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class TokenizerOptions:
-    """Options of a tokenizer that is trained here: see :meth:`Tokenizer.train`."""
+    """Options of a tokenizer that is trained here, named as in :meth:`Tokenizer.train`."""
 
     vocab_size: int
     lowercase: bool
@@ -158,14 +158,7 @@ class Preparation:
         options = self.options
         if self.base is not None:
             return extended(self.base, chosen, options.vocab_size, options.min_frequency)
-        return Tokenizer.train(
-            chosen,
-            cast(TokenizerKind, self.kind),
-            vocab_size=options.vocab_size,
-            lowercase=options.lowercase,
-            min_frequency=options.min_frequency,
-            replace=options.replace,
-        )
+        return Tokenizer.train(chosen, cast(TokenizerKind, self.kind), **vars(options))
 
     def folder(self, tokenizer: Tokenizer) -> Path:
         """Where the token arrays of this corpus and ``tokenizer`` are kept."""
