@@ -6,9 +6,10 @@ import json
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from sklearn.metrics import f1_score
 import lit_sft
 from lit_sft import text_classifier
 from lit_sft.data.readers import iter_rows
+from lit_sft.ensemble import _contamination
 from lit_sft.errors import UserError
 from lit_sft.evaluation.mean_predictions import mean_predictions
 from lit_sft.evaluation.predictions import Predictions, read_predictions
@@ -282,6 +284,36 @@ def test_a_document_is_clean_where_it_is_for_all() -> None:
         mean_predictions([one, made_up(["a", "b"], [[1.0, 0.0]] * 3, [0, 0, 0], None)], [None, None])
     with pytest.raises(UserError, match="different documents"):
         mean_predictions([one, made_up(["a", "b"], [[1.0, 0.0]] * 2, [0, 1], None)], [None, None])
+
+
+def test_members_whose_labels_stand_in_another_order_are_averaged_by_name() -> None:
+    """Three labels: with two, an order is its own inverse."""
+    one = made_up(["a", "b", "c"], [[0.5, 0.3, 0.2], [1.0, 0.0, 0.0], [0.2, 0.2, 0.6]], [0, 1, 2], None)
+    two = made_up(["c", "a", "b"], [[0.4, 0.3, 0.3], [0.0, 1.0, 0.0], [0.6, 0.1, 0.3]], [1, 2, 0], None)
+    mean, _ = mean_predictions([one, two], [None, None])
+    assert mean.probabilities == pytest.approx(np.array([[0.4, 0.3, 0.3], [1.0, 0.0, 0.0], [0.15, 0.25, 0.6]]))
+    assert mean.losses == pytest.approx(-np.log([0.4, 1e-12, 0.6]))  # no probability at all, and a finite loss
+
+    flags, thresholds = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 1]]), [[0.2, 0.4, 0.6], [0.8, 0.4, 0.3]]
+    first, second = replace(one, labels=flags), replace(two, labels=flags[:, [2, 0, 1]])
+    several, means = mean_predictions([first, second], thresholds)
+    assert means == pytest.approx([0.3, 0.35, 0.7])
+    assert several.probabilities == pytest.approx(mean.probabilities)
+    assert several.predicted.tolist() == [[1, 0, 0], [1, 0, 0], [0, 0, 0]]
+    assert several.losses[0] == pytest.approx(-np.log([0.4, 0.7, 0.7]).mean())
+    with pytest.raises(UserError, match="have different labels"):
+        mean_predictions([first, replace(two, labels=flags)], thresholds)
+
+
+def test_what_is_known_of_the_members_text_is_told_of_each_where_it_differs() -> None:
+    one: dict[str, Any] = {"exact": 0, "transductive": False, "why": ["x", "y"]}
+    two: dict[str, Any] = {"exact": 3, "transductive": True, "why": ["y", "z"]}
+
+    def told(*reports: dict[str, Any]) -> dict[str, Any]:
+        return _contamination([SimpleNamespace(contamination=report) for report in reports])  # type: ignore[misc]
+
+    assert told(two, dict(two)) == two
+    assert told(one, two, {}) == {"transductive": True, "why": ["x", "y", "z"], "members": [one, two, {}]}
 
 
 def test_thresholds_of_any_number_of_labels_are_averaged(

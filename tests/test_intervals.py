@@ -99,7 +99,7 @@ def test_resamples_are_drawn_documents_and_seeded() -> None:
     weights = np.concatenate(list(resamples(30, seed=4)), axis=1)
     assert weights.shape == (30, RESAMPLES)
     assert (weights.sum(0) == 30).all()
-    assert (weights == np.concatenate(list(resamples(30, seed=4)), axis=1)).all()
+    assert np.array_equal(np.concatenate(list(resamples(30, seed=4, number=250)), axis=1), weights[:, :250])
     # each count is binomial, with a mean of 1 and a variance of 29/30
     assert weights.mean(1) == pytest.approx(np.ones(30), abs=0.1)
     assert weights.var() == pytest.approx(29 / 30, abs=0.03)
@@ -148,8 +148,8 @@ def test_intervals_equal_scipys_percentile_bootstrap() -> None:
 
 
 def test_a_figure_that_few_resamples_define_has_no_interval() -> None:
-    assert percentiles(np.array([math.nan] * 6 + [1.0] * 4)) is None
-    assert percentiles(np.array([math.nan] * 4 + [1.0] * 6)) == [1.0, 1.0]
+    assert percentiles(np.array([math.nan] * 6 + [1.0] * 5)) is None
+    assert percentiles(np.array([math.nan] * 5 + [1.0] * 5)) == [1.0, 1.0]
     p = predictions(40, 2)
     one_of_a_class = Predictions(**{**p.__dict__, "labels": np.eye(1, 40, dtype=np.int64)[0]})
     assert classifier_intervals(one_of_a_class)["auroc"] is not None  # in 64% of the resamples
