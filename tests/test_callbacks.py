@@ -36,6 +36,7 @@ from lit_sft.errors import UserError
 from lit_sft.evaluation.metrics import FIGURES
 from lit_sft.evaluation.passes import Evaluation
 from lit_sft.evaluation.predictions import VAL_FILE
+from lit_sft.evaluation.responses import VAL_FILE as VAL_RESPONSES
 from lit_sft.models import ClassifierHead
 from lit_sft.optim import WarmupCosine
 
@@ -91,7 +92,10 @@ def test_the_event_file_holds_every_group_of_tags_and_the_config(
     assert [e.value for e in events.Scalars("lr/head")] == pytest.approx(seen.rates)
     total = len(seen.values)
     assert seen.rates == pytest.approx([0.01 * WarmupCosine(0.3)(step, total) for step in range(total)])
-    assert len(events.Scalars("val/loss")) == 3
+    validated = [event.step for event in events.Scalars("val/loss")]
+    assert len(validated) == 3
+    if stage == "finetune":
+        assert {event.step for event in events.Tensors("val/confusion/text_summary")} <= set(validated)
     (text,) = events.Tensors("config/text_summary")
     stored = text.tensor_proto.string_val[0].decode()
     assert yaml.safe_load("\n".join(line[4:] for line in stored.splitlines())) == CONFIG
@@ -173,6 +177,21 @@ def test_a_resumed_run_counts_on_and_logs_its_own_steps_alone(
     assert trainer.callback_metrics["perf/tokens_per_second"] == pytest.approx(sum(tokens[2:6]) / (3 * 11 + 1))
 
 
+def test_tokens_of_all_processes_count_and_none_of_a_fit_that_was_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, throughput = [0.0], Throughput(warmup=0)
+    monkeypatch.setattr(throughput_module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    trainer: Any = SimpleNamespace(world_size=3, log_every_n_steps=0)
+    module: Any = None
+    for seconds in (2.0, 4.0):  # the first fit ends by an exception, after its batch
+        throughput.on_train_start(trainer, module)
+        throughput.on_train_batch_start(trainer, module, None, 0)
+        now[0] += seconds
+        throughput.on_train_batch_end(trainer, module, None, {"labeled": SimpleNamespace(num_tokens=5)}, 0)
+        now[0] += 100.0 if seconds == 2.0 else 0.0
+    throughput.on_train_end(trainer, module)
+    assert (throughput.tokens, throughput.seconds) == (15, 4.0)
+
+
 def test_the_record_is_of_the_best_validation_and_not_of_the_last(
     files: Files, shared_cache: Path, tmp_path: Path
 ) -> None:
@@ -196,12 +215,12 @@ def test_the_record_is_of_the_best_validation_and_not_of_the_last(
 class Validated(Callback):
     """A ``validate`` of the best checkpoint so far, while the fit goes on."""
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, *files: Path) -> None:
+        self.files = files
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
-        if trainer.current_epoch > 0:
-            self.file.write_text(f"of epoch {trainer.current_epoch}")
+        for file in self.files if trainer.current_epoch > 0 else ():
+            file.write_text(f"of epoch {trainer.current_epoch}")
 
 
 @pytest.mark.parametrize(("mode", "kept"), [("max", False), ("min", True)])
@@ -210,13 +229,14 @@ def test_predictions_of_an_earlier_best_checkpoint_go(
 ) -> None:
     best, record = BestCheckpoint("step", mode), RunRecord(tmp_path, CONFIG, False)
     best.dirpath = str(tmp_path / "checkpoints")
-    callbacks = [Validated(tmp_path / VAL_FILE), record, best]
+    files_of = [tmp_path / name for name in (VAL_FILE, VAL_RESPONSES)]
+    callbacks = [Validated(*files_of), record, best]
     trainer = trainer_of(tmp_path, max_epochs=2, limit_val_batches=1.0, callbacks=callbacks)
     trainer.fit(module_of("finetune"), datamodule=data_of(files, shared_cache))
-    assert (tmp_path / VAL_FILE).is_file() == kept
+    assert [file.is_file() for file in files_of] == [kept, kept]
 
 
-@pytest.mark.parametrize("monitor", [("train/loss", "min"), ("train/loss", "max"), ("step", "max"), ("step", "min")])
+@pytest.mark.parametrize("monitor", [("train/loss", "max"), ("step", "min")])  # not the last one
 def test_the_record_is_of_what_the_best_checkpoint_holds_whatever_chose_it(
     monitor: tuple[str, str], files: Files, shared_cache: Path, tmp_path: Path
 ) -> None:
@@ -287,6 +307,8 @@ def test_changed_options_are_those_that_decide_a_result() -> None:
     assert changed_options(before, now) == ["trainer.max_epochs: 3 -> 4"]
     assert changed_options(before, before) == []
     assert changed_options({}, {"data": {"seed": 1}}) == ["data.seed: None -> 1"]
+    for group in ("health", "saving", "checkpoint", "early_stopping"):
+        assert changed_options({group: {"a": 0.0}}, {group: {"a": 7.0}}) == [f"{group}.a: 0.0 -> 7.0"]
 
 
 @pytest.mark.parametrize("patience", [0, 1])

@@ -49,6 +49,8 @@ class Ticks(Callback):
         self.note()
         self.clock.now += self.clock.validation
 
+    on_test_batch_end = on_validation_batch_end
+
 
 def fit_lines(
     stage: str,
@@ -121,6 +123,13 @@ def test_a_long_validation_and_a_long_test_show_signs_of_life(
     assert re.fullmatch(r"validation  batch 2/\d+  \d+ s left", told[1])
     assert re.fullmatch(r"pretrain  epoch 1/1  step 11/11  val loss \d\.\d{3}  val perplexity [\d.,]+", told[-1])
 
+    progress.clock, ticks = clock, Ticks(clock, capsys)
+    trainer = trainer_of(tmp_path, enable_progress_bar=True, callbacks=[ticks, progress])
+    clock.now += 1000.0  # since the last line of the fit
+    trainer.test(module_of("pretrain"), datamodule=data_of(files, shared_cache), verbose=False)
+    ticks.note()
+    assert re.fullmatch(r"test  batch 2/\d+  \d+ s left", ticks.lines[0][1])
+
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
 def test_figures_and_time_left_are_right(
@@ -143,6 +152,18 @@ def test_figures_and_time_left_are_right(
         elif validated:  # a validation takes 3 s
             validations = 3 - done * 3 // len(told)
             assert left == [(str(steps * 2 + validations * 3), "s")]
+
+
+def test_where_a_time_ends_the_fit_that_is_left(
+    files: Files, shared_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half an hour of the real clock; by the test's own, on which speed is measured, a step takes 1,000 s."""
+    options = {"max_epochs": 1, "max_time": "00:00:30:00"}
+    lines = fit_lines("finetune", files, shared_cache, tmp_path, capsys, Clock(1000.0), LogProgress(0, 0), **options)
+    left = [re.findall(r"(\d+) min left", line) for _, line in lines]
+    assert left[0] == left[-1] == []  # no speed yet; and the end
+    assert [minutes in (["30"], ["29"]) for minutes in left[1:-1]] == [True] * 5 + [False]
+    assert left[-2] == ["17"]  # of the last step
 
 
 @pytest.mark.parametrize(("options", "epochs", "last"), [({}, 3, 11), ({"max_steps": 14}, 2, 3)])
