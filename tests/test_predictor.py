@@ -29,6 +29,7 @@ from lit_sft.checkpoints import read_checkpoint, resolve
 from lit_sft.data import encoding
 from lit_sft.data.buckets import truncate
 from lit_sft.data.datamodule import TextDataModule
+from lit_sft.data.textdata import TextData
 from lit_sft.data.tokenization import Tokenizer
 from lit_sft.data.tokens import TokenArray
 from lit_sft.errors import UserError
@@ -287,6 +288,17 @@ print(*{{name.partition(".")[0] for name in sys.modules}})
     assert json.loads((workplace / "out.jsonl").read_text())["label"]
 
 
+def test_what_a_checkpoint_does_not_say_is_as_in_a_new_run_and_float16_is_for_a_gpu(trained: Trained) -> None:
+    checkpoint = read_checkpoint(resolve(trained.finetune, "ckpt_path"))
+    bare = replace(checkpoint, config={"trainer": {"precision": "16-mixed"}})
+    found = Predictor(stored_network(checkpoint, stored_blueprint(checkpoint)), bare, torch.device("cpu"))
+    names = {"max_length": "max_length", "truncation": "truncation", "max_new_tokens": "max_response_length"}
+    defaults = inspect.signature(TextData).parameters
+    assert {own: getattr(found, own) for own in names} == {own: defaults[name].default for own, name in names.items()}
+    assert (found.direction, found.num_beams) == ("forward", inspect.signature(LitSFT).parameters["num_beams"].default)
+    assert found.autocast_to is None  # the CPU has no LSTM of that
+
+
 @pytest.mark.parametrize("device", ["cuda:99", "nonsense"])
 def test_a_device_that_is_not_there_is_named(device: str, trained: Trained) -> None:
     with pytest.raises(UserError, match=f"device {device}"):
@@ -464,10 +476,13 @@ def test_standard_input_of_labels_and_texts_gives_the_texts(
     assert rows[0] == rows[1]
 
 
-def test_a_file_without_header_and_of_another_encoding_is_read(cli: Command, trained: Trained) -> None:
+def test_a_file_without_header_and_of_another_encoding_is_read(
+    cli: Command, trained: Trained, model: Predictor
+) -> None:
     Path("rows.csv").write_bytes("1,der grüne Wal\n".encode("latin-1"))
     where = ("--ckpt_path", trained.finetune, "--input", "rows.csv", "--output", "-")
-    assert cli("predict", *where, "--no_header", "--text_column", "1", "--encoding", "latin-1").code == 0
+    result = cli("predict", *where, "--no_header", "--text_column", "1", "--encoding", "latin-1")
+    assert [json.loads(line) for line in result.out.splitlines()] == model.predict(["der grüne Wal"])
 
 
 def test_an_output_is_whole_or_not_there(cli: Command, trained: Trained) -> None:
@@ -499,25 +514,16 @@ def test_a_device_file_is_written_to_and_not_replaced(cli: Command, trained: Tra
         (["--format", "xml"], "invalid choice: 'xml'"),
         (["--formt", "csv"], "did you mean format?"),
         (["--ckpt_path", "absent"], "absent: no such run or checkpoint (from --ckpt_path)"),
+        (["--ckpt_path", "PRETRAIN"], "a pretraining checkpoint can't classify"),
         (["--device", "gpu9"], "device gpu9"),
         (["--model.encoder", "./own.Encoder"], "--model.encoder ./own.Encoder: no such class"),
         (["--input"], "--input: expected one argument"),
     ],
 )
 def test_a_mistake_is_one_line(options: list[str], message: str, cli: Command, trained: Trained, files: Files) -> None:
-    result = cli(
-        *("predict", "--ckpt_path", trained.finetune, "--input", files.test, "--output", "out.jsonl"), *options
-    )
+    given = ("--ckpt_path", trained.finetune, "--input", files.test, "--output", "out.jsonl")
+    result = cli("predict", *given, *(option.replace("PRETRAIN", str(trained.pretrain)) for option in options))
     one_line(result, message)
-    assert not Path("out.jsonl").exists()
-
-
-def test_a_pretraining_checkpoint_is_refused_before_the_output_is_touched(
-    cli: Command, trained: Trained, files: Files
-) -> None:
-    result = cli("predict", "--ckpt_path", trained.pretrain, "--input", files.test, "--output", "out.jsonl")
-    assert result.code == 2
-    assert "a pretraining checkpoint can't classify" in result.err
     assert not Path("out.jsonl").exists()
 
 
