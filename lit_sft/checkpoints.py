@@ -215,13 +215,16 @@ def resolve(run_or_checkpoint: str | Path, purpose: Literal["init_from", "ckpt_p
     (``init_from``) or of its last stage (``ckpt_path``).
 
     Raises:
-        UserError: nothing there, or a folder without checkpoints.
+        UserError: an empty name, nothing there, or a folder without checkpoints.
     """
+    option = f"--{'model.' * (purpose == 'init_from')}{purpose}"
+    if not str(run_or_checkpoint).strip():  # as of an unset variable of the shell: it would be the current folder
+        raise UserError(f"{option}: an empty name: give a run or a checkpoint, or leave the option out")
     path = expanded(run_or_checkpoint)
     if path.is_file():
         return path
     if not path.is_dir():
-        raise UserError(f"{path}: no such run or checkpoint (from --{'model.' * (purpose == 'init_from')}{purpose})")
+        raise UserError(f"{path}: no such run or checkpoint (from {option})")
     stages = stage_folders(path)
     if stages and purpose == "init_from":
         stages = [folder for folder in stages if stage_of(folder) == "pretrain"]
@@ -260,7 +263,7 @@ def names_in(given: InitFrom | PathLike[str]) -> list[str]:
     if not isinstance(given, str):
         return list(given or [])
     with contextlib.suppress(OSError):  # raised if the string is too long for a path
-        if Path(given).exists():
+        if given and Path(given).exists():  # the path of no name is the current folder
             return [given]
     listed: Any = given.split(",")
     if given.startswith("[") and given.endswith("]"):

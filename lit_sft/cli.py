@@ -222,7 +222,7 @@ class LitCLI(LightningCLI):
             if self.source is None and not (self.folder / "config.yaml").is_file():
                 raise UserError(f"--ckpt_path last: nothing to resume in {self.folder}")
             config.ckpt_path = None
-        elif config.ckpt_path:
+        elif config.ckpt_path is not None:
             self.source = read_resumable(resolve(config.ckpt_path, "ckpt_path"))
         if self.source is not None:
             config.ckpt_path = str(self.source.path)

@@ -56,6 +56,9 @@ class TestRunOrCheckpoint:
     def test_what_is_not_there_is_named_with_the_option(self, purpose: Any, option: str, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"nowhere: no such run or checkpoint .from {option}"):
             resolve("nowhere", purpose)
+        for empty in ("", " "):  # of an unset variable of the shell; as a path it is the current folder
+            with pytest.raises(UserError, match=f"^{option}: an empty name"):
+                resolve(empty, purpose)
         with pytest.raises(UserError, match="no checkpoint in this folder"):
             resolve(tmp_path, purpose)
 

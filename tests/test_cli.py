@@ -385,6 +385,8 @@ def test_a_tokenizer_that_is_asked_for_beside_init_from_is_told_not_to_be_used(
         ),
         (["--ckpt_path", "PRETRAIN"], "--model.init_from PRETRAIN/checkpoints/best.ckpt"),  # the right command
         (["--ckpt_path", "absent.ckpt"], "absent.ckpt: no such run or checkpoint (from --ckpt_path)"),
+        (["--ckpt_path", ""], "--ckpt_path: an empty name"),  # and no new run
+        (["--model.init_from", ""], "'' is no list of runs or checkpoints"),
         (["--ckpt_path", "last"], "--ckpt_path last: nothing to resume in logs/tiny-finetune (no run there)"),
         (["--ckpt_path", "last", "--run_dir", "absent"], "--ckpt_path last: nothing to resume in absent"),
         (["--run_dir", "PRETRAIN"], "holds a finished run"),

@@ -330,7 +330,7 @@ def test_names_of_runs_in_a_text(tmp_path: Path) -> None:
         (",".join(many), many),
     ):
         assert names_in(given) == expected
-    for wrong in (",", "a,,b", "[]", "[a, ]]", "[{a: b}]"):
+    for wrong in ("", " ", ",", "a,,b", "[]", "[a, ]]", "[{a: b}]"):
         with pytest.raises(UserError, match="is no list of runs or checkpoints"):
             names_in(wrong)
 
