@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import Command, Configs, Files
+from conftest import Command, Configs, Files, read
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from refusals import one_line
 from torch import Tensor
 from training import Losses, data_of, equal, module_of, trainer_of, weights
 
+from lit_sft import load
 from lit_sft.callbacks import BestCheckpoint, ExponentialAveraging, LastCheckpoint, NonMonotonicAveraging
-from lit_sft.callbacks.averaging import TRAINED, WeightMean
+from lit_sft.callbacks.averaging import TRAINED
 from lit_sft.errors import UserError
 from lit_sft.optim import WarmupCosine
 
@@ -58,6 +60,12 @@ def train(files: Files, cache: Path, folder: Path, averaging: Callback | None, *
     module = module_of("pretrain", dropout=True, optimizer=SGD)
     trainer.fit(module, datamodule=data_of(files, cache), ckpt_path=path, weights_only=True)
     return {"watch": watch, "losses": seen.values, "module": module, "folder": folder}
+
+
+@pytest.fixture(scope="module")
+def plain(files: Files, shared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Three epochs without any average, which never changes what is trained."""
+    return train(files, shared_cache, tmp_path_factory.mktemp("plain"), None)
 
 
 def saved(folder: Path, name: str) -> dict[str, Any]:
@@ -119,6 +127,9 @@ def test_the_trigger_is_that_of_the_papers_algorithm(nonmono: int) -> None:
         sanity_checking, global_step = False, 0
         state = type("State", (), {"fn": "fit"})
 
+    checked = NonMonotonicAveraging(nonmono=nonmono)
+    checked.on_validation_end(type("Sanity", (Trainer,), {"sanity_checking": True})(), torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+    assert checked.figures == []
     draw, triggers = random.Random(3), set()
     for _ in range(200):
         slope = draw.uniform(-0.5, 0.1)
@@ -134,27 +145,16 @@ def test_the_trigger_is_that_of_the_papers_algorithm(nonmono: int) -> None:
     assert len(triggers) > 3
 
 
-def test_a_sanity_check_is_no_validation() -> None:
-    class Trainer:
-        sanity_checking = True
-        state = type("State", (), {"fn": "fit"})
-
-    callback = NonMonotonicAveraging()
-    callback.on_validation_end(Trainer(), torch.nn.Linear(1, 1))  # type: ignore[arg-type]
-    assert callback.figures == []
-
-
 # the mean
 
 
 def test_the_mean_is_that_of_all_weights_since_the_trigger_and_is_what_is_validated_saved_and_left(
-    files: Files, shared_cache: Path, tmp_path: Path
+    plain: dict[str, Any], files: Files, shared_cache: Path, tmp_path: Path
 ) -> None:
-    plain = train(files, shared_cache, tmp_path / "plain", None)
     averaging = NonMonotonicAveraging(nonmono=1)
     run = train(files, shared_cache, tmp_path / "run", averaging)
     watch, folder = run["watch"], run["folder"]
-    assert run["losses"] == plain["losses"]  # averaging never changes what is trained
+    assert run["losses"] == plain["losses"]
     check = trigger_by_the_paper(watch.losses, 1)
     assert check is not None
     begin, end = watch.steps[check], len(watch.weights) - 1
@@ -179,22 +179,20 @@ def test_the_mean_is_that_of_all_weights_since_the_trigger_and_is_what_is_valida
     assert averaging.count == len(watch.weights) - begin
 
 
-@pytest.mark.parametrize("start_step", [0, 5])
 def test_the_exponential_average_is_the_recursion_from_its_first_step_on(
-    start_step: int, files: Files, shared_cache: Path, tmp_path: Path
+    plain: dict[str, Any], files: Files, shared_cache: Path, tmp_path: Path
 ) -> None:
-    plain = train(files, shared_cache, tmp_path / "plain", None, max_epochs=1)
-    run = train(files, shared_cache, tmp_path / "run", ExponentialAveraging(0.7, start_step), max_epochs=1)
+    run = train(files, shared_cache, tmp_path / "run", ExponentialAveraging(0.7, 5), max_epochs=1)
     watch = run["watch"]
-    assert run["losses"] == plain["losses"]
-    means = exponential(watch.weights, 0.7, start_step)
+    assert run["losses"] == plain["losses"][: len(run["losses"])]
+    means = exponential(watch.weights, 0.7, 5)
     close(weights(run["module"]), means[-1])
     assert watch.steps == [3, 6, 9]
     for step, loss in zip(watch.steps, watch.losses, strict=True):
         assert loss == pytest.approx(measured(means[step], files, shared_cache, tmp_path / "other"), rel=1e-5)
-    if start_step:  # Lightning issue 21724: until then the start weights would be validated and saved
-        assert watch.losses[0] == plain["watch"].losses[0]
-        assert watch.losses[1] != plain["watch"].losses[1]
+    # Lightning issue 21724: until then the start weights would be validated and saved
+    assert watch.losses[0] == plain["watch"].losses[0]
+    assert watch.losses[1] != plain["watch"].losses[1]
 
 
 def test_a_step_of_several_batches_counts_once(files: Files, shared_cache: Path, tmp_path: Path) -> None:
@@ -310,28 +308,25 @@ def test_a_second_fit_of_the_same_module_goes_on_with_its_average(
 # the command line
 
 
-@pytest.mark.parametrize(
-    "callback",
-    [
-        {"class_path": "lit_sft.callbacks.NonMonotonicAveraging", "init_args": {"nonmono": 0}},
-        {"class_path": "lit_sft.callbacks.ExponentialAveraging", "init_args": {"decay": 0.5}},
-    ],
-    ids=lambda callback: callback["class_path"].split(".")[-1],
-)
-def test_a_config_names_them_and_the_averaged_weights_are_tested_and_fine_tuned(
-    callback: dict[str, Any], cli: Command, configs: Configs
-) -> None:
+def test_what_a_config_averages_is_measured_loaded_and_fine_tuned(cli: Command, configs: Configs) -> None:
     options = yaml.safe_load(configs.pretrain.read_text())
-    options["trainer"] |= {"callbacks+": [callback], "max_epochs": 4}
-    options["model"]["optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 40.0}}
-    options["model"]["schedule"] = {"class_path": "lit_sft.optim.Constant"}
+    averaging = {"class_path": "lit_sft.callbacks.ExponentialAveraging", "init_args": {"decay": 0.9}}
+    options["trainer"]["callbacks+"] = [averaging]
     configs.pretrain.write_text(yaml.safe_dump(options))
     done = cli("fit", "--config", configs.pretrain)
     assert done.code == 0, done.err
     run = Path("logs/tiny-pretrain/version_0")
-    assert TRAINED in saved(run / "checkpoints", "last")
-    assert cli("test", "--ckpt_path", run).code == 0
-    assert cli("fit", "--config", configs.finetune, "--model.init_from", run).code == 0
+    checkpoint = saved(run / "checkpoints", "best")
+    mean, trained = (network(checkpoint[key]) for key in ("state_dict", TRAINED))
+    assert not equal(mean, trained)
+    assert equal(load(run, device="cpu").network.state_dict(), mean)
+    (loss,) = re.findall(r"val/loss\s+│\s+([\d.]+)", cli("validate", "--ckpt_path", run).out)
+    assert float(loss) == pytest.approx(read(run / "metrics.json")["val"]["loss"])
+    still = ("--model.optimizer.lr", "1e-12", "--trainer.max_steps", "1", "--run_dir", "tuned")
+    assert cli("fit", "--config", configs.finetune, "--model.init_from", run, *still).code == 0
+    tuned = network(saved(Path("tuned/checkpoints"), "last")["state_dict"])
+    encoder = {name: weight for name, weight in mean.items() if name.startswith("encoder.")}
+    close({name: tuned[name] for name in encoder}, encoder)
 
 
 @pytest.mark.parametrize(
@@ -352,10 +347,3 @@ def test_a_mistake_is_told_in_one_line(callback: dict[str, Any], message: str, c
     configs.finetune.write_text(yaml.safe_dump(options))
     done = cli("fit", "--config", configs.finetune)
     one_line(done, message)
-
-
-def test_the_base_averages_nothing_by_itself(files: Files, shared_cache: Path, tmp_path: Path) -> None:
-    plain = train(files, shared_cache, tmp_path / "plain", None, max_epochs=1)
-    base = train(files, shared_cache, tmp_path / "base", WeightMean(), max_epochs=1)
-    assert base["losses"] == plain["losses"]
-    assert TRAINED not in saved(tmp_path / "base", "last")

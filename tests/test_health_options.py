@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from conftest import Command, Configs, Fit, made, read
+from conftest import Configs, Fit, made, read
 
 from lit_sft.callbacks import Health
 from lit_sft.evaluation.metrics import ClassificationMetrics
@@ -41,7 +40,7 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, float], None]:
     return call
 
 
-def test_a_run_stopped_by_nan_goes_on_with_a_lower_rate(fit: Fit, plant: Callable[[int, float], None]) -> None:
+def test_a_run_stopped_by_nan_tells_where_and_how_to_go_on(fit: Fit, plant: Callable[[int, float], None]) -> None:
     plant(BATCHES + 7, math.nan)
     result = fit("--trainer.max_epochs", "3")
     assert result.code == 3
@@ -52,14 +51,6 @@ def test_a_run_stopped_by_nan_goes_on_with_a_lower_rate(fit: Fit, plant: Callabl
     )
     way = rf"{last} keeps the weights after {BATCHES} steps: go on with --ckpt_path last and a lower "
     assert re.fullmatch(where + ".*" + way + r"--model\.optimizer\.lr \(now 0\.03\)", line)
-    stored = torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)
-    assert all(value.isfinite().all() for value in stored["state_dict"].values())
-
-    plant(-1, 1.0)
-    result = fit("--trainer.max_epochs", "3", "--ckpt_path", "last", "--model.optimizer.lr", "0.01")
-    assert result.code == 0
-    assert "resumed with changed options: lr: 0.03 -> 0.01" in result.log
-    assert read(RUN / "metrics.json")["steps"] == 3 * BATCHES
 
 
 def test_a_recipe_whose_second_stage_is_sick_ends_with_3_and_goes_on_with_a_lower_rate(
@@ -142,11 +133,3 @@ def test_values_out_of_range_are_named(flag: str, fit: Fit) -> None:
     assert result.code == 2
     assert re.search(rf"health\.{name}={value}(\.0)? must be at least ", result.err)
     assert made() == []
-
-
-def test_a_changed_option_is_told_on_resume(fit: Fit, cli: Command) -> None:
-    assert fit().code == 0
-    (RUN / "metrics.json").unlink()
-    result = fit("--ckpt_path", "last", "--trainer.max_epochs", "2", "--health.skip_spikes", "7")
-    assert result.code == 0
-    assert "health.skip_spikes: 0.0 -> 7.0" in result.log
