@@ -13,7 +13,7 @@ import torch
 import yaml
 from conftest import Files
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -31,7 +31,7 @@ from lit_sft.callbacks import (
 )
 from lit_sft.callbacks import throughput as throughput_module
 from lit_sft.callbacks.record import changed_options
-from lit_sft.callbacks.stopping import check_monitors
+from lit_sft.callbacks.stopping import check_monitors, look_after_validations
 from lit_sft.errors import UserError
 from lit_sft.evaluation.metrics import FIGURES
 from lit_sft.evaluation.passes import Evaluation
@@ -382,6 +382,15 @@ def test_the_least_change_counts_in_the_direction_of_a_figure_of_the_users_own(
         callback.setup(trainer_of(tmp_path), module, "fit")
         found.append([callback._evaluate_stopping_criteria(torch.tensor(figure))[0] for figure in figures])
     assert found == [[False, False, stops]] * 2
+
+
+def test_lightnings_own_callbacks_look_after_each_validation_unless_they_are_told_when() -> None:
+    stopping = [EarlyStopping("val/loss", check_on_train_epoch_end=when) for when in (None, True, False)]
+    keeping = [ModelCheckpoint(monitor="val/loss", save_on_train_epoch_end=when) for when in (None, True, False)]
+    by_steps = ModelCheckpoint()  # waits for no figure
+    look_after_validations([*stopping, *keeping, by_steps])
+    assert [callback._check_on_train_epoch_end for callback in stopping] == [False, True, False]
+    assert [callback._save_on_train_epoch_end for callback in (*keeping, by_steps)] == [False, True, False, None]
 
 
 @pytest.mark.parametrize("callback", [Health(), EarlyStop(), NonMonotonicAveraging()], ids=lambda c: type(c).__name__)

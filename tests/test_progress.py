@@ -269,6 +269,31 @@ def test_figures_are_short() -> None:
     assert told == ["3 s", "89 s", "6 min", "90 min", "2.1 h", "23.9 h", "3 days"]
 
 
+@pytest.mark.parametrize(("every", "interval"), [(1, 10), (1, 5), (1, 4), (2, 10), (2, 5), (None, 15)])
+def test_the_time_left_is_that_of_all_batches_and_validations_to_come(every: int | None, interval: int) -> None:
+    """Six epochs of ten batches, two a step: a second a batch, a hundred a validation."""
+    clock, validated, found = Clock(), [], {}
+    trainer = SimpleNamespace(accumulate_grad_batches=2, num_training_batches=10, current_epoch=0, callbacks=[])
+    trainer.fit_loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_idx=-1))
+    trainer.enable_validation, trainer.check_val_every_n_epoch, trainer.val_check_batch = True, every, interval
+    trainer.callback_metrics = {}
+    watch = FitProgress(clock, SimpleNamespace(trainer=trainer, total_steps=lambda: 30, metrics={}, stage="finetune"))
+    for done in range(1, 61):
+        clock.now += 1.0
+        watch.batch({}, (done - 1) % 10)
+        trainer.global_step = done // 2
+        epoch, of_epoch = divmod(done - 1, 10)
+        if done % interval == 0 if every is None else ((epoch + 1) % every, (of_epoch + 1) % interval) == (0, 0):
+            validated.append(done)
+            watch.validation_starts()
+            clock.now += 100.0
+            watch.validation_ends()
+        if done % 20 == 0:
+            found[done] = watch.standing().seconds_left
+    expected = {done: 60 - done + 100 * sum(step > done for step in validated) for done in (20, 40)}
+    assert found == {**{done: pytest.approx(left) for done, left in expected.items()}, 60: None}
+
+
 def test_the_pace_is_the_last_half_minutes_without_pauses_and_without_the_first_batch() -> None:
     clock = Clock()
     pace = Pace(clock)

