@@ -53,7 +53,6 @@ RUN = Path("logs/tiny-finetune/version_0")
         (["--trainer.max_epochs", "many"], "--trainer.max_epochs many: expected int or null"),
         (["--data.vocab_size=1.5"], "--data.vocab_size 1.5: expected int"),
         (["--model.optimizer.lr", "fast"], "--model.optimizer.lr fast: expected float"),
-        (["--trainer.precision", "16-mixed"], "--trainer.precision 16-mixed needs a GPU"),
         (["--trainer.accelerator", "cuda"], "trainer: "),
         (["--seed_everything", "-1"], "--seed_everything -1 must be at least 0"),
         (["--stages", "finetune"], "--stages is an option of recipes"),

@@ -312,13 +312,6 @@ def test_after_a_collapse_the_best_checkpoint_before_it_is_named(data: TextDataM
         fit(module_of("finetune"), data, tmp_path, Dominating(16), Health(), best, max_epochs=9)
 
 
-def test_one_class_is_no_collapse_where_the_data_have_one(data: TextDataModule, tmp_path: Path) -> None:
-    data.prepare_data()
-    data.setup()
-    data.val = data.val.select([i for i, label in enumerate(data.val.labels) if label == 1])
-    fit(module_of("finetune"), data, tmp_path, Dominating(), Health(collapse_patience=1))
-
-
 @pytest.mark.parametrize(
     ("validations", "stops"),  # (the label that is nearly always predicted, loss, AUROC); guessing has a loss of 1.0986
     [
