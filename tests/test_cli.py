@@ -90,12 +90,6 @@ def test_the_saved_config_runs_the_same_again(fit: Fit, cli: Command) -> None:
     assert read(RUN.with_name("version_1") / "metrics.json")["val"] != read(RUN / "metrics.json")["val"]
 
 
-def test_every_figure_can_be_monitored_by_its_name(trained: Trained) -> None:
-    figures = {folder: set(read(folder / "metrics.json")["val"]) for folder in (trained.pretrain, trained.finetune)}
-    assert figures[trained.pretrain] == set(FIGURES["lm"])
-    assert {name for name in figures[trained.finetune] if "/" not in name} == set(FIGURES["classifier"])
-
-
 def test_the_record_holds_the_figures_of_the_best_checkpoint(fit: Fit, cli: Command) -> None:
     assert fit("--trainer.max_epochs=3", "--checkpoint.monitor=val/loss", "--checkpoint.mode=max").code == 0
     best = read(RUN / "metrics.json")["val"]["loss"]
@@ -546,10 +540,10 @@ def test_a_named_checkpoint_goes_on_in_a_new_version(named: str, tuned: Path, fi
 def test_a_conflict_on_resume_is_one_line_and_harms_nothing(
     flags: list[str], message: str, cut_off: Path, fit: Fit
 ) -> None:
+    before = {path: path.read_bytes() for path in cut_off.rglob("*") if path.is_file()}
     result = fit("--ckpt_path", "last", *flags)
     one_line(result, message)
-    assert (cut_off / "checkpoints/last.ckpt").is_file()
-    assert fit("--ckpt_path", "last", "--trainer.max_epochs", "3").code == 0
+    assert {path: path.read_bytes() for path in before} == before
 
 
 @pytest.mark.parametrize(

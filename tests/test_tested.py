@@ -235,22 +235,14 @@ def test_nothing_to_measure_is_told(command: str, trained: Trained, cli: Command
         assert (told.code, f"{option} 0: there is nothing to measure" in told.err) == (2, True)
 
 
-def test_a_stopped_test_leaves_predictions_that_the_next_one_replaces(
-    trained: Trained, cli: Command, tmp_path: Path
-) -> None:
-    run = shutil.copytree(trained.finetune, tmp_path / "run")
-    (run / "predictions.parquet").write_bytes(b"half")
-    assert cli("test", "--ckpt_path", run).code == 0
-    whole = read_predictions(run / "predictions.parquet")
-    assert len(whole) == 30
-
-
 def written(run: Path) -> dict[str, bytes]:
     """A run's records, predictions and events."""
     return {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
 
 
-def test_a_part_of_the_test_data_is_no_test(trained: Trained, cli: Command, tmp_path: Path) -> None:
+def test_a_part_of_the_test_data_is_no_test_and_what_a_broken_off_one_has_left_is_replaced(
+    trained: Trained, cli: Command, tmp_path: Path
+) -> None:
     run = shutil.copytree(trained.finetune, tmp_path / "run")
     before = written(run)
     for limit in ("0.3", "0.5"):  # not "1", which typing's cache may make a batch or, as 1.0, all of them
@@ -261,6 +253,7 @@ def test_a_part_of_the_test_data_is_no_test(trained: Trained, cli: Command, tmp_
     part = ("--trainer.limit_test_batches", "0.5", "--data.max_tokens", "100")
     assert cli("test", "--ckpt_path", f"{run},{trained.finetune}", *part).code == 0
     assert written(run) == before
+    (run / "predictions.parquet").write_bytes(b"half")
     assert cli("test", "--ckpt_path", run).code == 0
     assert len(read_predictions(run / "predictions.parquet")) == 30
 
