@@ -195,22 +195,22 @@ def test_a_test_measures_the_mean_and_writes_over_nothing(
 
 
 def test_an_ensemble_of_the_same_run_twice_has_the_figures_of_the_run(runs: Runs, cli: Command) -> None:
-    for path in runs.copies()[1:]:
-        assert cli("test", "--ckpt_path", path).code == 0
-        assert cli("test", "--ckpt_path", f"{path},{path}").code == 0
-        one, both = read(path / "metrics.json"), read(path / "test-ensemble.json")
-        assert both["test"] == pytest.approx(one["test"], abs=1e-6)
-        for name, interval in one["test_interval"].items():
-            assert both["test_interval"][name] == pytest.approx(interval, abs=1e-6)
-        assert both["test_confusion"] == one["test_confusion"]
-        figures = {name: value for name, value in one["test"].items() if "/" not in name}
-        assert [member["test"] for member in both["members"]] == [pytest.approx(figures, abs=1e-6)] * 2
-        single, double = (
-            read_predictions(path / "predictions.parquet"),
-            read_predictions(path / "test-ensemble.parquet"),
-        )
-        assert np.array_equal(single.probabilities, double.probabilities)
-        assert np.array_equal(single.predicted, double.predicted)
+    path = runs.copies()[1]
+    assert cli("test", "--ckpt_path", path).code == 0
+    assert cli("test", "--ckpt_path", f"{path},{path}").code == 0
+    one, both = read(path / "metrics.json"), read(path / "test-ensemble.json")
+    assert both["test"] == pytest.approx(one["test"], abs=1e-6)
+    for name, interval in one["test_interval"].items():
+        assert both["test_interval"][name] == pytest.approx(interval, abs=1e-6)
+    assert both["test_confusion"] == one["test_confusion"]
+    figures = {name: value for name, value in one["test"].items() if "/" not in name}
+    assert [member["test"] for member in both["members"]] == [pytest.approx(figures, abs=1e-6)] * 2
+    single, double = (
+        read_predictions(path / "predictions.parquet"),
+        read_predictions(path / "test-ensemble.parquet"),
+    )
+    assert np.array_equal(single.probabilities, double.probabilities)
+    assert np.array_equal(single.predicted, double.predicted)
 
 
 def test_a_validation_measures_the_mean(runs: Runs, files: Files, cli: Command) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from conftest import Files
@@ -19,13 +21,9 @@ from lit_sft.errors import UserError
 from lit_sft.mistakes import mistake_in
 from lit_sft.module import LitSFT
 from lit_sft.optim import WarmupCosine
+from lit_sft.random_states import go_on_drawing, random_states
 
 STAGES = ["pretrain", "finetune"]
-
-
-@pytest.fixture
-def data(files: Files, shared_cache: Path) -> TextDataModule:
-    return data_of(files, shared_cache)
 
 
 def every(steps: int) -> ModelCheckpoint:
@@ -48,22 +46,17 @@ def train(stage: str, data: TextDataModule, folder: Path, callback: Any, **optio
     return module, seen
 
 
-@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize(
-    ("passes", "options"),
-    [
-        (1, {"val_check_interval": 3}),  # after 3 batches of the second epoch
-        (1, {}),  # at the end of an epoch
-    ],
+    ("stage", "options"),
+    [("pretrain", {"val_check_interval": 3}), ("finetune", {})],  # in the second epoch, and at the end of the first
     ids=str,
 )
 def test_the_last_checkpoint_written_after_a_validation_goes_on_with_the_next_batch(
-    stage: str, passes: int, options: dict[str, Any], files: Files, shared_cache: Path, tmp_path: Path
+    stage: str, options: dict[str, Any], files: Files, shared_cache: Path, tmp_path: Path
 ) -> None:
     data = data_of(files, shared_cache)
     whole, losses = train(stage, data, tmp_path / "whole", LastCheckpoint(keep=1), **options)
-    length = len(losses.values) // 3
-    done = passes * length + options.get("val_check_interval", 0)
+    done = len(losses.values) // 3 + options.get("val_check_interval", 0)
     train(stage, data_of(files, shared_cache), tmp_path / "cut", LastCheckpoint(keep=1), stop_at=done + 2, **options)
     assert [path.name for path in (tmp_path / "cut").glob("*.ckpt")] == ["last.ckpt"]
     path = tmp_path / "cut" / "last.ckpt"
@@ -82,6 +75,28 @@ def test_the_hidden_state_is_what_makes_the_difference(data: TextDataModule, tmp
     torch.save(checkpoint, tmp_path / "forgot.ckpt")
     _, rest = train("pretrain", data, tmp_path, every(5), max_epochs=1, ckpt_path=tmp_path / "forgot.ckpt")
     assert rest.values[0] != losses.values[5]
+
+
+def test_every_generator_goes_on_where_it_was_saved(tmp_path: Path) -> None:
+    """Those of Python and NumPy too, which a callback or an objective of the user's may draw from."""
+
+    def drawn() -> tuple[float, ...]:
+        ours = random.random(), random.gauss(), torch.rand(()).item()
+        return *ours, np.random.random(), np.random.standard_normal()  # noqa: NPY002
+
+    drawn()  # of two normal numbers that are made at once the second is left
+    torch.save(random_states(), tmp_path / "states.pt")
+    expected = drawn()
+    drawn()
+    go_on_drawing(torch.load(tmp_path / "states.pt", weights_only=True), rank=1)
+    assert drawn() == expected
+    fresh = []
+    for rank in (0, 0, 1, 2):  # of a new run
+        torch.manual_seed(3)
+        go_on_drawing(None, rank)
+        fresh.append(torch.rand(()).item())
+    assert fresh[0] == fresh[1]
+    assert len(set(fresh)) == 3
 
 
 def plain(value: Any) -> bool:
