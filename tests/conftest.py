@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -24,6 +24,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 import yaml
 from readmes import block
+
+if TYPE_CHECKING:
+    from lit_sft.data.datamodule import TextDataModule
 
 torch.set_num_threads(1)
 
@@ -254,6 +257,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory, files: Files, shared_cache
             Path(f"{stage}.yaml").write_text(yaml.safe_dump(options), encoding="utf-8")
             assert main(["fit", "--config", f"{stage}.yaml", "--run_dir", str(folder / stage)]) == 0
     return Trained(folder / "pretrain", folder / "finetune")
+
+
+@pytest.fixture
+def data(files: Files, shared_cache: Path) -> TextDataModule:
+    """The small corpus as ``training.data_of`` has it, not read yet."""
+    from training import data_of
+
+    return data_of(files, shared_cache)
 
 
 # ---- short hands of the tests that call the command line

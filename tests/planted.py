@@ -16,6 +16,8 @@ from lit_sft.data.datamodule import TextDataModule
 from lit_sft.models import LSTMState, Network
 from lit_sft.objectives import MLE, Loss, Objective, Supervised
 
+BATCHES = {"pretrain": 11, "finetune": 8}  # of an epoch
+
 
 def planted(stage: str, at: Collection[int], factor: float) -> Objective:
     """The stage's own objective, but for a factor on the loss of the batches with these numbers."""

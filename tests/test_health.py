@@ -15,25 +15,16 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from conftest import Files
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins.precision import MixedPrecision
-from planted import Seen, SickGradient, documents_of, planted, same
-from training import data_of, equal, module_of, trainer_of, weights
+from planted import BATCHES, Seen, SickGradient, documents_of, planted, same
+from training import equal, module_of, trainer_of, weights
 
 from lit_sft.callbacks import BestCheckpoint, Health, LastCheckpoint
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.errors import SickRun, UserError
 from lit_sft.mistakes import mistake_in
 from lit_sft.module import LitSFT
-
-STAGES = ["pretrain", "finetune"]
-BATCHES = {"pretrain": 11, "finetune": 8}  # of an epoch
-
-
-@pytest.fixture
-def data(files: Files, shared_cache: Path) -> TextDataModule:
-    return data_of(files, shared_cache)
 
 
 @pytest.fixture
@@ -78,7 +69,7 @@ def test_the_error_of_a_fit_is_not_raised_in_the_next(same_module: bool, data: T
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("sick", ["loss", "norm of the gradient"])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", BATCHES)
 def test_a_number_that_is_not_finite_stops_the_run_and_a_lower_rate_goes_on(
     stage: str, sick: str, accumulate: int, data: TextDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,7 +159,7 @@ def test_weights_that_are_not_finite_are_never_saved(data: TextDataModule, tmp_p
     assert is_finite(torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"])
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", BATCHES)
 def test_a_healthy_run_is_the_same_with_and_without(
     stage: str, data: TextDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

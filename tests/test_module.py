@@ -25,11 +25,6 @@ from lit_sft.optim import OneCycle, SlantedTriangular, WarmupCosine
 CLIP = 0.5
 
 
-@pytest.fixture
-def data(files: Files, shared_cache: Path) -> TextDataModule:
-    return data_of(files, shared_cache)
-
-
 def streams(data: TextDataModule, epoch: int) -> tuple[Tensor, Tensor]:
     """Inputs and targets of an epoch, each (lanes, lane length), by lists of Python."""
     array, eos = data.prepared.unlabeled, data.tokenizer.eos_id

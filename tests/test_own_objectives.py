@@ -8,19 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Files
 from torch import Tensor, nn
-from training import data_of, module_of, trainer_of
+from training import module_of, trainer_of
 
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.errors import UserError
 from lit_sft.objectives import Loss, Mixed, Supervised
 from lit_sft.objectives.term import Step, Term
-
-
-@pytest.fixture
-def data(files: Files, shared_cache: Path) -> TextDataModule:
-    return data_of(files, shared_cache)
 
 
 class Loose(Supervised):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import Files
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from planted import Seen, documents_of, planted, same
+from planted import BATCHES, Seen, documents_of, planted, same
 from training import PowerCut, data_of, equal, module_of, trainer_of, weights
 
 from lit_sft.callbacks import Health
@@ -23,14 +23,7 @@ from lit_sft.errors import SickRun, UserError
 from lit_sft.module import LitSFT
 from lit_sft.optim import WarmupCosine
 
-STAGES = ["pretrain", "finetune"]
-BATCHES = {"pretrain": 11, "finetune": 8}  # of an epoch
 pytestmark = pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
-
-
-@pytest.fixture
-def data(files: Files, shared_cache: Path) -> TextDataModule:
-    return data_of(files, shared_cache)
 
 
 @pytest.fixture
@@ -47,7 +40,7 @@ def fit(module: LitSFT, data: TextDataModule, folder: Path, *callbacks: Callback
     return trainer
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", BATCHES)
 def test_a_spike_is_skipped_and_its_documents_are_named(
     stage: str, data: TextDataModule, tmp_path: Path, told: list[str]
 ) -> None:
@@ -86,7 +79,7 @@ def test_nothing_is_skipped_when_off_or_before_the_window_is_full(
 
 
 @pytest.mark.parametrize("at", [12, 13, 15])  # first, second of two accumulated batches; the last of the epoch
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", BATCHES)
 def test_the_other_batches_of_the_step_are_learned_from(
     stage: str, at: int, data: TextDataModule, tmp_path: Path, told: list[str]
 ) -> None:
@@ -101,7 +94,7 @@ def test_the_other_batches_of_the_step_are_learned_from(
         torch.testing.assert_close(value, after[1][name], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", BATCHES)
 def test_a_resumed_run_skips_what_the_unbroken_one_skips(
     stage: str, files: Files, shared_cache: Path, tmp_path: Path, told: list[str]
 ) -> None:
