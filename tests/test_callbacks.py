@@ -426,10 +426,3 @@ def test_what_one_module_has_reached_is_no_measure_for_another(
         trainer.fit(module_of("pretrain"), datamodule=data_of(files, shared_cache))
         steps.append(trainer.global_step)
     assert steps[0] == steps[1] == steps[2] > 1
-
-
-def test_the_patience_of_a_resumed_run_is_its_own() -> None:
-    before, now = EarlyStop("val/loss", "min", patience=2), EarlyStop("val/loss", "min", patience=5)
-    before.wait_count = 1
-    now.load_state_dict(before.state_dict())
-    assert (now.patience, now.wait_count) == (5, 1)

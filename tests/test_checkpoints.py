@@ -83,11 +83,6 @@ class TestReading:
         assert checkpoint.config["data"]["max_length"] == 32
         assert {name.split(".")[0] for name in checkpoint.network_weights()} == {"encoder", "classifier"}
 
-    def test_the_file_alone_is_enough(self, trained: Trained, tmp_path: Path) -> None:
-        file = shutil.copy(resolve(trained.finetune, "ckpt_path"), tmp_path / "alone.ckpt")
-        texts = ["the whale near the reef", "a moss and the owl"]
-        assert load(file).predict(texts) == load(trained.finetune).predict(texts)
-
     def test_what_is_no_checkpoint_of_ours_is_refused(self, trained: Trained, tmp_path: Path) -> None:
         whole = resolve(trained.finetune, "ckpt_path").read_bytes()
         cases = {

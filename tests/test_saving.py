@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Command, Files, Trained
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
@@ -169,6 +170,18 @@ def test_processes_agree_at_the_steps_that_are_logged_and_one_of_them_is_enough(
 def test_values_out_of_range_are_told(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="saving: every_minutes="):
         LastCheckpoint(**options)
+
+
+def test_a_way_of_writing_that_the_user_chose_stays_and_is_given_no_option_of_ours(
+    files: Files, shared_cache: Path, tmp_path: Path
+) -> None:
+    class Own(TorchCheckpointIO):
+        """Refuses any option, as Lightning's own does."""
+
+    trainer = trainer_of(tmp_path, max_steps=1, callbacks=[LastCheckpoint()], plugins=[Own()])
+    trainer.fit(module_of("finetune"), data_of(files, shared_cache))
+    assert isinstance(trainer.strategy.checkpoint_io, Own)
+    assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
 
 
 def test_what_could_not_be_read_again_is_told_at_the_first_save(tmp_path: Path) -> None:
@@ -336,12 +349,6 @@ def test_a_process_that_lightning_has_started_leaves_the_exit_code_to_the_first_
     assert STARTED_BY not in os.environ
     with ending_together(None):
         assert os.environ[STARTED_BY] == str(os.getpid())  # for those that this one starts
-
-
-@pytest.mark.parametrize("launcher", [None, SimpleNamespace(procs=[])])
-def test_an_exception_of_a_process_that_has_started_none_is_as_it_was(launcher: Any) -> None:
-    with pytest.raises(KeyError), ending_together(launcher):
-        raise KeyError
 
 
 def test_a_test_that_a_signal_ends_has_the_shells_exit_code(
