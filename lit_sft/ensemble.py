@@ -18,7 +18,7 @@ from lit_sft.evaluation.metrics import ClassificationMetrics
 from lit_sft.evaluation.multilabel import MultilabelMetrics
 from lit_sft.evaluation.predictions import Predictions
 from lit_sft.evaluation.tested import OwnFigures, tested_by
-from lit_sft.evaluation.thresholds import column_order
+from lit_sft.evaluation.thresholds import ONE_KIND, column_order
 from lit_sft.measured_data import TESTED
 from lit_sft.options import values_of, without
 from lit_sft.runs import numbered, package_versions, run_name, told, write_record
@@ -136,7 +136,7 @@ def _checked_members(checkpoints: Sequence[str]) -> list[bool]:
     """Check, before any evaluation, that all can be averaged; return whether each one's encoder is of this package.
 
     Raises:
-        UserError: a checkpoint has no classifier, or other labels than the first one.
+        UserError: a checkpoint has no classifier, or other labels than the first one, or another number a document.
     """
     found = [read_checkpoint(resolve(path, "ckpt_path")) for path in checkpoints]
     for one in found:
@@ -144,6 +144,8 @@ def _checked_members(checkpoints: Sequence[str]) -> list[bool]:
             kind = "a pretraining checkpoint" if one.stage == "pretrain" else "a model that answers prompts"
             raise UserError(f"{one.path}: {kind} can't classify: an ensemble needs fine-tuned classifiers")
         column_order(found[0].label_names, one.label_names)
+        if one.multilabel != found[0].multilabel:
+            raise UserError(ONE_KIND)
     return [has_own_encoder(one) for one in found]
 
 

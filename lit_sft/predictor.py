@@ -16,7 +16,7 @@ from lit_sft.data.buckets import DocumentBatch, DocumentDataset, Truncation, tru
 from lit_sft.data.encoding import chunks
 from lit_sft.data.tokens import TokenArray
 from lit_sft.errors import UserError, first_line
-from lit_sft.evaluation.thresholds import column_order, mean_thresholds
+from lit_sft.evaluation.thresholds import ONE_KIND, column_order, mean_thresholds
 from lit_sft.models import Encoder, Network
 from lit_sft.models.generation import respond
 from lit_sft.stored_network import has_own_encoder, stored_blueprint, stored_network
@@ -177,7 +177,7 @@ class Ensemble(TextClassifier):
         self.label_names = self.members[0].label_names
         self._columns = [column_order(self.label_names, member.label_names) for member in members]
         if len({member.thresholds is None for member in members}) > 1:
-            raise UserError("an ensemble is of models with one label a document, or of models with any number")
+            raise UserError(ONE_KIND)
         self.thresholds = mean_thresholds([member.thresholds for member in members], self._columns)
 
     def probabilities(self, texts: Iterable[str | None]) -> Iterator[Tensor | None]:

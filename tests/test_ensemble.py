@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import (
     SUBJECTS,
@@ -257,6 +258,18 @@ def test_mistakes_are_told_in_one_line(runs: Runs, trained: Trained, files: File
     assert cli("test", "--ckpt_path", f"{plain},elsewhere", "--data.test", files.test).code == 0
     with pytest.raises(UserError, match="one checkpoint at least"):
         lit_sft.load([])
+
+
+def test_one_label_a_document_and_any_number_do_not_go_together_which_is_told_first(
+    trained: Trained, cli: Command
+) -> None:
+    entries = torch.load(trained.finetune / "checkpoints" / "best.ckpt", weights_only=True)
+    entries["lit_sft"] |= {"multilabel": True, "thresholds": [0.5, 0.5, 0.5]}
+    torch.save(entries, "many.ckpt")
+    for command in (["test"], ["predict", "--input", "many.ckpt", "--output", "-"]):
+        result = cli(*command, "--ckpt_path", f"{trained.finetune},many.ckpt")
+        one_line(result, "an ensemble is of models with one label a document, or of models with any number")
+        assert "member 1" not in result.log
 
 
 def made_up(names: list[str], probabilities: list[list[float]], labels: list[int], clean: Any) -> Predictions:

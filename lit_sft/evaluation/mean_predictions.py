@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_sft.errors import UserError
 from lit_sft.evaluation.predictions import Predictions
-from lit_sft.evaluation.thresholds import chosen, column_order, mean_thresholds
+from lit_sft.evaluation.thresholds import ONE_KIND, chosen, column_order, mean_thresholds
 
 
 def mean_predictions(
@@ -46,7 +46,7 @@ def mean_predictions(
 
 def _check_same_documents(first: Predictions, member: Predictions, order: list[int]) -> None:
     if first.multilabel != member.multilabel:
-        raise UserError("an ensemble is of models with one label a document, or of models with any number")
+        raise UserError(ONE_KIND)
     same = len(first) == len(member) and np.array_equal(first.documents, member.documents)
     if not same or not np.array_equal(first.keys, member.keys):
         raise UserError("the models are measured on different documents: name them, with --data.test or --data.val")

@@ -11,6 +11,7 @@ from torch import Tensor
 from lit_sft.errors import UserError
 
 DEFAULT = 0.5
+ONE_KIND = "an ensemble is of models with one label a document, or of models with any number"
 
 
 def best_thresholds(probabilities: Tensor, labels: Tensor) -> list[float]:
