@@ -13,7 +13,7 @@ from training import module_of, trainer_of
 
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.errors import UserError
-from lit_sft.objectives import Loss, Mixed, Supervised
+from lit_sft.objectives import MLE, Completion, Loss, Mixed, Objective, SequenceAutoencoder, Supervised
 from lit_sft.objectives.term import Step, Term
 
 
@@ -63,6 +63,18 @@ def test_weights_that_would_be_lost_are_told(
 ) -> None:
     with pytest.raises(UserError, match=message):
         trainer_of(tmp_path, max_steps=1).fit(module_of("finetune", objective=objective), datamodule=data)
+
+
+@pytest.mark.parametrize("kind", [MLE, SequenceAutoencoder, Supervised, Completion])
+def test_a_module_that_is_an_objective_is_initialised_as_any_other(kind: type[Objective]) -> None:
+    """The objective's own __init__ hands on to that of nn.Module: one call of super() is enough."""
+
+    class Own(kind, nn.Module):  # type: ignore[valid-type, misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.projection = nn.Linear(3, 3)
+
+    assert {name for name, _ in Own().named_parameters()} == {"projection.weight", "projection.bias"}
 
 
 def test_a_teacher_is_no_mistake(data: TextDataModule, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ class Completion(Objective):
     def __init__(
         self, completion_only: bool = True, activation_penalty: float = 0.0, temporal_penalty: float = 0.0
     ) -> None:
+        super().__init__()  # of nn.Module, if a subclass is one, too
         self.completion_only = completion_only
         self.penalties = Penalties(activation_penalty, temporal_penalty)
 

@@ -41,6 +41,7 @@ class MLE(Objective):
     def __init__(
         self, activation_penalty: float = 0.0, temporal_penalty: float = 0.0, reset_probability: float = 0.0
     ) -> None:
+        super().__init__()  # of nn.Module, if a subclass is one, too
         if not 0.0 <= reset_probability <= 1.0:
             raise ValueError(f"reset_probability={reset_probability} must be from 0 to 1")
         self.penalties = Penalties(activation_penalty, temporal_penalty)

@@ -41,6 +41,7 @@ class SequenceAutoencoder(Objective):
     heads = frozenset({"lm"})
 
     def __init__(self, activation_penalty: float = 0.0, temporal_penalty: float = 0.0) -> None:
+        super().__init__()  # of nn.Module, if a subclass is one, too
         self.mle = MLE(activation_penalty, temporal_penalty)
 
     def prepare(self, network: Network) -> None:

@@ -54,6 +54,7 @@ class Supervised(Objective):
         activation_penalty: float = 0.0,
         temporal_penalty: float = 0.0,
     ) -> None:
+        super().__init__()  # of nn.Module, if a subclass is one, too
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"label_smoothing={label_smoothing} must be at least 0 and less than 1")
         if isinstance(class_weights, str) and class_weights not in ("balanced", "sqrt"):
