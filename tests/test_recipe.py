@@ -71,7 +71,8 @@ def test_without_test_data_a_recipe_ends_with_its_validation(fit_recipe: Fit, ca
     result = fit_recipe("--data.test", "null")
     assert result.code == 0
     assert [command[0] for command in calls] == ["fit", "fit"]
-    assert f"no test data: later, python -m lit_sft test --ckpt_path {RUN} --data.test FILE" in result.out
+    later = f"python -m lit_sft test --ckpt_path {RUN} --data.test FILE"
+    assert f"== stage finetune has no test data: later, {later}" in result.out
     record = read(RUN / "metrics.json")
     assert record["val"] == read(RUN / "finetune/metrics.json")["val"]
     assert "test" not in record

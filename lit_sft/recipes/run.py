@@ -106,7 +106,8 @@ def run_recipe(recipe: Recipe, arguments: list[str]) -> None:
     last = run.stages[-1]
     data = options_of[last.name].data
     if recipe.test and not data.test and not has_own_splits(data):
-        print(f"== no test data: later, python -m lit_sft test --ckpt_path {run.folder} --data.test FILE", flush=True)
+        later = f"python -m lit_sft test --ckpt_path {run.folder} --data.test FILE"
+        print(f"== stage {last.name} has no test data: later, {later}", flush=True)
     elif recipe.test and "test" not in read_record(run.folder / last.name):
         print(f"== test of {run.folder / last.name}", flush=True)
         _call("test", recipe, last, flags, "--ckpt_path", str(run.folder / last.name))
@@ -205,8 +206,7 @@ def _new(recipe: Recipe, stages: list[Stage], options: argparse.Namespace, flags
 
 def _resumed(recipe: Recipe, options: argparse.Namespace, flags: list[str]) -> Run:
     """Return the newest unfinished run, with the stages and sources it began with; the recipe may have changed."""
-    name = run_name(str(recipe.path), options.name)
-    folder = unfinished_run(name)
+    folder = unfinished_run(run_name(str(recipe.path), options.name))
     config = read_yaml(folder / "config.yaml")
     known = [stage.name for stage in recipe.stages]
     sources = config.get("sources")
