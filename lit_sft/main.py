@@ -10,6 +10,7 @@ import re
 import sys
 import threading
 import traceback
+from pathlib import Path
 
 from lit_sft.errors import NOT_ALLOWED, UserError, nearest, no_room
 
@@ -40,7 +41,9 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a label that it can't spell must not lose what was measured
             stream.reconfigure(encoding=encoding, errors="backslashreplace")
     if argv is None and not sys.flags.safe_path:
-        sys.path.insert(0, "")  # the current folder: python -m finds the user's modules there, a script doesn't
+        # python -m finds the user's modules in the current folder, a script doesn't. Its full path, since the parser
+        # changes to the folder of each config that it reads
+        sys.path.insert(0, str(Path.cwd()))
     debug = os.environ.get("LIT_SFT_DEBUG", "") not in ("", "0")
     try:
         _run(arguments)

@@ -81,13 +81,17 @@ def test_the_console_script_is_the_command_line() -> None:
 
 
 def test_a_console_script_finds_the_users_modules_as_python_m_does(tmp_path: Path) -> None:
-    """A script's own folder takes the place on the path that python -m gives to the current one."""
+    """A script's own folder takes the place on the path that python -m gives to the current one.
+
+    The parser changes to a config's folder while it reads the config.
+    """
     script, mine = tmp_path / "bin" / "lit_sft", tmp_path / "mine"
-    for folder in (script.parent, mine):
-        folder.mkdir()
+    for folder in (script.parent, mine / "configs"):
+        folder.mkdir(parents=True)
     script.write_text("from lit_sft.main import main\nraise SystemExit(main())\n")
     (mine / "my_objective.py").write_text("from lit_sft.objectives import MLE\n\nclass Mine(MLE): ...\n")
-    shown = ["fit", "--model.objective", "my_objective.Mine", "--print_config"]
+    (mine / "configs" / "mine.yaml").write_text("model: {objective: my_objective.Mine}\n")
+    shown = ["fit", "--config", "configs/mine.yaml", "--print_config"]
     for command in ([str(script)], ["-m", "lit_sft"]):
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         result = subprocess.run(
