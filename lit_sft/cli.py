@@ -278,9 +278,9 @@ class LitCLI(LightningCLI):
         return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
 
     def after_validate(self) -> None:
-        """Write the results, unless this is a dry run or the checkpoint isn't in a run's folder."""
+        """Write the results, unless this is a dry run."""
         keep = keep_test if self.subcommand == "test" else keep_validation
-        if self.folder is not None and self.source is not None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if self.source is not None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             keep(self.trainer, self.model, self.source, self.folder, self.config_dump["data"], self.own)  # type: ignore[arg-type]
 
     after_test = after_validate

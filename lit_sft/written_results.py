@@ -39,17 +39,18 @@ def logged_figures(trainer: Trainer, split: Literal["val", "test"]) -> dict[str,
 
 
 def keep_test(
-    trainer: Trainer, module: LitSFT, source: Checkpoint, folder: Path, data: dict[str, Any], own: bool
+    trainer: Trainer, module: LitSFT, source: Checkpoint, folder: Path | None, data: dict[str, Any], own: bool
 ) -> None:
-    """Write the figures and predictions of a finished test; a run's record that has test figures already is kept.
+    """Print the figures of a finished test with their intervals, and write them and the predictions.
 
-    If only a part of the data was read, nothing is written: the figures could be taken for those of all data.
+    A run's record that has test figures already is kept. If only a part of the data was read, nothing is written: the
+    figures could be taken for those of all data.
 
     Args:
         trainer: the Trainer after its test.
         module: the tested module.
         source: the checkpoint that it comes from.
-        folder: the run's folder.
+        folder: the run's folder; None for a checkpoint in no run's folder, of which nothing is written.
         data: the data options of the test.
         own: whether the run's own data were tested (:func:`lit_sft.measured_data.choose_measured`).
     """
@@ -61,6 +62,12 @@ def keep_test(
         return
     if not reads_streams(module.objective):
         data = {**data, "batch_size": source.options("data").get("batch_size")}
+    record = tested.record()
+    record["test"] = logged_figures(trainer, "test") | tested.figures  # a callback of the user may have logged more
+    rank_zero_info(f"test: {told(record)}")
+    if folder is None:
+        rank_zero_info(f"{source.path} is in no run's folder: nothing is written")
+        return
     path = record_of_test(folder, source.path, own, data)
     if path.name == RECORD and "test" in read_record(folder):
         rank_zero_info(f"{path} has test figures already: it stays")
@@ -68,15 +75,12 @@ def keep_test(
     for documents, name in ((tested.predictions, FILE), (tested.responses, RESPONSES)):
         if documents is not None:
             documents.write(path.with_name(name) if path.name == RECORD else path.with_suffix(".parquet"))
-    record = tested.record()
-    record["test"] = logged_figures(trainer, "test") | tested.figures  # a callback of the user may have logged more
     if (confusion := module.evaluation.confusion()) is not None:
         record["test_confusion"] = confusion
     if (thresholds := module.evaluation.thresholds) is not None:
         record["thresholds"] = dict(zip(module.label_names, thresholds, strict=True))
     record["contamination"] = trainer.datamodule.contamination  # type: ignore[attr-defined]
     write_test(path, record, source.path, data)
-    rank_zero_info(f"test: {told(record)}")
     rank_zero_info(f"wrote {path}")
 
 
@@ -89,14 +93,14 @@ def predictions_file(run: Path) -> Path:
 
 
 def keep_validation(
-    trainer: Trainer, module: LitSFT, source: Checkpoint, folder: Path, data: dict[str, Any], own: bool
+    trainer: Trainer, module: LitSFT, source: Checkpoint, folder: Path | None, data: dict[str, Any], own: bool
 ) -> None:
     """Write the predictions or responses of a finished ``validate``; for the arguments see :func:`keep_test`.
 
     A run has only one such file: for its best checkpoint, on all of its own validation data.
     """
     found = module.validated
-    if found is None or not trainer.is_global_zero:
+    if folder is None or found is None or not trainer.is_global_zero:
         return
     path = folder / (VAL_RESPONSES if isinstance(found, Responses) else VAL_FILE)
     own = own and module.num_beams == source.num_beams

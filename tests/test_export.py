@@ -36,6 +36,9 @@ def test_the_file_predicts_tests_and_starts_runs(
     mine, theirs = (re.findall(r"test/(\w+) +│ +([\d.]+)", test.out) for test in tests)
     assert mine == theirs
     assert "macro_f1" in dict(mine)
+    told, other = (re.findall(r"^test: accuracy 0.\d+ \[.*", test.log, re.MULTILINE) for test in tests)
+    assert told == other != []  # with intervals
+    assert f"{handed_over} is in no run's folder: nothing is written" in tests[0].log
     begun = cli("fit", "--config", configs.finetune, "--model.init_from", handed_over, "--trainer.fast_dev_run", "true")
     assert begun.code == 0
 
