@@ -32,7 +32,7 @@ from lightning.pytorch.callbacks import Callback
 from lit_sft.data.datamodule import TextDataModule
 from lit_sft.main import main as lit_sft
 from lit_sft.models import ClassifierHead, LMHead, LSTMEncoder, Network
-from lit_sft.objectives import AT, MLE, AdversarialMLE, Mixed, Objective, Probe, Supervised
+from lit_sft.objectives import AT, MLE, VAT, AdversarialMLE, Mixed, Objective, Probe, Supervised
 
 WORDS, DOCUMENTS, MEAN_LENGTH = 30_000, 6_000, 240
 WARMUP = 5
@@ -175,8 +175,9 @@ def classifier_parts(data: TextDataModule, config: dict[str, Any], steps: int, d
     show("a batch of documents is made", labeled, seconds)
     loop = Loop(Supervised(), network_of(config, data.tokenizer.vocab_size, "classifier"), "labeled", dtype)
     show("the whole step", labeled, median_seconds(loop.step, labeled))
-    adversarial = Loop(Mixed([AT()], diagnose_every=0), loop.network, "labeled", dtype)
-    show("with AT, the whole step", labeled, median_seconds(adversarial.step, labeled))
+    for term in (AT(), VAT(unlabeled=False)):
+        adversarial = Loop(Mixed([term], diagnose_every=0), loop.network, "labeled", dtype)
+        show(f"with {term.name.upper()}, the whole step", labeled, median_seconds(adversarial.step, labeled))
     loop.network.backprop_tokens = 100
     show("gradients through the last 100 tokens alone", labeled, median_seconds(loop.step, labeled))
     loop.network.backprop_tokens = None
