@@ -17,8 +17,7 @@ from test_ddp import pytestmark as needs_gloo
 
 import lit_sft
 from lit_sft.evaluation.predictions import read_predictions
-from lit_sft.objectives import vat
-from lit_sft.objectives.reading import random_unit
+from lit_sft.objectives.reading import Reading, random_unit
 
 TERMS = ["AT", "VAT", "EntMin", "AuxiliaryLM"]
 
@@ -106,7 +105,7 @@ def test_a_pretraining_may_be_adversarial(cli: Command, configs: Configs, workpl
 def test_a_direction_no_better_than_chance_is_warned_of_once(
     cli: Command, configs: Configs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vat, "unit", lambda gradient, reach: random_unit(reach, gradient))
+    monkeypatch.setattr(Reading, "steepest", lambda self, *_, exact: random_unit(self.reach, self.embeds))
     objective = mixed(spec("VAT"), diagnose_every=1)
     with pytest.warns(
         UserWarning, match=r"step 15: train/vat_kl_ratio is \d+\.\d\d: the adversarial direction"

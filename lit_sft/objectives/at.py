@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_sft.models.network import Network
-from lit_sft.objectives.gradients import gradients, is_float16
+from lit_sft.objectives.gradients import is_float16
 from lit_sft.objectives.reading import Reading, random_unit, unit
 from lit_sft.objectives.term import LABELED, Step, Term
 
@@ -59,6 +59,4 @@ class AT(Term):
         if reading.embeds.requires_grad and not is_float16(reading.embeds):
             return unit(step.gradient(), reading.reach)
         # frozen token vectors, or float16, in which the gradient of a confident prediction underflows to zero
-        moved = torch.zeros_like(reading.embeds, requires_grad=True)
-        (gradient,) = gradients(step.loss(reading.perturbed(moved, exact=True)), [moved])
-        return unit(gradient, reading.reach)
+        return reading.steepest(step.loss, torch.zeros_like(reading.embeds), exact=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from lit_sft.models.encoder import EncoderOutput
 from lit_sft.models.heads import at_least_float32
 from lit_sft.models.network import Masks, Network
 from lit_sft.models.twoway import TwoWayEncoder
+from lit_sft.objectives.gradients import gradients
 
 
 @dataclass
@@ -64,6 +65,15 @@ class Reading:
             return self.logits.detach()
         with torch.no_grad():
             return self.perturbed(torch.zeros_like(self.embeds), exact=True)
+
+    def steepest(self, value: Callable[[Tensor], Tensor], start: Tensor, exact: bool) -> Tensor:
+        """The direction in which `value`, a scalar of the logits, rises fastest from the perturbation `start`.
+
+        Of norm 1 for each document; `start` and the result (batch, time, embedding_size), `exact` as in `perturbed`.
+        """
+        moved = start.detach().requires_grad_()
+        (gradient,) = gradients(value(self.perturbed(moved, exact)), [moved])
+        return unit(gradient, self.reach)
 
     @property
     def reach(self) -> Tensor:

@@ -8,8 +8,8 @@ from torch import Tensor
 from lit_sft.models.network import Network
 from lit_sft.objectives.at import Direction
 from lit_sft.objectives.divergence import kl_divergence
-from lit_sft.objectives.gradients import gradients, is_float16
-from lit_sft.objectives.reading import Reading, mean_over, random_unit, unit
+from lit_sft.objectives.gradients import is_float16
+from lit_sft.objectives.reading import Reading, mean_over, random_unit
 from lit_sft.objectives.term import DOCUMENTS, LABELED, Step, Term
 
 
@@ -85,17 +85,16 @@ class VAT(Term):
         if self.direction == "random":
             return direction
         if reading.logits.shape[-1] == 1:
-            moved = torch.zeros_like(reading.embeds, requires_grad=True)
-            logits = reading.perturbed(moved, exact=is_float16(moved))  # in float16, small gradients underflow
-            (gradient,) = gradients(logits.sum(), [moved])
-            slope = unit(gradient, reading.reach)
+            start = torch.zeros_like(reading.embeds)
+            slope = reading.steepest(Tensor.sum, start, exact=is_float16(start))  # in float16 small gradients underflow
             return slope * (slope * direction).sum((1, 2), keepdim=True).sign()
         clean = reading.exact_logits()
+
+        def kl(logits: Tensor) -> Tensor:
+            return kl_divergence(clean, logits, reading.network.multilabel).sum()
+
         for _ in range(self.power_steps):
-            moved = (self.xi * direction).requires_grad_()
-            kl = kl_divergence(clean, reading.perturbed(moved, exact=True), reading.network.multilabel)
-            (gradient,) = gradients(kl.sum(), [moved])
-            direction = unit(gradient, reading.reach)
+            direction = reading.steepest(kl, self.xi * direction, exact=True)
         return direction
 
     @torch.no_grad()
