@@ -352,10 +352,12 @@ def test_a_process_that_lightning_has_started_leaves_the_exit_code_to_the_first_
 
 
 def test_a_test_that_a_signal_ends_has_the_shells_exit_code(
-    cli: Command, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Command, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     """Lightning ends with 0 on SIGTERM and with 1 on Ctrl-C."""
     run = shutil.copytree(trained.finetune, tmp_path / "run")
+    answer = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, answer))
     for number in (signal.SIGTERM, signal.SIGINT):
         hit = lambda self, *_, number=number: os.kill(os.getpid(), number)  # noqa: E731
         monkeypatch.setattr("lit_sft.module.LitSFT.on_test_start", hit)
